@@ -1,0 +1,67 @@
+"""Algorithm 1 of the paper on one leaf, and how it stays exact and finite."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def equation(
+    g: jax.Array, e_g: jax.Array, e_x: jax.Array, rho: "Decay", eps: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """One step of Algorithm 1 for one leaf; `dx` has the sign of `g`."""
+    e_g = rho.average(e_g, _abs_sq(g))
+    dx = rms_ratio(e_g, e_x, eps).astype(g.dtype) * g
+    e_x = rho.average(e_x, _abs_sq(dx))
+    return dx, e_g, e_x
+
+
+def rms_ratio(e_g: jax.Array, e_x: jax.Array, eps: jax.typing.ArrayLike) -> jax.Array:
+    """Returns RMS[dx] / RMS[g]; two roots, for the quotient of the averages can underflow."""
+    return jnp.sqrt(e_x + eps) / jnp.sqrt(e_g + eps)
+
+
+def _abs_sq(x: jax.Array) -> jax.Array:
+    if jnp.iscomplexobj(x):
+        return jnp.square(x.real) + jnp.square(x.imag)
+    return jnp.square(x)
+
+
+def squarable(g: jax.Array) -> jax.Array:
+    """Returns `g`, held to the largest modulus whose square is finite.
+
+    A gradient beyond it outweighs all that its average has seen, and the update then depends
+    on nothing but their quotient, which holding both to the bound leaves as it is.
+    """
+    largest = float(jnp.finfo(g.dtype).max)
+    bound = 0.99 * largest**0.5
+    if not jnp.iscomplexobj(g):
+        return jnp.clip(g, -bound, bound)
+    bound *= 0.5**0.5
+    g = jax.lax.complex(*(jnp.clip(part, -largest, largest) for part in (g.real, g.imag)))
+    modulus = jnp.maximum(jnp.abs(g.real), jnp.abs(g.imag))
+    return (bound / jnp.maximum(modulus, bound)).astype(g.dtype) * g
+
+
+class Decay(NamedTuple):
+    """The weights of a running average, `rho` of the old and `1 - rho` of the new.
+
+    `rho` is the unevaluated sum `high + low`, and `complement` is not computed from it: a
+    float32 near one is too coarse to hold `1 - rho`. For rho = 0.9999 rounding alone would
+    put a bias of 2e-4 into every average.
+    """
+
+    high: jax.typing.ArrayLike
+    low: jax.typing.ArrayLike
+    complement: jax.typing.ArrayLike
+
+    def average(self, old: jax.Array, new: jax.Array) -> jax.Array:
+        """Returns `rho * old + (1 - rho) * new`."""
+        return self.high * old + (self.low * old + self.complement * new)
+
+    def astype(self, dtype: np.dtype) -> "Decay":
+        """Returns the same weights in `dtype`, what `high` loses being kept in `low`."""
+        high = self.high.astype(dtype)
+        low = (self.high - high.astype(self.high.dtype)) + self.low
+        return Decay(high, low.astype(dtype), self.complement.astype(dtype))

@@ -1,0 +1,119 @@
+"""Hyperparameters: numbers, arrays, traced values or schedules, checked and made operands.
+
+What is known when the optimizer is built becomes a checked Python float. What is only
+known later stays as it is: a schedule is asked at every step, a traced value is used
+unchecked. Either way the compiled update receives strongly typed scalars of one dtype, so
+that it is compiled once whatever they hold and wherever they came from.
+"""
+
+import math
+import numbers
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from optax_adadelta._equation import Decay
+
+Value: TypeAlias = float | jax.Array
+"""A checked number or a traced scalar."""
+
+
+class _Range(NamedTuple):
+    holds: Callable[[float], bool]
+    words: str
+    remedy: str
+
+
+_RANGES = {
+    "learning_rate": _Range(
+        lambda value: 0 <= value < math.inf,
+        "finite and not negative",
+        "Adadelta needs none: leave it at 1.0. To maximise, use"
+        " optax.chain(optax.scale(-1.0), adadelta()).",
+    ),
+    "rho": _Range(
+        lambda value: 0 <= value < 1,
+        "at least 0 and below 1",
+        "It is the share that the running averages keep at each step; the paper uses 0.95.",
+    ),
+    "eps": _Range(
+        lambda value: 0 < value < math.inf,
+        "positive and finite",
+        "Without it nothing ever moves; the paper uses 1e-6.",
+    ),
+    "weight_decay": _Range(
+        lambda value: 0 <= value < math.inf,
+        "finite and not negative",
+        "Use 0.0 for no decay.",
+    ),
+}
+
+
+def checked(name: str, value: optax.ScalarOrSchedule) -> Value | optax.Schedule:
+    """Returns a concrete `value` as a float in its range, a schedule or tracer as it is."""
+    if callable(value):
+        return value
+    if isinstance(value, jax.Array | np.ndarray | np.generic):
+        real = jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)
+    else:
+        real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not real:
+        raise TypeError(
+            f"{name} must be a real number, a scalar array or a schedule, a function of the step"
+            f" count; got {value!r} of type {type(value).__name__}."
+        )
+    if np.shape(value):
+        raise ValueError(
+            f"{name} must be a scalar; got an array of shape {np.shape(value)}. For one optimizer"
+            " a value, use jax.vmap; for one value a part of the model, optax.multi_transform."
+        )
+    if isinstance(value, jax.core.Tracer):
+        return value
+    number = float(value)
+    allowed = _RANGES[name]
+    if not allowed.holds(number):
+        raise ValueError(f"{name} must be {allowed.words}; got {number}. {allowed.remedy}")
+    return number
+
+
+def at_step(name: str, value: Value | optax.Schedule, count: jax.Array) -> Value:
+    """Returns what `value` is at step `count`."""
+    return checked(name, value(count)) if callable(value) else value
+
+
+class Operands(NamedTuple):
+    """The scalars that the compiled update takes."""
+
+    scale: jax.typing.ArrayLike
+    rho: Decay
+    eps: jax.typing.ArrayLike
+    weight_decay: jax.typing.ArrayLike
+
+    def astype(self, dtype: np.dtype) -> "Operands":
+        """Returns the operands in `dtype`."""
+        scale, eps, weight_decay = (
+            x.astype(dtype) for x in (self.scale, self.eps, self.weight_decay)
+        )
+        return Operands(scale, self.rho.astype(dtype), eps, weight_decay)
+
+
+def operands(
+    sign: float, learning_rate: Value, rho: Value, eps: Value, weight_decay: Value
+) -> Operands:
+    """Returns the values as scalars of the widest float that JAX is set to use."""
+    wide = jnp.result_type(float)
+
+    def scalar(value: Value):
+        return value.astype(wide) if isinstance(value, jax.Array) else wide.type(value)
+
+    high = scalar(rho)
+    if isinstance(rho, float):
+        decay = Decay(high, scalar(rho - float(high)), scalar(1.0 - rho))
+    else:
+        decay = Decay(high, scalar(0.0), scalar(1.0) - high)
+    scale = scalar(sign) * scalar(learning_rate)
+    return Operands(scale, decay, scalar(eps), scalar(weight_decay))

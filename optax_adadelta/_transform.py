@@ -1,0 +1,243 @@
+"""The public transformations, their state, and the pass over the tree."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from optax_adadelta._equation import equation, squarable
+from optax_adadelta._hyperparameters import Operands, at_step, checked, operands
+from optax_adadelta._trees import check_leaves, inexact_dtype, leaves_like, masked
+
+
+class AdadeltaState(NamedTuple):
+    """What Adadelta carries from step to step.
+
+    Attributes:
+      count: how many updates were made, an int32 scalar that stops at its maximum.
+      e_g: E[g^2], the running average of the squared gradients; the structure and shapes of
+        the parameters, float64 for float64 and complex128 parameters, else float32.
+      e_x: E[dx^2], the running average of the squared updates, alike.
+    """
+
+    count: jax.typing.ArrayLike
+    e_g: optax.Updates
+    e_x: optax.Updates
+
+
+def adadelta(
+    learning_rate: optax.ScalarOrSchedule | None = 1.0,
+    rho: optax.ScalarOrSchedule = 0.95,
+    eps: optax.ScalarOrSchedule = 1e-6,
+    weight_decay: optax.ScalarOrSchedule = 0.0,
+    weight_decay_mask: Any | Callable[[optax.Params], Any] | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""The Adadelta optimizer: steps in the units of the parameters, no learning rate to tune.
+
+    Each coordinate moves by the root mean square of its past updates over that of its past
+    gradients,
+
+    .. math::
+        \begin{align*}
+        g'_t &= g_t + \lambda \theta_{t-1} \\
+        E[g^2]_t &= \rho E[g^2]_{t-1} + (1 - \rho) |g'_t|^2 \\
+        \Delta x_t &= \frac{\sqrt{E[\Delta x^2]_{t-1} + \epsilon}}
+                          {\sqrt{E[g^2]_t + \epsilon}} g'_t \\
+        E[\Delta x^2]_t &= \rho E[\Delta x^2]_{t-1} + (1 - \rho) |\Delta x_t|^2 \\
+        \theta_t &= \theta_{t-1} - \alpha \Delta x_t
+        \end{align*}
+
+    where :math:`\theta` are the parameters, :math:`\alpha` is the learning rate,
+    :math:`\lambda` the weight decay, and both averages start at zero. The arithmetic and both
+    averages are float32, for parameters of more than 32 bits a real number float64, whatever
+    the dtype of the parameters. A gradient too large to square moves its coordinate as the
+    equation says and leaves the averages finite. A NaN stays in its own coordinate.
+
+    Args:
+      learning_rate: :math:`\alpha`, at least 0; None means 1.0, the paper's algorithm. It
+        scales the updates and never enters the averages.
+      rho: :math:`\rho`, the share that the averages keep at each step, at least 0 and below 1.
+      eps: :math:`\epsilon`, positive. It makes the first steps, about ``sqrt(eps / (1 - rho))``
+        in size, and floors both roots.
+      weight_decay: :math:`\lambda`, at least 0; L2, that is, added to the gradient.
+      weight_decay_mask: a tree of bools that is a prefix of the parameters, or a function of
+        the parameters that returns one; only leaves under True decay.
+
+      The first four are each a number, a scalar array, a traced scalar, or a schedule that maps
+      the count of updates made so far to a number.
+
+    Returns:
+      A :class:`optax.GradientTransformationExtraArgs`. Its ``init(params)`` takes a tree of
+      floating-point or complex arrays, or of :class:`jax.ShapeDtypeStruct`, and returns an
+      :class:`AdadeltaState`. Its ``update(grads, state, params=None)`` returns the updates to
+      add to the parameters, of the shapes and dtypes of ``grads``, and the next state;
+      it needs ``params`` only where there is weight decay.
+
+    Raises:
+      TypeError: a hyperparameter is not a real number; a parameter or gradient is an integer.
+      ValueError: a hyperparameter is out of its range or not a scalar; trees or shapes differ;
+        ``params`` is missing though there is weight decay. A traced hyperparameter cannot be
+        checked.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> from optax_adadelta import adadelta
+      >>> optimizer = adadelta()
+      >>> params = jnp.array([3.0, -2.0])
+      >>> state = optimizer.init(params)
+      >>> @jax.jit
+      ... def step(params, state):
+      ...     loss, grads = jax.value_and_grad(lambda x: jnp.sum(x**2))(params)
+      ...     updates, state = optimizer.update(grads, state, params)
+      ...     return optax.apply_updates(params, updates), state, loss
+      >>> for _ in range(1000):
+      ...     params, state, loss = step(params, state)
+      >>> print(f"{loss:.4f} after {state.count} steps")
+
+    References:
+      Zeiler, `ADADELTA: An Adaptive Learning Rate Method
+      <https://arxiv.org/abs/1212.5701>`_, 2012.
+    """
+    if learning_rate is None:
+        learning_rate = 1.0
+    return _transformation(-1.0, learning_rate, rho, eps, weight_decay, weight_decay_mask)
+
+
+def scale_by_adadelta(
+    rho: optax.ScalarOrSchedule = 0.95, eps: optax.ScalarOrSchedule = 1e-6
+) -> optax.GradientTransformation:
+    r"""Rescales gradients by Adadelta's rule, keeping their sign, to be chained with others.
+
+    .. math::
+        \begin{align*}
+        E[g^2]_t &= \rho E[g^2]_{t-1} + (1 - \rho) |g_t|^2 \\
+        \Delta x_t &= \frac{\sqrt{E[\Delta x^2]_{t-1} + \epsilon}}
+                          {\sqrt{E[g^2]_t + \epsilon}} g_t \\
+        E[\Delta x^2]_t &= \rho E[\Delta x^2]_{t-1} + (1 - \rho) |\Delta x_t|^2
+        \end{align*}
+
+    As with Optax's other ``scale_by`` transformations, descending takes a later
+    :func:`optax.scale_by_learning_rate`, which flips the sign.
+
+    Args:
+      rho: :math:`\rho`, the share that the averages keep at each step, at least 0 and below 1;
+        a number, a scalar array, a traced scalar, or a schedule, as for :func:`adadelta`.
+      eps: :math:`\epsilon`, positive, alike.
+
+    Returns:
+      A :class:`optax.GradientTransformation` with an :class:`AdadeltaState`; its ``update``
+      returns :math:`\Delta x`, of the shapes and dtypes of the gradients.
+
+    Raises:
+      TypeError: as :func:`adadelta`.
+      ValueError: as :func:`adadelta`.
+
+    Example:
+      Adadelta with decoupled weight decay.
+
+      >>> import jax.numpy as jnp, optax
+      >>> from optax_adadelta import scale_by_adadelta
+      >>> optimizer = optax.chain(
+      ...     scale_by_adadelta(),
+      ...     optax.add_decayed_weights(1e-4),
+      ...     optax.scale_by_learning_rate(1.0),
+      ... )
+      >>> params = jnp.array([3.0, -2.0])
+      >>> updates, state = optimizer.update(2 * params, optimizer.init(params), params)
+      >>> print(updates)
+
+    References:
+      Zeiler, `ADADELTA: An Adaptive Learning Rate Method
+      <https://arxiv.org/abs/1212.5701>`_, 2012.
+    """
+    return _transformation(1.0, 1.0, rho, eps, 0.0, None)
+
+
+def _transformation(sign, learning_rate, rho, eps, weight_decay, weight_decay_mask):
+    learning_rate = checked("learning_rate", learning_rate)
+    rho = checked("rho", rho)
+    eps = checked("eps", eps)
+    weight_decay = checked("weight_decay", weight_decay)
+    decays = not (isinstance(weight_decay, float) and weight_decay == 0.0)
+
+    def update(updates, state, params=None, **extra_args):
+        del extra_args
+        if not isinstance(state, AdadeltaState):
+            raise TypeError(
+                f"state must be the AdadeltaState that init returns; got {type(state).__name__}."
+                " Does it belong to another optimizer, or was it restored without a target?"
+            )
+        count = state.count
+        hyper = operands(
+            sign,
+            at_step("learning_rate", learning_rate, count),
+            at_step("rho", rho, count),
+            at_step("eps", eps, count),
+            at_step("weight_decay", weight_decay, count),
+        )
+        decayed = _decayed(params, weight_decay_mask) if decays else None
+        return _update(updates, state, decayed, hyper)
+
+    return optax.GradientTransformationExtraArgs(_init, update)
+
+
+def _init(params: optax.Params) -> AdadeltaState:
+    e_g, e_x = (jax.tree.map_with_path(_zeros_for, params) for _ in range(2))
+    return AdadeltaState(jnp.zeros([], jnp.int32), e_g, e_x)
+
+
+def _zeros_for(path, p) -> jax.Array:
+    bits = jnp.finfo(inexact_dtype("params", path, p)).bits
+    dtype = jnp.float64 if bits > 32 else jnp.float32
+    if isinstance(p, jax.core.Tracer):
+        # Not a constant: it must depend on p for the compiler to give it p's sharding.
+        zero = jnp.zeros((), dtype)
+        return jnp.where(p == p, zero, zero)
+    return jnp.zeros_like(p, dtype=dtype)
+
+
+def _decayed(params, mask):
+    """Returns `params` with None wherever `mask`, a prefix of it, is false."""
+    if params is None:
+        raise ValueError(
+            "params is None, but weight decay needs the parameters: call"
+            " update(grads, state, params). A traced weight_decay counts as decay even if zero."
+        )
+    if mask is None:
+        return params
+    return masked(params, mask(params) if callable(mask) else mask)
+
+
+@jax.jit
+def _update_leaf(g, e_g, e_x, p, hyper: Operands):
+    dtype = e_g.dtype
+    hyper = hyper.astype(dtype)
+    # An eps that underflows to zero would make 0 / 0 of a coordinate that never moved.
+    eps = jnp.maximum(hyper.eps, jnp.finfo(dtype).tiny)
+    kind = np.result_type(dtype, np.complex64) if jnp.iscomplexobj(g) else dtype
+    wide = g.astype(kind)
+    if p is not None:
+        wide += hyper.weight_decay.astype(kind) * p.astype(kind)
+    dx, e_g, e_x = equation(squarable(wide), e_g, e_x, hyper.rho, eps)
+    return (hyper.scale.astype(kind) * dx).astype(g.dtype), e_g, e_x
+
+
+@jax.jit
+def _update(updates, state: AdadeltaState, decayed, hyper: Operands):
+    """The update of a tree; `decayed` is None or the parameters, None where not to decay.
+
+    The checks run when it is traced, so they cost a step nothing.
+    """
+    e_gs = leaves_like(updates, state.e_g, "state.e_g")
+    e_xs = leaves_like(updates, state.e_x, "state.e_x")
+    ps = [None] * len(e_gs) if decayed is None else leaves_like(updates, decayed, "params")
+    check_leaves(updates, e_gs, e_xs, ps)
+    gs, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, updates))
+    leaves = [_update_leaf(*leaf, hyper) for leaf in zip(gs, e_gs, e_xs, ps, strict=True)]
+    updates, e_g, e_x = (
+        jax.tree.unflatten(structure, [leaf[i] for leaf in leaves]) for i in range(3)
+    )
+    return updates, AdadeltaState(optax.safe_increment(state.count), e_g, e_x)

@@ -1,0 +1,94 @@
+"""Trees that must match: pairing their leaves, and saying where they do not."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+
+def leaves_like(updates: optax.Updates, tree: optax.Updates, name: str) -> list:
+    """Returns what stands in `tree` at each leaf of `updates`."""
+    try:
+        return jax.tree.structure(updates).flatten_up_to(tree)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"updates and {name} must have the same structure, but {_difference(updates, tree)}."
+            " Call init with the parameters that these updates are for."
+        ) from error
+
+
+def check_leaves(updates: optax.Updates, e_gs: list, e_xs: list, ps: list) -> None:
+    """Raises the error that names the first leaf on which no step can be made."""
+    for (path, g), e_g, e_x, p in zip(
+        jax.tree.leaves_with_path(updates), e_gs, e_xs, ps, strict=True
+    ):
+        inexact_dtype("updates", path, g)
+        for name, like in (("state.e_g", e_g), ("state.e_x", e_x), ("params", p)):
+            if like is not None and jnp.shape(like) != jnp.shape(g):
+                raise ValueError(
+                    f"updates{_at(path)} has shape {jnp.shape(g)}, but {name}{_at(path)} has shape"
+                    f" {jnp.shape(like)}. Call init with the parameters that these updates are for."
+                )
+        if e_g.dtype != e_x.dtype or e_g.dtype not in (np.float32, np.float64):
+            raise TypeError(
+                f"state.e_g{_at(path)} and state.e_x{_at(path)} are {e_g.dtype} and {e_x.dtype};"
+                " both must be float32, or both float64. If the whole training state was cast,"
+                " cast the optimizer's part back."
+            )
+        if p is not None and jnp.iscomplexobj(p) != jnp.iscomplexobj(g):
+            raise TypeError(
+                f"updates{_at(path)} is {g.dtype}, but params{_at(path)} is {p.dtype}; either"
+                " both must be real or both complex."
+            )
+
+
+def inexact_dtype(name: str, path: jax.tree_util.KeyPath, leaf: Any) -> np.dtype:
+    """Returns the dtype of a leaf, or raises the error that says that it has no gradient."""
+    dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        raise TypeError(
+            f"{name}{_at(path)} has dtype {dtype}; Adadelta takes floating-point and complex"
+            " leaves only. Keep the others from it with optax.masked or optax.multi_transform."
+        )
+    return jnp.result_type(dtype)
+
+
+def masked(params: optax.Params, mask: Any) -> optax.Params:
+    """Returns `params` with None wherever `mask`, a tree of bools that is a prefix, is false."""
+
+    def kept(path, chosen, part):
+        if isinstance(chosen, jax.core.Tracer) or np.asarray(chosen).dtype != bool:
+            raise TypeError(
+                f"weight_decay_mask{_at(path)} must be True or False, known when the update is"
+                f" traced; got {chosen!r}."
+            )
+        return part if chosen else jax.tree.map(lambda _: None, part)
+
+    try:
+        return jax.tree.map_with_path(kept, mask, params)
+    except ValueError as error:
+        raise ValueError(
+            "weight_decay_mask must have the structure of params or be a prefix of it; the mask is"
+            f" {jax.tree.structure(mask)}, params is {jax.tree.structure(params)}."
+        ) from error
+
+
+def _difference(updates: optax.Updates, tree: optax.Updates) -> str:
+    ours, theirs = (
+        {_at(path) for path, _ in jax.tree.leaves_with_path(t, is_leaf=lambda leaf: leaf is None)}
+        for t in (updates, tree)
+    )
+    found = [
+        f"only {who} has {', '.join(path or 'a leaf' for path in sorted(paths)[:3])}"
+        for who, paths in (("the former", ours - theirs), ("the latter", theirs - ours))
+        if paths
+    ]
+    return " and ".join(found) or (
+        f"one is {jax.tree.structure(updates)}, the other {jax.tree.structure(tree)}"
+    )
+
+
+def _at(path: jax.tree_util.KeyPath) -> str:
+    return jax.tree_util.keystr(path)
