@@ -1,5 +1,6 @@
 """The public transformations, their state, and the pass over the tree."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import optax
 
 from optax_adadelta._equation import equation, squarable
 from optax_adadelta._hyperparameters import Operands, at_step, checked, operands
-from optax_adadelta._trees import check_leaves, inexact_dtype, leaves_like, masked
+from optax_adadelta._trees import check_leaves, chosen_leaves, inexact_dtype, leaves_like
 
 
 class AdadeltaState(NamedTuple):
@@ -178,8 +179,16 @@ def _transformation(sign, learning_rate, rho, eps, weight_decay, weight_decay_ma
             at_step("eps", eps, count),
             at_step("weight_decay", weight_decay, count),
         )
-        decayed = _decayed(params, weight_decay_mask) if decays else None
-        return _update(updates, state, decayed, hyper)
+        if not decays:
+            return _update(updates, state, None, None, hyper)
+        if params is None:
+            raise ValueError(
+                "params is None, but weight decay needs the parameters: call update(grads, state,"
+                " params). A weight_decay known only later counts as decay even if it is zero."
+            )
+        mask = weight_decay_mask(params) if callable(weight_decay_mask) else weight_decay_mask
+        decayed = None if mask is None else chosen_leaves(params, mask)
+        return _update(updates, state, params, decayed, hyper)
 
     return optax.GradientTransformationExtraArgs(_init, update)
 
@@ -199,18 +208,6 @@ def _zeros_for(path, p) -> jax.Array:
     return jnp.zeros_like(p, dtype=dtype)
 
 
-def _decayed(params, mask):
-    """Returns `params` with None wherever `mask`, a prefix of it, is false."""
-    if params is None:
-        raise ValueError(
-            "params is None, but weight decay needs the parameters: call"
-            " update(grads, state, params). A traced weight_decay counts as decay even if zero."
-        )
-    if mask is None:
-        return params
-    return masked(params, mask(params) if callable(mask) else mask)
-
-
 @jax.jit
 def _update_leaf(g, e_g, e_x, p, hyper: Operands):
     dtype = e_g.dtype
@@ -225,17 +222,19 @@ def _update_leaf(g, e_g, e_x, p, hyper: Operands):
     return (hyper.scale.astype(kind) * dx).astype(g.dtype), e_g, e_x
 
 
-@jax.jit
-def _update(updates, state: AdadeltaState, decayed, hyper: Operands):
-    """The update of a tree; `decayed` is None or the parameters, None where not to decay.
+@functools.partial(jax.jit, static_argnames="decayed")
+def _update(updates, state: AdadeltaState, params, decayed: tuple[bool, ...] | None, hyper):
+    """The update of a tree; with `params`, they decay, or those that `decayed` says.
 
     The checks run when it is traced, so they cost a step nothing.
     """
+    gs, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, updates))
     e_gs = leaves_like(updates, state.e_g, "state.e_g")
     e_xs = leaves_like(updates, state.e_x, "state.e_x")
-    ps = [None] * len(e_gs) if decayed is None else leaves_like(updates, decayed, "params")
+    ps = leaves_like(updates, params, "params") if params is not None else [None] * len(gs)
+    if decayed is not None:
+        ps = [p if decays else None for p, decays in zip(ps, decayed, strict=True)]
     check_leaves(updates, e_gs, e_xs, ps)
-    gs, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, updates))
     leaves = [_update_leaf(*leaf, hyper) for leaf in zip(gs, e_gs, e_xs, ps, strict=True)]
     updates, e_g, e_x = (
         jax.tree.unflatten(structure, [leaf[i] for leaf in leaves]) for i in range(3)

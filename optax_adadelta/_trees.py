@@ -9,14 +9,14 @@ import optax
 
 
 def leaves_like(updates: optax.Updates, tree: optax.Updates, name: str) -> list:
-    """Returns what stands in `tree` at each leaf of `updates`."""
-    try:
-        return jax.tree.structure(updates).flatten_up_to(tree)
-    except (TypeError, ValueError) as error:
+    """Returns the leaves of `tree`, which must have the structure of `updates`."""
+    leaves, structure = jax.tree.flatten(tree)
+    if structure != jax.tree.structure(updates):
         raise ValueError(
             f"updates and {name} must have the same structure, but {_difference(updates, tree)}."
             " Call init with the parameters that these updates are for."
-        ) from error
+        )
+    return leaves
 
 
 def check_leaves(updates: optax.Updates, e_gs: list, e_xs: list, ps: list) -> None:
@@ -52,22 +52,23 @@ def inexact_dtype(name: str, path: jax.tree_util.KeyPath, leaf: Any) -> np.dtype
             f"{name}{_at(path)} has dtype {dtype}; Adadelta takes floating-point and complex"
             " leaves only. Keep the others from it with optax.masked or optax.multi_transform."
         )
-    return jnp.result_type(dtype)
+    return jax.dtypes.canonicalize_dtype(dtype)
 
 
-def masked(params: optax.Params, mask: Any) -> optax.Params:
-    """Returns `params` with None wherever `mask`, a tree of bools that is a prefix, is false."""
+def chosen_leaves(params: optax.Params, mask: Any) -> tuple[bool, ...]:
+    """Returns for each leaf of `params` what `mask` says, a tree of bools that is a prefix."""
 
-    def kept(path, chosen, part):
-        if isinstance(chosen, jax.core.Tracer) or np.asarray(chosen).dtype != bool:
+    def chosen(path, choice, part):
+        known = not isinstance(choice, jax.core.Tracer)
+        if not (known and np.asarray(choice).dtype == bool and np.ndim(choice) == 0):
             raise TypeError(
                 f"weight_decay_mask{_at(path)} must be True or False, known when the update is"
-                f" traced; got {chosen!r}."
+                f" traced; got {choice!r}."
             )
-        return part if chosen else jax.tree.map(lambda _: None, part)
+        return jax.tree.map(lambda _: bool(choice), part)
 
     try:
-        return jax.tree.map_with_path(kept, mask, params)
+        return tuple(jax.tree.leaves(jax.tree.map_with_path(chosen, mask, params)))
     except ValueError as error:
         raise ValueError(
             "weight_decay_mask must have the structure of params or be a prefix of it; the mask is"

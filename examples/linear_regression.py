@@ -1,0 +1,128 @@
+"""Fit a line with Adadelta, and see how long it really takes.
+
+The points are y = 3 x + 2 plus noise, the loss is the mean squared error over all of them, and
+Adadelta (rho 0.95, eps 1e-6) starts from the line y = 0. This is the example of many an
+introduction, where 100 epochs are run and the line is shown. They are not enough: the first
+steps are sqrt(eps / (1 - rho)) = 0.0045 long and grow slowly, so that 100 of them lead to a
+slope of 0.5. This script says so, and goes on until the fit is within 1 % of least squares.
+
+Needs: pip install "optax_adadelta[examples]"
+"""
+
+import argparse
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from matplotlib.figure import Figure
+
+from optax_adadelta import adadelta
+
+TRUE_LINE = np.array([3.0, 2.0])
+NOISE = 0.5
+POINTS = 100
+TOLERANCE = 0.01
+MOST_EPOCHS = 10_000
+SMOKE_EPOCHS = 10
+
+
+def data(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the points' x, uniform between -1 and 1, and y."""
+    rng = np.random.default_rng(seed)
+    x = rng.uniform(-1.0, 1.0, POINTS)
+    return x, np.polyval(TRUE_LINE, x) + NOISE * rng.normal(size=POINTS)
+
+
+def fit(x: np.ndarray, y: np.ndarray, epochs: int) -> np.ndarray:
+    """Returns (slope, intercept) before the first epoch and after each."""
+    optimizer = adadelta(rho=0.95, eps=1e-6)
+    x, y = jnp.asarray(x), jnp.asarray(y)
+
+    def loss(line):
+        slope, intercept = line
+        return jnp.mean((slope * x + intercept - y) ** 2)
+
+    def epoch(carry, _):
+        line, state = carry
+        updates, state = optimizer.update(jax.grad(loss)(line), state, line)
+        line = optax.apply_updates(line, updates)
+        return (line, state), line
+
+    @jax.jit
+    def run(line):
+        _, lines = jax.lax.scan(epoch, (line, optimizer.init(line)), length=epochs)
+        return jnp.concatenate([line[None], lines])
+
+    return np.asarray(run(jnp.zeros(2)))
+
+
+def settled(lines: np.ndarray, target: np.ndarray) -> int | None:
+    """Returns the epoch from which on every line is within TOLERANCE of the target's numbers."""
+    outside = (abs(lines - target) > TOLERANCE * abs(target)).any(axis=1)
+    first = len(lines) - outside[::-1].argmax() if outside.any() else 0
+    return first if first < len(lines) else None
+
+
+def draw(x: np.ndarray, y: np.ndarray, fits: dict[str, np.ndarray], output: Path) -> None:
+    """Writes the picture: the points, and the points with the lines."""
+    figure = Figure(figsize=(9, 3.6), dpi=120, layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for axes in (left, right):
+        axes.plot(x, y, "o", color="#999999", markersize=4, label=f"{len(x)} points")
+        axes.set(xlabel="x", ylabel="y")
+        axes.spines[["top", "right"]].set_visible(False)
+    ends = np.array([-1.0, 1.0])
+    styles = (("#56B4E9", "-", 5), ("#D55E00", "-", 2), ("black", "--", 1.5))
+    for (name, line), (color, dashes, width) in zip(fits.items(), styles, strict=False):
+        right.plot(ends, np.polyval(line, ends), dashes, color=color, linewidth=width, label=name)
+    left.set_title("The data")
+    right.set_title("The data with the fitted lines")
+    right.legend(frameon=False)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output)
+
+
+def main() -> None:
+    """Reads the options, fits, draws, and says what came out."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    text = "epochs before the fit is looked at (default: %(default)s)"
+    add("--epochs", type=int, default=100, help=text)
+    text = "chooses the points and their noise (default: %(default)s)"
+    add("--seed", type=int, default=0, help=text)
+    text = "where to write the picture (default: %(default)s)"
+    add("--output", type=Path, default=Path("linear_regression.png"), help=text)
+    text = f"only try that all works: at most {SMOKE_EPOCHS} epochs before that (default: off)"
+    add("--smoke", action="store_true", help=text)
+    options = parser.parse_args()
+    if options.epochs < 1 or options.seed < 0:
+        parser.error("--epochs must be at least 1 and --seed at least 0")
+    epochs = min(options.epochs, SMOKE_EPOCHS) if options.smoke else options.epochs
+
+    x, y = data(options.seed)
+    best = np.polyfit(x, y, 1)
+    lines = fit(x, y, max(epochs, MOST_EPOCHS))
+    enough = settled(lines, best)
+    fits = {"least squares": best, f"Adadelta, {epochs} epochs": lines[epochs]}
+    if enough is not None:
+        fits[f"Adadelta, {enough} epochs"] = lines[enough]
+    draw(x, y, fits, options.output)
+
+    for name, (slope, intercept) in {"true line": TRUE_LINE, **fits}.items():
+        print(f"{name + ':':24} slope {slope:.3f}, intercept {intercept:.3f}")
+    slope, intercept = abs(lines[epochs] / best - 1)
+    print(f"After {epochs} epochs the slope is {slope:.1%} and the intercept {intercept:.1%} off")
+    print("least squares.", end=" ")
+    if enough is None:
+        print(f"It did not come to stay within {TOLERANCE:.0%} in {len(lines) - 1} epochs.")
+    else:
+        print(f"From epoch {enough} on, both are within {TOLERANCE:.0%}.")
+    print(f"Picture: {options.output}")
+
+
+if __name__ == "__main__":
+    main()

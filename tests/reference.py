@@ -1,0 +1,62 @@
+"""Adadelta written again, in NumPy, to compare with: nothing here knows of the package."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Step(NamedTuple):
+    """What one step of Algorithm 1 leaves behind, each of the gradient's shape."""
+
+    dx: np.ndarray
+    e_g: np.ndarray
+    e_x: np.ndarray
+
+
+def algorithm_1(gradients, rho=0.95, eps=1e-6):
+    """The steps of Zeiler's Algorithm 1 on these gradients, in float64, by modulus if complex.
+
+    `rho` and `eps` may be numbers or functions of the step. As in the paper, `dx` descends.
+    """
+    gradients = np.asarray(gradients)
+    gradients = gradients.astype(np.result_type(gradients.dtype, np.float64))
+    e_g = e_x = np.zeros(gradients.shape[1:])
+    for t, g in enumerate(gradients):
+        rho_t = rho(t) if callable(rho) else rho
+        eps_t = eps(t) if callable(eps) else eps
+        e_g = rho_t * e_g + (1 - rho_t) * np.abs(g) ** 2
+        dx = -np.sqrt(e_x + eps_t) / np.sqrt(e_g + eps_t) * g
+        e_x = rho_t * e_x + (1 - rho_t) * np.abs(dx) ** 2
+        yield Step(dx, e_g, e_x)
+
+
+def gradients(kind, steps, size, seed=0):
+    """Float32-representable gradients, random or made to be hard, as (steps, size) float64."""
+    rng = np.random.default_rng(seed)
+    normal = rng.standard_normal((steps, size))
+    t = np.arange(steps)[:, None]
+    made = {
+        "normal": normal,
+        "scales": normal * 10.0 ** np.linspace(-8, 8, size),
+        "constant": np.ones((steps, 1)) * np.linspace(-2, 2, size),
+        "alternating": (-1.0) ** t * np.abs(normal[:1]),
+        "sparse": normal * (rng.random((steps, size)) < 0.02),
+        "bursts": normal * np.where(t % 40 == 0, 1e6, 1e-3),
+        "growing": normal * 1.1**t,
+        "dying": normal * 0.9**t,
+        "zero": 0 * normal,
+    }[kind]
+    return made.astype(np.float32).astype(np.float64)
+
+
+KINDS = (
+    "normal",
+    "scales",
+    "constant",
+    "alternating",
+    "sparse",
+    "bursts",
+    "growing",
+    "dying",
+    "zero",
+)

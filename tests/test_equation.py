@@ -1,0 +1,236 @@
+"""The numbers: against Algorithm 1 in float64, at any magnitude, in any dtype."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import KINDS, algorithm_1, gradients
+
+from optax_adadelta import AdadeltaState, adadelta, scale_by_adadelta
+
+SIZE = 256
+
+
+def ulps(got, expected):
+    """The distance in units in the last place of float32, where it has its full precision."""
+    expected = np.abs(expected)
+    error = np.abs(np.abs(np.asarray(got, np.float64)) - expected)
+    normal = expected > 1e-30
+    return (error[normal] / np.spacing(expected[normal].astype(np.float32))).max(initial=0.0)
+
+
+def run(optimizer, given_gradients, dtype):
+    """Yields the update and the state after each gradient."""
+    state = optimizer.init(jnp.zeros(given_gradients.shape[1:], dtype))
+    for g in given_gradients:
+        dx, state = optimizer.update(jnp.asarray(g, dtype), state)
+        yield dx, state
+
+
+@pytest.mark.parametrize("rho", [0.9, 0.95, 0.99, 0.9999])
+@pytest.mark.parametrize("kind", KINDS)
+def test_200_steps_in_float32_stay_within_rounding_of_algorithm_1(kind, rho):
+    g = gradients(kind, 200, SIZE)
+    for (dx, state), expected in zip(
+        run(adadelta(rho=rho), g, jnp.float32), algorithm_1(g, rho), strict=True
+    ):
+        # E[dx^2] feeds on itself, so its rounding adds up: about half a unit a step at most.
+        assert ulps(dx, expected.dx) < 48
+        assert ulps(state.e_g, expected.e_g) < 32
+        assert ulps(state.e_x, expected.e_x) < 96
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_step_in_float32_is_within_a_few_units_in_the_last_place(kind):
+    rho, eps = 0.95, 1e-6
+    optimizer = adadelta(rho=rho, eps=eps)
+    rng = np.random.default_rng(1)
+    for g in gradients(kind, 20, SIZE):
+        e_g, e_x = (10.0 ** rng.uniform(-12, 12, (2, SIZE))).astype(np.float32)
+        state = AdadeltaState(jnp.int32(0), jnp.asarray(e_g), jnp.asarray(e_x))
+        dx, state = optimizer.update(jnp.asarray(g, jnp.float32), state)
+        e_g = rho * e_g.astype(np.float64) + (1 - rho) * g**2
+        exact = np.sqrt(e_x.astype(np.float64) + eps) / np.sqrt(e_g + eps) * g
+        assert ulps(state.e_g, e_g) <= 3
+        assert ulps(dx, exact) <= 5
+        assert ulps(state.e_x, rho * e_x.astype(np.float64) + (1 - rho) * exact**2) <= 8
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("rho", [0.9, 0.95, 0.9999])
+@pytest.mark.parametrize("kind", KINDS)
+def test_200_steps_in_float64_equal_algorithm_1(kind, rho):
+    g = gradients(kind, 200, SIZE)
+    for (dx, state), expected in zip(
+        run(adadelta(rho=rho), g, jnp.float64), algorithm_1(g, rho), strict=True
+    ):
+        for got, want in zip((dx, state.e_g, state.e_x), expected, strict=True):
+            assert got.dtype == jnp.float64
+            np.testing.assert_allclose(got, want, rtol=1e-12, atol=0)
+
+
+@pytest.mark.usefixtures("x64")
+def test_a_float32_leaf_under_x64_is_stepped_as_it_is_without():
+    g = gradients("normal", 50, SIZE)
+    *_, (_, with_x64) = run(adadelta(rho=0.9999), g, jnp.float32)
+    jax.config.update("jax_enable_x64", False)
+    *_, (_, without) = run(adadelta(rho=0.9999), g, jnp.float32)
+    np.testing.assert_array_equal(with_x64.e_g, without.e_g)
+    np.testing.assert_array_equal(with_x64.e_x, without.e_x)
+
+
+def test_complex_parameters_step_along_the_gradient_by_its_modulus():
+    g = gradients("normal", 200, 2 * SIZE).reshape(200, SIZE, 2) @ [1, 1j]
+    for (dx, state), expected in zip(
+        run(adadelta(), g, jnp.complex64), algorithm_1(g), strict=True
+    ):
+        assert dx.dtype == jnp.complex64
+        assert state.e_g.dtype == state.e_x.dtype == jnp.float32
+        np.testing.assert_allclose(dx, expected.dx, rtol=4e-6)
+        np.testing.assert_allclose(state.e_g, expected.e_g, rtol=4e-6)
+        np.testing.assert_allclose(state.e_x, expected.e_x, rtol=4e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_low_precision_gradients_are_averaged_in_float32(dtype):
+    g = np.asarray(jnp.asarray(gradients("normal", 200, SIZE), dtype), np.float64)
+    for (dx, state), expected in zip(
+        run(adadelta(rho=0.99), g, dtype), algorithm_1(g, 0.99), strict=True
+    ):
+        assert dx.dtype == dtype
+        assert ulps(state.e_g, expected.e_g) < 32
+        assert ulps(state.e_x, expected.e_x) < 96
+        # The update is the exact one, rounded once.
+        np.testing.assert_allclose(
+            np.asarray(dx, np.float64),
+            expected.dx,
+            rtol=float(jnp.finfo(dtype).eps) * 0.51,
+            atol=float(jnp.finfo(dtype).smallest_subnormal),
+        )
+
+
+@pytest.mark.parametrize("huge", [1e20, -1e30, float(jnp.finfo(jnp.float32).max)])
+def test_a_gradient_too_large_to_square_moves_as_it_should_and_then_lets_go(huge):
+    rho, before, after = 0.5, 20, 160
+    g = np.concatenate([np.full(before, 0.1), [huge], np.full(after, 0.1)])[:, None]
+    steps = list(run(adadelta(rho=rho), g, jnp.float32))
+    expected = list(algorithm_1(g.astype(np.float32), rho))
+    assert all(jnp.isfinite(state.e_g[0]) and jnp.isfinite(state.e_x[0]) for _, state in steps)
+    np.testing.assert_allclose(steps[before][0], expected[before].dx, rtol=1e-5)
+    # float32 holds E[g^2] up to 3e38 only, so the coordinate is free again no later than exactly.
+    recovered = [abs(float(dx[0])) for dx, _ in steps]
+    assert recovered[before + 1] < 1e-10
+    assert recovered[-1] > 0.5 * recovered[before - 1]
+    assert all(a >= abs(step.dx[0]) * (1 - 1e-5) for a, step in zip(recovered, expected, strict=True))
+
+
+def test_an_infinite_gradient_is_taken_as_the_largest_finite_one():
+    g = gradients("normal", 30, 4)
+    g[10] = [np.inf, -np.inf, 1.0, 0.0]
+    largest = float(jnp.finfo(jnp.float32).max)
+    for (dx, state), (same_dx, same) in zip(
+        run(adadelta(), g, jnp.float32),
+        run(adadelta(), np.clip(g, -largest, largest), jnp.float32),
+        strict=True,
+    ):
+        assert jnp.isfinite(dx).all()
+        np.testing.assert_array_equal(dx, same_dx)
+        np.testing.assert_array_equal(state.e_g, same.e_g)
+        np.testing.assert_array_equal(state.e_x, same.e_x)
+
+
+def test_a_huge_complex_gradient_keeps_its_direction():
+    g = np.array([[3e30 + 4e30j, 1e30 + 1e20j, -2e38 - 2e38j, 0.3 + 0.4j]])
+    ((dx, state),) = run(adadelta(), g, jnp.complex64)
+    (expected,) = algorithm_1(g)
+    np.testing.assert_allclose(dx, expected.dx, rtol=1e-5)
+    assert jnp.isfinite(state.e_g).all()
+
+
+@pytest.mark.usefixtures("x64")
+def test_a_float64_gradient_too_large_to_square():
+    ((dx, state),) = run(adadelta(), np.array([[1e200, -1.7e308]]), jnp.float64)
+    np.testing.assert_allclose(dx, [-np.sqrt(1e-6 / 0.05), np.sqrt(1e-6 / 0.05)], rtol=1e-12)
+    assert jnp.isfinite(state.e_g).all()
+
+
+def test_nan_stays_in_its_coordinate():
+    g = np.array([[1.0, np.nan, 2.0], [1.0, 1.0, 2.0]])
+    clean = np.where(np.isnan(g), 0.0, g)
+    for (dx, state), (expected_dx, expected) in zip(
+        run(adadelta(), g, jnp.float32), run(adadelta(), clean, jnp.float32), strict=True
+    ):
+        for got, want in ((dx, expected_dx), (state.e_g, expected.e_g), (state.e_x, expected.e_x)):
+            assert jnp.isnan(got[1])
+            np.testing.assert_array_equal(got[jnp.array([0, 2])], want[jnp.array([0, 2])])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16, jnp.bfloat16, jnp.complex64])
+@pytest.mark.parametrize("eps", [1e-8, 1e-30, 1e-45, 1e-300])
+def test_an_eps_too_small_for_the_dtype_gives_no_nan(dtype, eps):
+    g = np.zeros((30, 4))
+    g[5:, 1:] = [1e-20, 1.0, 1e4]
+    for dx, state in run(adadelta(eps=eps), g, dtype):
+        assert jnp.isfinite(dx).all()
+        assert jnp.isfinite(state.e_g).all()
+        assert jnp.isfinite(state.e_x).all()
+        assert dx[0] == 0
+
+
+def test_a_traced_eps_of_zero_gives_no_nan():
+    @jax.jit
+    def first_update(g, eps):
+        optimizer = adadelta(eps=eps)
+        return optimizer.update(g, optimizer.init(g))[0]
+
+    assert (first_update(jnp.zeros(3), 0.0) == 0).all()
+    assert jnp.isfinite(first_update(jnp.array([0.0, 1e-30, 1.0]), 0.0)).all()
+
+
+def test_scale_by_adadelta_keeps_the_sign_and_adadelta_flips_it():
+    g = gradients("normal", 50, SIZE)
+    for (up, up_state), (down, down_state) in zip(
+        run(scale_by_adadelta(), g, jnp.float32), run(adadelta(), g, jnp.float32), strict=True
+    ):
+        np.testing.assert_array_equal(up, -down)
+        np.testing.assert_array_equal(up_state.e_x, down_state.e_x)
+
+
+@given(
+    rho=st.just(0.0) | st.floats(0.001, 0.9999),
+    log_eps=st.floats(-10, -2),
+    doublings=st.integers(-10, 10),
+    seed=st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=50, deadline=None)
+def test_the_algebra_of_the_equation(rho, log_eps, doublings, seed):
+    eps, scale = 10.0**log_eps, 2.0**doublings
+    g = gradients("normal", 10, 16, seed)
+
+    def steps(given_gradients, eps=eps):
+        return list(run(scale_by_adadelta(rho, eps), given_gradients, jnp.float32))
+
+    plain = steps(g)
+    for (dx, state), flipped, permuted, scaled, part, previous in zip(
+        plain,
+        steps(-g),
+        steps(g[:, ::-1]),
+        steps(scale * g, scale**2 * eps),
+        steps(g[:, :5]),
+        [None, *plain[:-1]],
+        strict=True,
+    ):
+        np.testing.assert_array_equal(flipped[0], -dx)
+        np.testing.assert_array_equal(flipped[1].e_x, state.e_x)
+        np.testing.assert_array_equal(permuted[0], dx[::-1])
+        np.testing.assert_array_equal(part[0], dx[:5])
+        np.testing.assert_allclose(scaled[0], scale * dx, rtol=1e-5)
+        e_x = 0.0 if previous is None else np.asarray(previous[1].e_x, np.float64)
+        bound = np.sqrt((e_x + eps) / (1 - rho))
+        assert (np.abs(np.asarray(dx, np.float64)) <= bound * (1 + 1e-6)).all()
+    dx, decayed = scale_by_adadelta(rho, eps).update(jnp.zeros(16), state)
+    assert (dx == 0).all()
+    np.testing.assert_allclose(decayed.e_g, rho * np.asarray(state.e_g, np.float64), rtol=2e-7)
+    np.testing.assert_allclose(decayed.e_x, rho * np.asarray(state.e_x, np.float64), rtol=2e-7)

@@ -1,0 +1,212 @@
+"""Hyperparameters: what may be given, what is refused, and that no value recompiles."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from reference import algorithm_1, gradients
+
+from optax_adadelta import adadelta, scale_by_adadelta
+
+NAMES = ("learning_rate", "rho", "eps", "weight_decay")
+STEPS = 30
+GRADIENTS = gradients("normal", STEPS, 64)
+GIVEN = {"learning_rate": 0.5, "rho": 0.9, "eps": 1e-4, "weight_decay": 0.1}
+
+
+def path_of(optimizer):
+    """The parameters after each step, with the same gradients whatever they are."""
+    params = jnp.ones(64)
+    state = optimizer.init(params)
+    for g in GRADIENTS:
+        updates, state = optimizer.update(jnp.asarray(g, jnp.float32), state, params)
+        params = optax.apply_updates(params, updates)
+        yield params
+
+
+def reference_path(learning_rate=1.0, rho=0.95, eps=1e-6, weight_decay=0.0):
+    """The same in float64, the hyperparameters numbers or functions of the step."""
+    learning_rate, weight_decay = (
+        h if callable(h) else lambda t, h=h: h for h in (learning_rate, weight_decay)
+    )
+    params, decayed = np.ones(64), []
+    for t, g in enumerate(GRADIENTS):
+        decayed.append(g + weight_decay(t) * params)
+        *_, last = algorithm_1(decayed, rho, eps)
+        params = params + learning_rate(t) * last.dx
+        yield params
+
+
+def assert_follows(optimizer, **hyperparameters):
+    for got, expected in zip(
+        path_of(optimizer), reference_path(**hyperparameters), strict=True
+    ):
+        np.testing.assert_allclose(got, expected, rtol=2e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "kind",
+    [float, np.float64, np.float32, np.array, jnp.asarray, lambda value: jnp.array(value, "float32")],
+    ids=["float", "float64", "float32", "numpy array", "weakly typed array", "array"],
+)
+def test_a_hyperparameter_is_a_number_or_an_array(name, kind):
+    assert_follows(adadelta(**{name: kind(GIVEN[name])}), **{name: GIVEN[name]})
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_hyperparameter_is_a_schedule_of_the_updates_made_so_far(name, jit):
+    values = GIVEN[name] * 1.02 ** -np.arange(STEPS)
+    table = jnp.asarray(values, jnp.float32)
+    optimizer = adadelta(**{name: lambda count: table[count]})
+    if jit:
+        optimizer = optax.GradientTransformation(optimizer.init, jax.jit(optimizer.update))
+    assert_follows(optimizer, **{name: lambda t: values[t]})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_hyperparameter_may_be_traced(name):
+    @jax.jit
+    def final(value):
+        return list(path_of(adadelta(**{name: value})))
+
+    for got, expected in zip(
+        final(GIVEN[name]), reference_path(**{name: GIVEN[name]}), strict=True
+    ):
+        np.testing.assert_allclose(got, expected, rtol=5e-6)
+
+
+def test_a_schedule_may_return_a_number():
+    assert_follows(adadelta(rho=lambda count: 0.9), rho=0.9)
+
+
+def test_a_hundred_optimizers_in_one_vmap():
+    rhos = jnp.linspace(0.5, 0.99, 100)
+
+    def loss_after(rho):
+        optimizer, x = adadelta(rho=rho), jnp.array([3.0, -2.0])
+        state = optimizer.init(x)
+
+        def step(carry, _):
+            x, state = carry
+            updates, state = optimizer.update(2 * x, state)
+            return (optax.apply_updates(x, updates), state), None
+
+        (x, _), _ = jax.lax.scan(step, (x, state), length=50)
+        return jnp.sum(x**2)
+
+    losses = jax.jit(jax.vmap(loss_after))(rhos)
+    np.testing.assert_allclose(losses[::33], [loss_after(float(r)) for r in rhos[::33]], rtol=1e-5)
+
+
+def test_learning_rate_none_is_the_papers_algorithm():
+    for got, expected in zip(path_of(adadelta(None)), path_of(adadelta()), strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_hundred_values_compile_one_update(name, compiled):
+    params = {"w": jnp.ones((5, 7)), "b": jnp.ones(7)}
+    values = 0.01 + np.random.default_rng(0).random(100) / 2
+    state = adadelta(**{name: 0.125}).init(params)
+    _, state = adadelta(**{name: 0.125}).update(params, state, params)
+    before = compiled()
+    for i, value in enumerate(values):
+        given = [float(value), np.float32(value), np.array(value), lambda count, v=value: v][i % 4]
+        _, state = adadelta(**{name: given}).update(params, state, params)
+    assert compiled() == before
+    given = [jnp.asarray(value, jnp.float32) for value in values]
+    before = compiled()
+    for value in given:
+        _, state = adadelta(**{name: value}).update(params, state, params)
+    assert compiled() == before
+    assert state.count == 201
+
+
+def test_a_hundred_traced_values_compile_one_step(compiled):
+    params = {"w": jnp.ones((5, 7)), "b": jnp.ones(7)}
+
+    @jax.jit
+    def step(params, state, rho, eps):
+        updates, state = adadelta(rho=rho, eps=eps).update(params, state)
+        return optax.apply_updates(params, updates), state
+
+    state = adadelta().init(params)
+    params, state = step(params, state, 0.5, 1e-6)
+    before = compiled()
+    for rho in np.linspace(0, 0.99, 100):
+        params, state = step(params, state, float(rho), 1e-5)
+    assert compiled() == before
+
+
+def test_injected_hyperparameters_compile_once(compiled):
+    params = {"w": jnp.ones((5, 7)), "b": jnp.ones(7)}
+    optimizer = optax.inject_hyperparams(adadelta)(rho=0.9)
+    state = optimizer.init(params)
+    for _ in range(2):
+        _, state = optimizer.update(params, state, params)
+    given = [jnp.asarray(eps, jnp.float32) for eps in np.geomspace(1e-8, 1e-4, 100)]
+    before = compiled()
+    for eps in given:
+        state.hyperparams["eps"] = eps
+        _, state = optimizer.update(params, state, params)
+    assert compiled() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("learning_rate", -1.0),
+        ("learning_rate", float("nan")),
+        ("learning_rate", float("inf")),
+        ("rho", 1.0),
+        ("rho", -0.125),
+        ("rho", float("nan")),
+        ("eps", 0.0),
+        ("eps", -0.5),
+        ("eps", float("inf")),
+        ("weight_decay", -0.25),
+        ("weight_decay", float("nan")),
+    ],
+)
+@pytest.mark.parametrize("kind", [float, np.float32, jnp.asarray, lambda value: lambda count: value])
+def test_a_value_out_of_its_range_is_refused_by_name(name, value, kind):
+    with pytest.raises(ValueError, match=rf"^{name} must be .*; got {re.escape(str(value))}"):
+        optimizer = adadelta(**{name: kind(value)})
+        optimizer.update(jnp.ones(2), optimizer.init(jnp.ones(2)), jnp.ones(2))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("value", ["0.9", True, {"w": 0.9}, 0.9j, np.array(True), np.complex64(1)])
+def test_what_is_no_number_is_refused_by_name(name, value):
+    with pytest.raises(TypeError, match=f"^{name} must be a real number.*{type(value).__name__}"):
+        adadelta(**{name: value})
+
+
+@pytest.mark.parametrize("name", NAMES[1:])
+def test_only_the_learning_rate_may_be_none(name):
+    with pytest.raises(TypeError, match=f"^{name} must be a real number.*NoneType"):
+        adadelta(**{name: None})
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", [np.array, jnp.array])
+def test_an_array_that_is_no_scalar_is_refused_by_name(name, kind):
+    with pytest.raises(ValueError, match=rf"^{name} must be a scalar; .* shape \(2,\).*vmap"):
+        adadelta(**{name: kind([0.1, 0.2])})
+
+
+def test_a_traced_array_that_is_no_scalar_is_refused():
+    with pytest.raises(ValueError, match=r"^rho must be a scalar; .* shape \(2,\)"):
+        jax.jit(lambda rho: adadelta(rho=rho).init(rho))(jnp.ones(2))
+
+
+def test_scale_by_adadelta_checks_alike():
+    with pytest.raises(ValueError, match="^rho must be"):
+        scale_by_adadelta(rho=1.5)
+    with pytest.raises(ValueError, match="^eps must be"):
+        scale_by_adadelta(eps=0)

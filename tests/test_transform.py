@@ -1,0 +1,378 @@
+"""The transformations: what `init` makes, what `update` keeps, decay, sharding, derivatives."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from reference import algorithm_1, gradients
+
+from optax_adadelta import AdadeltaState, adadelta
+
+DTYPES = (
+    jnp.float16,
+    jnp.bfloat16,
+    jnp.float32,
+    jnp.float64,
+    jnp.complex64,
+    jnp.complex128,
+)
+WIDE = (jnp.float64, jnp.complex128)
+
+
+@chex.dataclass
+class Layer:
+    w: jax.Array
+    b: jax.Array | None
+
+
+def tree(dtype=jnp.float32):
+    """Parameters of every form a leaf may have."""
+    rng = np.random.default_rng(0)
+
+    def leaf(*shape):
+        real, imaginary = rng.standard_normal((2, *shape))
+        return jnp.asarray(real + 1j * imaginary if jnp.iscomplexobj(dtype(0)) else real, dtype)
+
+    return {
+        "dense": [Layer(w=leaf(3, 5), b=leaf(5)), Layer(w=leaf(5, 2), b=None)],
+        "scalar": leaf(),
+        "nothing": None,
+        "masked": optax.MaskedNode(),
+        "empty": {},
+        "no elements": leaf(0, 4),
+        "tuple": (leaf(1), leaf(2, 1, 3)),
+    }
+
+
+def avals(values):
+    """Shapes, dtypes and weak types: what a compiled step is specialised to."""
+    return jax.tree.map(lambda leaf: jax.typeof(jnp.asarray(leaf)), values)
+
+
+@pytest.fixture(params=DTYPES, ids=lambda dtype: dtype.__name__)
+def dtype(request):
+    if request.param in WIDE:
+        request.getfixturevalue("x64")
+    return request.param
+
+
+class TestVariants(chex.TestCase):
+    @chex.all_variants(with_pmap=False)
+    def test_steps_equal_algorithm_1(self):
+        optimizer = adadelta(0.5, rho=0.9, eps=1e-5)
+        params = tree()
+        init, update = self.variant(optimizer.init), self.variant(optimizer.update)
+        state = init(params)
+        leaf_gradients = gradients("normal", 20, 15).reshape(20, 3, 5)
+        for g, expected in zip(leaf_gradients, algorithm_1(leaf_gradients, 0.9, 1e-5), strict=True):
+            grads = {**params, "dense": [params["dense"][0].replace(w=jnp.float32(g))]}
+            grads["dense"].append(params["dense"][1])
+            updates, state = update(grads, state)
+            np.testing.assert_allclose(updates["dense"][0].w, 0.5 * expected.dx, rtol=2e-6)
+            np.testing.assert_allclose(state.e_g["dense"][0].w, expected.e_g, rtol=2e-6)
+            np.testing.assert_allclose(state.e_x["dense"][0].w, expected.e_x, rtol=2e-6)
+        assert state.count == 20
+
+
+def test_any_tree_keeps_its_structure_and_dtypes(dtype):
+    params = tree(dtype)
+    optimizer = adadelta(weight_decay=0.1)
+    state = optimizer.init(params)
+    accumulator = jnp.float64 if dtype in WIDE else jnp.float32
+    for average in (state.e_g, state.e_x):
+        chex.assert_trees_all_equal_structs(average, params)
+        for zeros, p in zip(jax.tree.leaves(average), jax.tree.leaves(params), strict=True):
+            assert (zeros.shape, zeros.dtype) == (p.shape, accumulator)
+            assert (zeros == 0).all()
+    for _ in range(3):
+        updates, new_state = optimizer.update(params, state, params)
+        assert avals(updates) == avals(params)
+        assert avals(new_state) == avals(state)
+        state = new_state
+    assert isinstance(state, AdadeltaState)
+
+
+def test_jit_and_no_jit_agree_bit_for_bit(dtype):
+    params = tree(dtype)
+    optimizer = adadelta(weight_decay=0.1)
+    state = optimizer.init(params)
+    jitted_update = jax.jit(optimizer.update)
+    for _ in range(3):
+        eager = optimizer.update(params, state, params)
+        chex.assert_trees_all_equal(eager, jitted_update(params, state, params))
+        state = eager[1]
+
+
+def test_with_jit_disabled_the_steps_agree_within_rounding(dtype):
+    params = {"w": tree(dtype)["dense"][0].w}
+    optimizer = adadelta(weight_decay=0.1)
+    state = optimizer.init(params)
+    expected = optimizer.update(params, state, params)
+    with jax.disable_jit():
+        got = optimizer.update(params, state, params)
+    assert avals(got) == avals(expected)
+    wide, given = (
+        4 * float(jnp.finfo(leaf.dtype).eps) for leaf in (expected[1].e_g["w"], params["w"])
+    )
+    chex.assert_trees_all_close(got[1], expected[1], rtol=wide)
+    np.testing.assert_allclose(
+        np.asarray(got[0]["w"], np.complex128), np.asarray(expected[0]["w"], np.complex128), given
+    )
+
+
+@pytest.mark.usefixtures("x64")
+def test_a_tree_of_many_dtypes_gives_each_leaf_its_own():
+    params = {dtype.__name__: jnp.ones(3, dtype) for dtype in DTYPES}
+    state = adadelta().init(params)
+    updates, state = adadelta().update(params, state)
+    for dtype in DTYPES:
+        wide = jnp.float64 if dtype in WIDE else jnp.float32
+        assert updates[dtype.__name__].dtype == dtype
+        assert state.e_g[dtype.__name__].dtype == state.e_x[dtype.__name__].dtype == wide
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("value", [0.9, np.float32(0.9), np.float64(0.9), jnp.float32(0.9)])
+def test_the_dtype_of_a_hyperparameter_changes_no_type(value):
+    params = tree(jnp.bfloat16)
+    for traced in (False, True):
+
+        def step(value):
+            optimizer = adadelta(value, value, value, value)
+            state = optimizer.init(params)
+            return *optimizer.update(params, state, params), state
+
+        updates, after, before = (jax.jit(step) if traced else step)(value)
+        assert avals(updates) == avals(params)
+        assert avals(after) == avals(before)
+
+
+def test_numbers_and_numpy_arrays_are_leaves():
+    params = {"number": 2.0, "array": np.ones(3, np.float64), "half": np.float16(1)}
+    state = adadelta().init(params)
+    for jit in (True, False):
+        with jax.disable_jit(not jit):
+            updates, after = adadelta(weight_decay=0.1).update(params, state, params)
+        assert avals(after) == avals(state)
+        assert updates["array"].dtype == jnp.float32
+        assert updates["half"].dtype == jnp.float16
+
+
+def test_gradients_of_another_precision_than_the_parameters():
+    params, grads = jnp.ones(4, jnp.bfloat16), jnp.full(4, 0.3, jnp.float32)
+    updates, state = adadelta(weight_decay=0.5).update(grads, adadelta().init(params), params)
+    (expected,) = algorithm_1(np.float64(grads)[None] + 0.5)
+    assert updates.dtype == jnp.float32
+    np.testing.assert_allclose(updates, expected.dx, rtol=1e-6)
+    np.testing.assert_allclose(state.e_g, expected.e_g, rtol=1e-6)
+
+
+def test_a_step_may_be_donated_after_a_jitted_and_an_eager_init():
+    params = {"w": jnp.ones((4, 4)), "b": jnp.ones(4)}
+    optimizer = adadelta()
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(params, state):
+        updates, state = optimizer.update(params, state, params)
+        return optax.apply_updates(params, updates), state
+
+    for init in (optimizer.init, jax.jit(optimizer.init)):
+        own = jax.tree.map(jnp.copy, params)
+        state = init(own)
+        for _ in range(3):
+            donated = (own, state)
+            own, state = step(own, state)
+            assert all(leaf.is_deleted() for leaf in jax.tree.leaves(donated))
+        assert state.count == 3
+
+
+def test_no_arguments_descend():
+    for optimizer in (adadelta(), adadelta(learning_rate=None)):
+        x = jnp.array([3.0, -2.0])
+        state = optimizer.init(x)
+        losses = []
+        for _ in range(300):
+            losses.append(float(jnp.sum(x**2)))
+            updates, state = optimizer.update(2 * x, state)
+            x = optax.apply_updates(x, updates)
+        assert np.all(np.diff(losses) < 0)
+        assert losses[-1] < 0.5 * losses[0]
+
+
+def test_update_takes_extra_arguments_and_needs_no_parameters():
+    optimizer, g = adadelta(), jnp.array([1.0, -2.0])
+    state = optimizer.init(g)
+    assert isinstance(optimizer, optax.GradientTransformationExtraArgs)
+    chex.assert_trees_all_equal(
+        optimizer.update(g, state, value=1.0), optimizer.update(g, state, 5 * g, grad=g)
+    )
+
+
+def test_the_count_stops_at_its_maximum():
+    most = jnp.iinfo(jnp.int32).max
+    state = adadelta().init(jnp.ones(2))._replace(count=jnp.int32(most))
+    _, state = adadelta().update(jnp.ones(2), state)
+    assert state.count == most
+    assert state.count.dtype == jnp.int32
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        {"w": True, "b": False},
+        {"w": jnp.array(True), "b": np.False_},
+        lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
+    ],
+)
+def test_weight_decay_is_added_to_the_gradient_where_the_mask_says(mask):
+    params = {"w": jnp.full((2, 3), 0.7), "b": jnp.full(3, 0.7)}
+    grads = jax.tree.map(lambda p: 0.2 * p, params)
+    optimizer = adadelta(weight_decay=0.3, weight_decay_mask=mask)
+    updates, state = optimizer.update(grads, optimizer.init(params), params)
+    (decayed,), (plain,) = algorithm_1([[0.14 + 0.3 * 0.7]]), algorithm_1([[0.14]])
+    np.testing.assert_allclose(updates["w"], np.full((2, 3), decayed.dx), rtol=1e-6)
+    np.testing.assert_allclose(updates["b"], np.full(3, plain.dx[0]), rtol=1e-6)
+    np.testing.assert_allclose(state.e_g["w"], np.full((2, 3), decayed.e_g), rtol=1e-6)
+
+
+@pytest.mark.parametrize("mask", [True, False, {"layer": True, "head": False}])
+def test_a_mask_may_be_a_prefix(mask):
+    params = {"layer": {"w": jnp.full((2, 3), 0.7), "b": jnp.full(3, 0.7)}, "head": jnp.ones(2)}
+    updates, none, every = (
+        optimizer.update(params, optimizer.init(params), params)[0]
+        for optimizer in (
+            adadelta(weight_decay=0.3, weight_decay_mask=mask),
+            adadelta(),
+            adadelta(weight_decay=0.3),
+        )
+    )
+    for part in ("layer", "head"):
+        decays = mask[part] if isinstance(mask, dict) else mask
+        chex.assert_trees_all_equal(updates[part], (every if decays else none)[part])
+    assert not jnp.array_equal(every["head"], none["head"])
+
+
+MESH = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.complex64])
+@pytest.mark.parametrize("jit", [False, True])
+def test_state_has_its_parameters_sharding(dtype, jit):
+    shardings = {
+        "w": NamedSharding(MESH, PartitionSpec("data", "model")),
+        "b": NamedSharding(MESH, PartitionSpec("model")),
+        "all": NamedSharding(MESH, PartitionSpec()),
+    }
+    params = {"w": jnp.ones((8, 4), dtype), "b": jnp.ones(4, dtype), "all": jnp.ones(3, dtype)}
+    params = jax.device_put(params, shardings)
+    optimizer = adadelta()
+    state = (jax.jit(optimizer.init) if jit else optimizer.init)(params)
+    for _ in range(2):
+        for average in (state.e_g, state.e_x):
+            for name, sharding in shardings.items():
+                assert average[name].sharding.is_equivalent_to(sharding, params[name].ndim)
+        updates, state = (jax.jit(optimizer.update) if jit else optimizer.update)(params, state)
+    unsharded = jax.tree.map(np.asarray, params)
+    expected = optimizer.init(unsharded)
+    for _ in range(2):
+        expected_updates, expected = optimizer.update(unsharded, expected)
+    chex.assert_trees_all_equal(jax.device_get(updates), jax.device_get(expected_updates))
+    chex.assert_trees_all_equal(jax.device_get(state), jax.device_get(expected))
+
+
+def test_explicit_sharding_is_in_the_types_of_the_state():
+    optimizer = adadelta(weight_decay=0.1)
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
+    with jax.set_mesh(mesh):
+        params = jax.device_put(
+            jnp.ones((8, 4), jnp.bfloat16), NamedSharding(mesh, PartitionSpec("data", "model"))
+        )
+        for variant in (jax.jit, lambda function: function):
+            state = variant(optimizer.init)(params)
+            assert jax.typeof(state.e_g).sharding == jax.typeof(params).sharding
+            assert jax.typeof(state.e_x).sharding == jax.typeof(params).sharding
+            updates, after = variant(optimizer.update)(params, state, params)
+            assert avals(after) == avals(state)
+            assert avals(updates) == avals(params)
+
+
+def test_abstract_parameters_give_a_sharded_state():
+    sharding = NamedSharding(MESH, PartitionSpec("data"))
+    abstract = {
+        "sharded": jax.ShapeDtypeStruct((8, 4), jnp.bfloat16, sharding=sharding),
+        "plain": jax.ShapeDtypeStruct((3,), jnp.float32),
+    }
+    state = adadelta().init(abstract)
+    assert state.e_g["sharded"].sharding == state.e_x["sharded"].sharding == sharding
+    assert state.e_g["sharded"].dtype == jnp.float32
+    shapes = jax.eval_shape(adadelta().init, abstract)
+    chex.assert_trees_all_equal_shapes_and_dtypes(shapes, state)
+
+
+def test_a_leaf_on_another_device_keeps_its_state_there():
+    params = jax.device_put(jnp.ones(3), jax.devices()[5])
+    state = adadelta().init(params)
+    _, state = adadelta().update(params, state)
+    assert state.e_g.devices() == state.e_x.devices() == {jax.devices()[5]}
+
+
+def test_shards_step_alike_under_shard_map():
+    optimizer = adadelta()
+    params = jnp.asarray(gradients("normal", 8, 4), jnp.float32)
+    spec = PartitionSpec("data")
+    state = optimizer.init(params)
+    specs = AdadeltaState(PartitionSpec(), spec, spec)
+    mapped = jax.shard_map(
+        optimizer.update, mesh=MESH, in_specs=(spec, specs), out_specs=(spec, specs)
+    )
+    for _ in range(3):
+        expected = optimizer.update(params, state)
+        got = jax.jit(mapped)(params, state)
+        chex.assert_trees_all_equal(jax.device_get(got), jax.device_get(expected))
+        state = expected[1]
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", ["params", "learning_rate", "rho", "eps", "weight_decay"])
+def test_derivatives_through_several_updates_are_those_of_finite_differences(name):
+    targets = jnp.linspace(-1.0, 2.0, 6)
+    at = {"params": 0.3, "learning_rate": 0.7, "rho": 0.9, "eps": 1e-2, "weight_decay": 0.1}
+
+    def loss(value):
+        given = {**at, name: value}
+        params = given.pop("params") * jnp.array([1.0, -2.0, 3.0, 0.5, 1.5, -0.1])
+        optimizer = adadelta(**given)
+        state = optimizer.init(params)
+        for _ in range(5):
+            grads = jax.grad(lambda x: jnp.sum((x - targets) ** 4))(params)
+            updates, state = optimizer.update(grads, state, params)
+            params = optax.apply_updates(params, updates)
+        return jnp.sum((params - targets) ** 2)
+
+    value = jnp.float64(at[name])
+    step = 1e-5 * value
+    derivative = jax.grad(loss)(value)
+    difference = (loss(value + step) - loss(value - step)) / (2 * step)
+    assert abs(difference) > 1e-3
+    np.testing.assert_allclose(derivative, difference, rtol=1e-6)
+    np.testing.assert_allclose(jax.jvp(loss, (value,), (jnp.ones_like(value),))[1], derivative)
+
+
+def test_derivatives_are_finite_in_float32_where_gradients_are_zero():
+    def loss(learning_rate, rho, eps, x):
+        optimizer = adadelta(learning_rate, rho, eps)
+        state = optimizer.init(x)
+        for _ in range(3):
+            updates, state = optimizer.update(jnp.array([0.0, 1.0]) * x, state)
+            x = optax.apply_updates(x, updates)
+        return jnp.sum(x**2)
+
+    given = (jnp.float32(1.0), jnp.float32(0.9), jnp.float32(1e-6), jnp.array([1.0, 2.0]))
+    for derivative in jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)))(*given):
+        assert jnp.isfinite(derivative).all()
+        assert (derivative != 0).any()
