@@ -228,7 +228,8 @@ def _update(updates, state: AdadeltaState, params, decayed: tuple[bool, ...] | N
 
     The checks run when it is traced, so they cost a step nothing.
     """
-    gs, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, updates))
+    updates, state, params = jax.tree.map(jnp.asarray, (updates, state, params))
+    gs, structure = jax.tree.flatten(updates)
     e_gs = leaves_like(updates, state.e_g, "state.e_g")
     e_xs = leaves_like(updates, state.e_x, "state.e_x")
     ps = leaves_like(updates, params, "params") if params is not None else [None] * len(gs)

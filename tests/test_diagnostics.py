@@ -1,0 +1,91 @@
+"""Diagnostics: pure functions of the state, wherever the state is."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from reference import algorithm_1, gradients
+
+from optax_adadelta import adadelta
+from optax_adadelta.diagnostics import effective_learning_rate, find_state
+
+GRADIENTS = gradients("scales", 30, 8)
+
+
+def trained(optimizer, dtype=jnp.float32):
+    state = optimizer.init({"w": jnp.zeros(8, dtype)})
+    for g in GRADIENTS:
+        _, state = optimizer.update({"w": jnp.asarray(g, dtype)}, state, {"w": jnp.zeros(8, dtype)})
+    return state
+
+
+@pytest.mark.parametrize("eps", [1e-6, 1e-3])
+@pytest.mark.parametrize("learning_rate", [1.0, 0.5])
+def test_the_effective_learning_rate_is_the_ratio_of_the_two_rms(eps, learning_rate):
+    *_, last = algorithm_1(GRADIENTS, eps=eps)
+    expected = learning_rate * np.sqrt(last.e_x + eps) / np.sqrt(last.e_g + eps)
+    state = trained(adadelta(learning_rate, eps=eps))
+    for function in (effective_learning_rate, jax.jit(effective_learning_rate)):
+        rates = function(state, eps, learning_rate)
+        np.testing.assert_allclose(rates["w"], expected, rtol=1e-5)
+
+
+def test_it_is_what_multiplies_the_next_gradient_if_the_average_stays():
+    state = trained(adadelta())
+    same = jnp.sqrt(state.e_g["w"])
+    updates, _ = adadelta().update({"w": same}, state)
+    np.testing.assert_allclose(updates["w"], -effective_learning_rate(state)["w"] * same, rtol=1e-5)
+
+
+def test_it_starts_at_the_learning_rate_and_returns_there_without_gradients():
+    optimizer = adadelta(rho=0.5)
+    state = optimizer.init(jnp.ones(3))
+    np.testing.assert_array_equal(effective_learning_rate(state, learning_rate=0.5), 0.5 * np.ones(3))
+    for t in range(100):
+        _, state = optimizer.update(jnp.full(3, 10.0 if t < 50 else 0.0), state)
+    np.testing.assert_allclose(effective_learning_rate(state), np.ones(3), rtol=1e-6)
+
+
+@pytest.mark.usefixtures("x64")
+def test_it_has_the_dtype_of_the_state():
+    assert effective_learning_rate(trained(adadelta(), jnp.float64))["w"].dtype == jnp.float64
+    assert effective_learning_rate(trained(adadelta(), jnp.bfloat16))["w"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda optimizer: optimizer,
+        lambda optimizer: optax.chain(optax.clip_by_global_norm(1e9), optimizer),
+        lambda optimizer: optax.masked(optimizer, {"w": True}),
+        lambda optimizer: optax.apply_if_finite(optimizer, 3),
+        lambda optimizer: optax.inject_hyperparams(lambda scale: optimizer)(1.0),
+        lambda optimizer: optax.chain(optax.chain(optax.masked(optimizer, True)), optax.scale(1.0)),
+    ],
+)
+def test_the_state_is_found_however_deep(wrap):
+    expected = trained(adadelta())
+    found = find_state(trained(wrap(adadelta())))
+    np.testing.assert_allclose(found.e_x["w"], expected.e_x["w"], rtol=1e-5)
+    assert effective_learning_rate(trained(wrap(adadelta())))["w"].shape == (8,)
+
+
+def test_none_to_be_found():
+    with pytest.raises(ValueError, match=r"no AdadeltaState in PyTreeDef"):
+        effective_learning_rate(optax.adam(1e-3).init(jnp.ones(2)))
+
+
+def test_several_to_choose_from():
+    state = optax.chain(adadelta(), optax.sgd(1.0), adadelta()).init(jnp.ones(2))
+    with pytest.raises(ValueError, match=r"2 AdadeltaStates, at state\[0\], state\[2\]; pass one"):
+        effective_learning_rate(state)
+    assert effective_learning_rate(state[2]).shape == (2,)
+
+
+def test_arguments_are_checked():
+    state = adadelta().init(jnp.ones(2))
+    with pytest.raises(ValueError, match="eps must be positive"):
+        effective_learning_rate(state, eps=0.0)
+    with pytest.raises(ValueError, match="learning_rate must be"):
+        effective_learning_rate(state, learning_rate=-1.0)

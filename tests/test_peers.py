@@ -1,0 +1,262 @@
+"""Side by side with every other Adadelta: the parameters and both averages, step by step."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from optax_adadelta import adadelta, scale_by_adadelta
+from optax_adadelta.diagnostics import find_state
+
+STEPS, SHAPES = 60, {"w": (4, 3), "b": (3,)}
+CURVATURE = {name: 10.0 ** np.linspace(-2, 2, np.prod(s)).reshape(s) for name, s in SHAPES.items()}
+NOISE = {
+    name: np.random.default_rng(7).standard_normal((STEPS, *s)) for name, s in SHAPES.items()
+}
+START = {name: np.full(s, 0.8) for name, s in SHAPES.items()}
+FLOAT32 = dict(rtol=3e-5, atol=1e-7)
+FLOAT64 = dict(rtol=1e-11, atol=1e-14)
+
+
+def gradient(step, params):
+    """A noisy quadratic's gradient, rounded once to the dtype of the parameters."""
+    params = {name: np.asarray(p) for name, p in params.items()}
+    return {
+        name: (CURVATURE[name] * p + NOISE[name][step]).astype(p.dtype)
+        for name, p in params.items()
+    }
+
+
+def ours(optimizer, dtype=np.float64, start=START):
+    """Yields parameters, E[g^2] and E[dx^2] after each step, as NumPy arrays."""
+    params = {name: jnp.asarray(p, dtype) for name, p in start.items()}
+    state = optimizer.init(params)
+    update = jax.jit(optimizer.update)
+    for step in range(STEPS):
+        updates, state = update(gradient(step, params), state, params)
+        params = optax.apply_updates(params, updates)
+        found = find_state(state)
+        yield tuple(jax.device_get(part) for part in (params, found.e_g, found.e_x))
+
+
+def assert_same_path(got, expected, tolerance):
+    for step, (one, other) in enumerate(zip(got, expected, strict=True)):
+        for part, (a, b) in enumerate(zip(one, other, strict=True)):
+            for name in SHAPES:
+                what = f"{('parameters', 'E[g^2]', 'E[dx^2]')[part]}[{name}] after step {step}"
+                np.testing.assert_allclose(a[name], b[name], **tolerance, err_msg=what)
+
+
+def d2l(rho, eps):
+    """Dive into Deep Learning, section 12.9: states (s, delta), updated in place."""
+    params = {name: p.copy() for name, p in START.items()}
+    states = {name: (np.zeros(s), np.zeros(s)) for name, s in SHAPES.items()}
+    for step in range(STEPS):
+        for name, g in gradient(step, params).items():
+            s, delta = states[name]
+            s[:] = rho * s + (1 - rho) * np.square(g)
+            rescaled = (np.sqrt(delta + eps) / np.sqrt(s + eps)) * g
+            params[name][:] -= rescaled
+            delta[:] = rho * delta + (1 - rho) * rescaled * rescaled
+        yield (
+            {name: p.copy() for name, p in params.items()},
+            {name: s.copy() for name, (s, _) in states.items()},
+            {name: delta.copy() for name, (_, delta) in states.items()},
+        )
+
+
+def numpy_article(rho, eps):
+    """The from-scratch articles: an optimizer object that returns the step to add."""
+
+    class Adadelta:
+        def __init__(self, shape):
+            self.Eg2, self.Edx2 = np.zeros(shape), np.zeros(shape)
+
+        def step(self, grad):
+            self.Eg2 = rho * self.Eg2 + (1 - rho) * grad**2
+            rms_dx, rms_g = np.sqrt(self.Edx2 + eps), np.sqrt(self.Eg2 + eps)
+            dx = -(rms_dx / rms_g) * grad
+            self.Edx2 = rho * self.Edx2 + (1 - rho) * dx**2
+            return dx
+
+    optimizers = {name: Adadelta(s) for name, s in SHAPES.items()}
+    params = START
+    for step in range(STEPS):
+        grads = gradient(step, params)
+        params = {name: p + optimizers[name].step(grads[name]) for name, p in params.items()}
+        yield (
+            params,
+            {name: optimizer.Eg2 for name, optimizer in optimizers.items()},
+            {name: optimizer.Edx2 for name, optimizer in optimizers.items()},
+        )
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(("rho", "eps"), [(0.9, 1e-5), (0.95, 1e-6)])
+@pytest.mark.parametrize("textbook", [d2l, numpy_article])
+def test_the_textbooks(textbook, rho, eps):
+    assert_same_path(ours(adadelta(rho=rho, eps=eps)), textbook(rho, eps), FLOAT64)
+
+
+def optax_path(dtype, *args, **kwargs):
+    optimizer = optax.adadelta(*args, **kwargs)
+    params = {name: jnp.asarray(p, dtype) for name, p in START.items()}
+    state = optimizer.init(params)
+    for step in range(STEPS):
+        grads = {name: jnp.asarray(g) for name, g in gradient(step, params).items()}
+        updates, state = optimizer.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        e_g, e_x = (optax.tree_utils.tree_get(state, field) for field in ("e_g", "e_x"))
+        yield tuple(jax.device_get(part) for part in (params, e_g, e_x))
+
+
+@pytest.mark.parametrize(
+    "args",
+    [(1.0,), (0.3, 0.9), (1.0, 0.95, 1e-4), (0.5, 0.9, 1e-6, 0.1, {"w": True, "b": False})],
+)
+def test_optax_with_the_same_positional_arguments(args, request):
+    # Only the default of rho differs.
+    same = args if len(args) > 1 else (*args, 0.9)
+    assert_same_path(ours(adadelta(*same), np.float32), optax_path(np.float32, *args), FLOAT32)
+    request.getfixturevalue("x64")
+    assert_same_path(ours(adadelta(*same)), optax_path(np.float64, *args), FLOAT64)
+
+
+def test_optax_without_a_learning_rate_ascends():
+    """The README says so. If this fails, Optax was mended: correct the README."""
+    x = jnp.array([3.0, -2.0])
+    optimizer = optax.adadelta()
+    state = optimizer.init(x)
+    losses = [jnp.sum(x**2)]
+    for _ in range(100):
+        updates, state = optimizer.update(2 * x, state, x)
+        x = optax.apply_updates(x, updates)
+        losses.append(jnp.sum(x**2))
+    assert all(np.diff(losses) > 0)
+
+
+@pytest.fixture
+def torch():
+    return pytest.importorskip("torch")
+
+
+def torch_path(torch, dtype, start=START, **kwargs):
+    params = {name: torch.tensor(p, dtype=getattr(torch, dtype)) for name, p in start.items()}
+    optimizer = torch.optim.Adadelta(params.values(), **kwargs)
+    for step in range(STEPS):
+        grads = gradient(step, params)
+        for name, p in params.items():
+            p.grad = torch.from_numpy(grads[name])
+        optimizer.step()
+        states = {name: optimizer.state[p] for name, p in params.items()}
+        yield (
+            {name: p.numpy().copy() for name, p in params.items()},
+            {name: state["square_avg"].numpy().copy() for name, state in states.items()},
+            {name: state["acc_delta"].numpy().copy() for name, state in states.items()},
+        )
+
+
+TORCH = [
+    {},
+    {"lr": 0.3, "rho": 0.95},
+    {"eps": 1e-3},
+    {"lr": 0.5, "rho": 0.99, "eps": 1e-8, "weight_decay": 0.1},
+]
+
+
+def from_torch(lr=1.0, rho=0.9, eps=1e-6, weight_decay=0.0):
+    """What the README says to write for torch.optim.Adadelta's arguments."""
+    return adadelta(lr, rho=rho, eps=eps, weight_decay=weight_decay)
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("foreach", [False, True])
+@pytest.mark.parametrize("given", TORCH, ids=str)
+def test_torch(torch, given, foreach, request):
+    theirs = torch_path(torch, "float32", foreach=foreach, **given)
+    assert_same_path(ours(from_torch(**given), np.float32), theirs, FLOAT32)
+    request.getfixturevalue("x64")
+    theirs = torch_path(torch, "float64", foreach=foreach, **given)
+    assert_same_path(ours(from_torch(**given)), theirs, FLOAT64)
+
+
+@pytest.mark.peers
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("foreach", [False, True])
+def test_torch_maximising_is_a_chain(torch, foreach):
+    theirs = torch_path(torch, "float64", maximize=True, weight_decay=0.2, foreach=foreach)
+    chain = optax.chain(optax.scale(-1.0), from_torch(weight_decay=0.2))
+    assert_same_path(ours(chain), theirs, FLOAT64)
+
+
+@pytest.mark.peers
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("foreach", [False, True])
+def test_torch_takes_a_complex_parameter_for_two_reals(torch, foreach):
+    start = {name: p * (1 + 0.5j) for name, p in START.items()}
+    optimizer = optax.contrib.split_real_and_imaginary(adadelta(rho=0.9))
+    params = {name: jnp.asarray(p) for name, p in start.items()}
+    state = optimizer.init(params)
+    for step, (expected, square_avg, acc_delta) in enumerate(
+        torch_path(torch, "complex128", start, foreach=foreach)
+    ):
+        grads = jax.tree.map(jnp.asarray, gradient(step, params))
+        with jax.numpy_dtype_promotion("standard"):
+            updates, state = optimizer.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        found = find_state(state)
+        for name in SHAPES:
+            np.testing.assert_allclose(params[name], expected[name], **FLOAT64)
+            for average, theirs in ((found.e_g, square_avg), (found.e_x, acc_delta)):
+                pair = average[name]
+                np.testing.assert_allclose(pair.real, theirs[name].real, **FLOAT64)
+                np.testing.assert_allclose(pair.imaginary, theirs[name].imag, **FLOAT64)
+
+
+@pytest.fixture
+def keras(monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    return pytest.importorskip("keras")
+
+
+def keras_path(keras, **kwargs):
+    params = {name: keras.Variable(p, dtype="float32", name=name) for name, p in START.items()}
+    optimizer = keras.optimizers.Adadelta(**kwargs)
+    optimizer.build(list(params.values()))
+    for step in range(STEPS):
+        grads = gradient(step, params)
+        optimizer.apply([jnp.asarray(grads[name]) for name in params])
+        read = {v.path.split("/")[-1]: np.asarray(v) for v in optimizer.variables}
+        yield (
+            {name: np.asarray(p) for name, p in params.items()},
+            {name: read[f"{name}_accumulated_grad"] for name in params},
+            {name: read[f"{name}_accumulated_delta_var"] for name in params},
+        )
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize(
+    "given",
+    [{"learning_rate": 1.0}, {"learning_rate": 0.5, "rho": 0.9, "epsilon": 1e-4}, {}],
+    ids=str,
+)
+def test_keras(keras, given):
+    with jax.numpy_dtype_promotion("standard"):
+        theirs = list(keras_path(keras, **given))
+    equivalent = adadelta(
+        given.get("learning_rate", 0.001), given.get("rho", 0.95), given.get("epsilon", 1e-7)
+    )
+    assert_same_path(ours(equivalent, np.float32), theirs, FLOAT32)
+
+
+@pytest.mark.peers
+def test_keras_decays_apart_from_the_gradient(keras):
+    with jax.numpy_dtype_promotion("standard"):
+        theirs = list(keras_path(keras, learning_rate=0.5, weight_decay=0.05))
+    equivalent = optax.chain(
+        scale_by_adadelta(rho=0.95, eps=1e-7),
+        optax.add_decayed_weights(0.05),
+        optax.scale_by_learning_rate(0.5),
+    )
+    assert_same_path(ours(equivalent, np.float32), theirs, FLOAT32)
