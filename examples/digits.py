@@ -158,8 +158,8 @@ def main() -> None:
     print("Effective learning rate, the mean over a layer's weights, 1 before training:")
     for name, rate in history["rate"].items():
         lowest = rate.argmin()
-        print(f"  {name}: lowest {rate[lowest]:.2f} after epoch {lowest}, {rate[-1]:.2f} at the end")
-    print("It falls while the gradients are large and returns to 1 as they die away.")
+        print(f"  {name}: lowest {rate[lowest]:.2f} (epoch {lowest}), {rate[-1]:.2f} at the end")
+    print("It falls where gradients are large and returns to 1 once they have died away.")
     print(f"Picture: {options.output}")
 
 

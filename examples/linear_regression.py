@@ -61,7 +61,7 @@ def fit(x: np.ndarray, y: np.ndarray, epochs: int) -> np.ndarray:
 def settled(lines: np.ndarray, target: np.ndarray) -> int | None:
     """Returns the epoch from which on every line is within TOLERANCE of the target's numbers."""
     outside = (abs(lines - target) > TOLERANCE * abs(target)).any(axis=1)
-    first = len(lines) - outside[::-1].argmax() if outside.any() else 0
+    first = int(np.flatnonzero(outside).max(initial=-1)) + 1
     return first if first < len(lines) else None
 
 
@@ -71,7 +71,7 @@ def draw(x: np.ndarray, y: np.ndarray, fits: dict[str, np.ndarray], output: Path
     left, right = figure.subplots(1, 2, sharey=True)
     for axes in (left, right):
         axes.plot(x, y, "o", color="#999999", markersize=4, label=f"{len(x)} points")
-        axes.set(xlabel="x", ylabel="y")
+        axes.set(xlabel="x", ylabel="y", xticks=(-1, -0.5, 0, 0.5, 1))
         axes.spines[["top", "right"]].set_visible(False)
     ends = np.array([-1.0, 1.0])
     styles = (("#56B4E9", "-", 5), ("#D55E00", "-", 2), ("black", "--", 1.5))
@@ -115,12 +115,11 @@ def main() -> None:
     for name, (slope, intercept) in {"true line": TRUE_LINE, **fits}.items():
         print(f"{name + ':':24} slope {slope:.3f}, intercept {intercept:.3f}")
     slope, intercept = abs(lines[epochs] / best - 1)
-    print(f"After {epochs} epochs the slope is {slope:.1%} and the intercept {intercept:.1%} off")
-    print("least squares.", end=" ")
+    print(f"Off least squares after {epochs} epochs: slope {slope:.1%}, intercept {intercept:.1%}.")
     if enough is None:
-        print(f"It did not come to stay within {TOLERANCE:.0%} in {len(lines) - 1} epochs.")
+        print(f"They do not come to stay within {TOLERANCE:.0%} in {len(lines) - 1} epochs.")
     else:
-        print(f"From epoch {enough} on, both are within {TOLERANCE:.0%}.")
+        print(f"Both are within {TOLERANCE:.0%} from epoch {enough} to epoch {len(lines) - 1}, the last.")
     print(f"Picture: {options.output}")
 
 

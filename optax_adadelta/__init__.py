@@ -1,10 +1,10 @@
 """The Adadelta optimizer (Zeiler, 2012) for JAX, as an Optax transformation."""
 
-from importlib.metadata import version
+from importlib.metadata import version as _version
 
 from optax_adadelta import diagnostics as diagnostics
 from optax_adadelta._transform import AdadeltaState as AdadeltaState
 from optax_adadelta._transform import adadelta as adadelta
 from optax_adadelta._transform import scale_by_adadelta as scale_by_adadelta
 
-__version__ = version("optax_adadelta")
+__version__ = _version("optax_adadelta")

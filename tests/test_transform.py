@@ -281,8 +281,12 @@ def test_state_has_its_parameters_sharding(dtype, jit):
     expected = optimizer.init(unsharded)
     for _ in range(2):
         expected_updates, expected = optimizer.update(unsharded, expected)
-    chex.assert_trees_all_equal(jax.device_get(updates), jax.device_get(expected_updates))
-    chex.assert_trees_all_equal(jax.device_get(state), jax.device_get(expected))
+    rounding = 2 * float(jnp.finfo(dtype).eps)
+    for name, got in jax.device_get(updates).items():
+        np.testing.assert_allclose(
+            got.astype(np.complex64), expected_updates[name].astype(np.complex64), rtol=rounding
+        )
+    chex.assert_trees_all_close(jax.device_get(state), jax.device_get(expected), rtol=5e-7)
 
 
 def test_explicit_sharding_is_in_the_types_of_the_state():
@@ -333,7 +337,7 @@ def test_shards_step_alike_under_shard_map():
     for _ in range(3):
         expected = optimizer.update(params, state)
         got = jax.jit(mapped)(params, state)
-        chex.assert_trees_all_equal(jax.device_get(got), jax.device_get(expected))
+        chex.assert_trees_all_close(jax.device_get(got), jax.device_get(expected), rtol=5e-7)
         state = expected[1]
 
 
