@@ -105,7 +105,8 @@ def main() -> None:
 
     x, y = data(options.seed)
     best = np.polyfit(x, y, 1)
-    lines = fit(x, y, max(epochs, MOST_EPOCHS))
+    last = max(epochs, MOST_EPOCHS)
+    lines = fit(x, y, last)
     enough = settled(lines, best)
     fits = {"least squares": best, f"Adadelta, {epochs} epochs": lines[epochs]}
     if enough is not None:
@@ -117,9 +118,9 @@ def main() -> None:
     slope, intercept = abs(lines[epochs] / best - 1)
     print(f"Off least squares after {epochs} epochs: slope {slope:.1%}, intercept {intercept:.1%}.")
     if enough is None:
-        print(f"They do not come to stay within {TOLERANCE:.0%} in {len(lines) - 1} epochs.")
+        print(f"They do not come to stay within {TOLERANCE:.0%} in {last} epochs.")
     else:
-        print(f"Both are within {TOLERANCE:.0%} from epoch {enough} to epoch {len(lines) - 1}, the last.")
+        print(f"Both are within {TOLERANCE:.0%} from epoch {enough} to epoch {last}, the last.")
     print(f"Picture: {options.output}")
 
 

@@ -1,14 +1,17 @@
 """Algorithm 1 of the paper on one leaf, and how it stays exact and finite."""
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+Scalar: TypeAlias = jax.Array | np.floating
+"""A strongly typed scalar, on the host or on a device."""
+
 
 def equation(
-    g: jax.Array, e_g: jax.Array, e_x: jax.Array, rho: "Decay", eps: jax.Array
+    g: jax.Array, e_g: jax.Array, e_x: jax.Array, rho: "Decay", eps: Scalar
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """One step of Algorithm 1 for one leaf; `dx` has the sign of `g`."""
     e_g = rho.average(e_g, _abs_sq(g))
@@ -17,7 +20,7 @@ def equation(
     return dx, e_g, e_x
 
 
-def rms_ratio(e_g: jax.Array, e_x: jax.Array, eps: jax.typing.ArrayLike) -> jax.Array:
+def rms_ratio(e_g: jax.Array, e_x: jax.Array, eps: Scalar) -> jax.Array:
     """Returns RMS[dx] / RMS[g]; two roots, for the quotient of the averages can underflow."""
     return jnp.sqrt(e_x + eps) / jnp.sqrt(e_g + eps)
 
@@ -52,9 +55,9 @@ class Decay(NamedTuple):
     put a bias of 2e-4 into every average.
     """
 
-    high: jax.typing.ArrayLike
-    low: jax.typing.ArrayLike
-    complement: jax.typing.ArrayLike
+    high: Scalar
+    low: Scalar
+    complement: Scalar
 
     def average(self, old: jax.Array, new: jax.Array) -> jax.Array:
         """Returns `rho * old + (1 - rho) * new`."""

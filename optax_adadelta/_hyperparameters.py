@@ -9,14 +9,14 @@ that it is compiled once whatever they hold and wherever they came from.
 import math
 import numbers
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_adadelta._equation import Decay
+from optax_adadelta._equation import Decay, Scalar
 
 Value: TypeAlias = float | jax.Array
 """A checked number or a traced scalar."""
@@ -53,14 +53,24 @@ _RANGES = {
 }
 
 
-def checked(name: str, value: optax.ScalarOrSchedule) -> Value | optax.Schedule:
-    """Returns a concrete `value` as a float in its range, a schedule or tracer as it is."""
-    if callable(value):
-        return value
+def number_or_schedule(name: str, value: optax.ScalarOrSchedule) -> Value | optax.Schedule:
+    """Returns a schedule as it is, and anything else as `number` does."""
+    return value if callable(value) else number(name, value)
+
+
+def at_step(name: str, value: Value | optax.Schedule, count: jax.typing.ArrayLike) -> Value:
+    """Returns what `value` is at step `count`."""
+    return number(name, value(count)) if callable(value) else value
+
+
+def number(name: str, value: Any) -> Value:
+    """Returns a traced scalar as it is, any other number as a float that is in its range."""
     if isinstance(value, jax.Array | np.ndarray | np.generic):
         real = jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)
     else:
         real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if callable(value):
+        raise TypeError(f"{name} must be a number here; got {value!r}. Call it with the count.")
     if not real:
         raise TypeError(
             f"{name} must be a real number, a scalar array or a schedule, a function of the step"
@@ -73,25 +83,20 @@ def checked(name: str, value: optax.ScalarOrSchedule) -> Value | optax.Schedule:
         )
     if isinstance(value, jax.core.Tracer):
         return value
-    number = float(value)
+    concrete = float(value)
     allowed = _RANGES[name]
-    if not allowed.holds(number):
-        raise ValueError(f"{name} must be {allowed.words}; got {number}. {allowed.remedy}")
-    return number
-
-
-def at_step(name: str, value: Value | optax.Schedule, count: jax.Array) -> Value:
-    """Returns what `value` is at step `count`."""
-    return checked(name, value(count)) if callable(value) else value
+    if not allowed.holds(concrete):
+        raise ValueError(f"{name} must be {allowed.words}; got {concrete}. {allowed.remedy}")
+    return concrete
 
 
 class Operands(NamedTuple):
     """The scalars that the compiled update takes."""
 
-    scale: jax.typing.ArrayLike
+    scale: Scalar
     rho: Decay
-    eps: jax.typing.ArrayLike
-    weight_decay: jax.typing.ArrayLike
+    eps: Scalar
+    weight_decay: Scalar
 
     def astype(self, dtype: np.dtype) -> "Operands":
         """Returns the operands in `dtype`."""
@@ -107,7 +112,7 @@ def operands(
     """Returns the values as scalars of the widest float that JAX is set to use."""
     wide = jnp.result_type(float)
 
-    def scalar(value: Value):
+    def scalar(value: Value) -> Scalar:
         return value.astype(wide) if isinstance(value, jax.Array) else wide.type(value)
 
     high = scalar(rho)

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from optax_adadelta._equation import equation, squarable
-from optax_adadelta._hyperparameters import Operands, at_step, checked, operands
+from optax_adadelta._hyperparameters import Operands, at_step, number_or_schedule, operands
 from optax_adadelta._trees import check_leaves, chosen_leaves, inexact_dtype, leaves_like
 
 
@@ -96,7 +96,8 @@ def adadelta(
       ...     return optax.apply_updates(params, updates), state, loss
       >>> for _ in range(1000):
       ...     params, state, loss = step(params, state)
-      >>> print(f"{loss:.4f} after {state.count} steps")
+      >>> print(f"{loss:.3f} after {state.count} steps")
+      0.000 after 1000 steps
 
     References:
       Zeiler, `ADADELTA: An Adaptive Learning Rate Method
@@ -149,6 +150,7 @@ def scale_by_adadelta(
       >>> params = jnp.array([3.0, -2.0])
       >>> updates, state = optimizer.update(2 * params, optimizer.init(params), params)
       >>> print(updates)
+      [-0.00477213  0.00467213]
 
     References:
       Zeiler, `ADADELTA: An Adaptive Learning Rate Method
@@ -158,10 +160,10 @@ def scale_by_adadelta(
 
 
 def _transformation(sign, learning_rate, rho, eps, weight_decay, weight_decay_mask):
-    learning_rate = checked("learning_rate", learning_rate)
-    rho = checked("rho", rho)
-    eps = checked("eps", eps)
-    weight_decay = checked("weight_decay", weight_decay)
+    learning_rate = number_or_schedule("learning_rate", learning_rate)
+    rho = number_or_schedule("rho", rho)
+    eps = number_or_schedule("eps", eps)
+    weight_decay = number_or_schedule("weight_decay", weight_decay)
     decays = not (isinstance(weight_decay, float) and weight_decay == 0.0)
 
     def update(updates, state, params=None, **extra_args):

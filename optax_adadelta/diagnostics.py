@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import optax
 
 from optax_adadelta._equation import rms_ratio
-from optax_adadelta._hyperparameters import checked
+from optax_adadelta._hyperparameters import number
 from optax_adadelta._transform import AdadeltaState
 
 
 def effective_learning_rate(
-    state: Any, eps: jax.typing.ArrayLike = 1e-6, learning_rate: jax.typing.ArrayLike = 1.0
+    state: Any, eps: float | jax.Array = 1e-6, learning_rate: float | jax.Array = 1.0
 ) -> optax.Updates:
     r"""Returns what multiplies each coordinate's gradient, the step size of the paper's Figure 2.
 
@@ -47,16 +47,17 @@ def effective_learning_rate(
       >>> _, state = optimizer.update(grads, state, params)
       >>> rates = effective_learning_rate(state)
       >>> print({name: f"{rate.mean():.3f}" for name, rate in rates.items()})
+      {'b': '0.999', 'w': '0.063'}
 
     References:
       Zeiler, `ADADELTA: An Adaptive Learning Rate Method
       <https://arxiv.org/abs/1212.5701>`_, 2012, Section 4.3.
     """
-    eps, learning_rate = checked("eps", eps), checked("learning_rate", learning_rate)
+    given = number("learning_rate", learning_rate), number("eps", eps)
     found = find_state(state)
 
     def rate(e_g, e_x):
-        scale, floor = (jnp.asarray(value, e_g.dtype) for value in (learning_rate, eps))
+        scale, floor = (jnp.asarray(value, e_g.dtype) for value in given)
         return scale * rms_ratio(e_g, e_x, floor)
 
     return jax.tree.map(rate, found.e_g, found.e_x)

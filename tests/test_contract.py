@@ -162,9 +162,7 @@ def test_multi_steps_is_adadelta_of_the_mean_gradient():
         moved.append(updates)
     assert not np.any(moved[::2])
     means = np.float64(g).reshape(10, 2, 8).mean(axis=1)
-    np.testing.assert_allclose(
-        moved[1::2], [step.dx for step in algorithm_1(means)], rtol=2e-6
-    )
+    np.testing.assert_allclose(moved[1::2], [step.dx for step in algorithm_1(means)], rtol=2e-6)
 
 
 def test_inject_hyperparams_is_adadelta_with_those_hyperparameters():
@@ -186,6 +184,17 @@ def test_inject_hyperparams_with_a_mask_function():
         adadelta(weight_decay=0.1, weight_decay_mask={"w": True, "b": False}), steps=30
     )
     chex.assert_trees_all_close(params, expected, rtol=2e-5)
+
+
+def test_inject_hyperparams_rounds_rho_to_a_bfloat16_model_unless_told_not_to():
+    params = jnp.ones(3, jnp.bfloat16)
+    for told, rho in (({}, float(jnp.bfloat16(0.95))), ({"hyperparam_dtype": jnp.float32}, 0.95)):
+        injected = optax.inject_hyperparams(adadelta, **told)(rho=0.95)
+        state = injected.init(params)
+        before = types(state)
+        _, state = jax.jit(injected.update)(params, state, params)
+        assert types(state) == before
+        np.testing.assert_allclose(state.inner_state.e_g, np.full(3, 1 - rho), rtol=1e-6)
 
 
 def test_a_batch_that_is_not_finite_is_skipped_by_apply_if_finite():

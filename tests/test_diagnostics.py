@@ -41,7 +41,9 @@ def test_it_is_what_multiplies_the_next_gradient_if_the_average_stays():
 def test_it_starts_at_the_learning_rate_and_returns_there_without_gradients():
     optimizer = adadelta(rho=0.5)
     state = optimizer.init(jnp.ones(3))
-    np.testing.assert_array_equal(effective_learning_rate(state, learning_rate=0.5), 0.5 * np.ones(3))
+    np.testing.assert_array_equal(
+        effective_learning_rate(state, learning_rate=0.5), 0.5 * np.ones(3)
+    )
     for t in range(100):
         _, state = optimizer.update(jnp.full(3, 10.0 if t < 50 else 0.0), state)
     np.testing.assert_allclose(effective_learning_rate(state), np.ones(3), rtol=1e-6)
@@ -89,3 +91,5 @@ def test_arguments_are_checked():
         effective_learning_rate(state, eps=0.0)
     with pytest.raises(ValueError, match="learning_rate must be"):
         effective_learning_rate(state, learning_rate=-1.0)
+    with pytest.raises(TypeError, match=r"eps must be a number here; got .*Call it"):
+        effective_learning_rate(state, eps=lambda count: 1e-6)

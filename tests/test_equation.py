@@ -123,7 +123,9 @@ def test_a_gradient_too_large_to_square_moves_as_it_should_and_then_lets_go(huge
     recovered = [abs(float(dx[0])) for dx, _ in steps]
     assert recovered[before + 1] < 1e-10
     assert recovered[-1] > 0.5 * recovered[before - 1]
-    assert all(a >= abs(step.dx[0]) * (1 - 1e-5) for a, step in zip(recovered, expected, strict=True))
+    assert all(
+        a >= abs(step.dx[0]) * (1 - 1e-5) for a, step in zip(recovered, expected, strict=True)
+    )
 
 
 def test_an_infinite_gradient_is_taken_as_the_largest_finite_one():

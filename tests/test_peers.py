@@ -11,9 +11,7 @@ from optax_adadelta.diagnostics import find_state
 
 STEPS, SHAPES = 60, {"w": (4, 3), "b": (3,)}
 CURVATURE = {name: 10.0 ** np.linspace(-2, 2, np.prod(s)).reshape(s) for name, s in SHAPES.items()}
-NOISE = {
-    name: np.random.default_rng(7).standard_normal((STEPS, *s)) for name, s in SHAPES.items()
-}
+NOISE = {name: np.random.default_rng(7).standard_normal((STEPS, *s)) for name, s in SHAPES.items()}
 START = {name: np.full(s, 0.8) for name, s in SHAPES.items()}
 FLOAT32 = dict(rtol=3e-5, atol=1e-7)
 FLOAT64 = dict(rtol=1e-11, atol=1e-14)
@@ -134,6 +132,49 @@ def test_optax_without_a_learning_rate_ascends():
         x = optax.apply_updates(x, updates)
         losses.append(jnp.sum(x**2))
     assert all(np.diff(losses) > 0)
+
+
+def first_updates(optimizer, gradients, params):
+    state = optimizer.init(params)
+    for g in gradients:
+        updates, state = optimizer.update(jnp.full_like(params, g), state, params)
+        yield updates, find_e_g(state)
+
+
+def find_e_g(state):
+    return optax.tree_utils.tree_get(state, "e_g")
+
+
+def test_what_the_readme_says_of_optax_and_of_this():
+    """Like the test above: where this fails, the README's table is to be corrected."""
+    theirs, this = optax.adadelta(1.0, 0.99), adadelta(rho=0.99)
+
+    half = jnp.zeros(1, jnp.bfloat16)
+    drop = [1.0] * 300 + [0.1] * 600
+    exact = 0.01 + 0.99**600 * (1 - 0.99**300 - 0.01)
+    for optimizer, moves in ((theirs, False), (this, True)):
+        *_, (_, e_g) = first_updates(optimizer, drop, half)
+        assert (abs(float(e_g[0]) / exact - 1) < 0.01) == moves
+
+    for optimizer, recovers in ((optax.adadelta(1.0, 0.9), False), (adadelta(rho=0.9), True)):
+        *_, (updates, e_g) = first_updates(optimizer, [1e20, *[0.1] * 1200], jnp.zeros(1))
+        assert bool(jnp.isfinite(e_g[0])) == recovers
+        assert bool(updates[0] < -1e-4) == recovers
+
+    z = jnp.zeros(1, jnp.complex64)
+    with jax.numpy_dtype_promotion("standard"):
+        ((_, squared),) = first_updates(theirs, [2j], z)
+    ((_, modulus),) = first_updates(this, [2j], z)
+    np.testing.assert_allclose(squared, [-0.04 + 0j], rtol=1e-5)
+    np.testing.assert_allclose(modulus, [0.04], rtol=1e-5)
+
+    with pytest.raises(ValueError, match="params"):
+        theirs.update(half, theirs.init(half))
+    this.update(half, this.init(half))
+
+    optax.adadelta(1.0, rho=1.5, eps=-1.0)
+    with pytest.raises(ValueError, match="rho must be"):
+        adadelta(1.0, rho=1.5)
 
 
 @pytest.fixture
