@@ -65,12 +65,12 @@ def at_step(name: str, value: Value | optax.Schedule, count: jax.typing.ArrayLik
 
 def number(name: str, value: Any) -> Value:
     """Returns a traced scalar as it is, any other number as a float that is in its range."""
+    if callable(value):
+        raise TypeError(f"{name} must be a number here; got {value!r}. Call it with the count.")
     if isinstance(value, jax.Array | np.ndarray | np.generic):
         real = jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)
     else:
         real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if callable(value):
-        raise TypeError(f"{name} must be a number here; got {value!r}. Call it with the count.")
     if not real:
         raise TypeError(
             f"{name} must be a real number, a scalar array or a schedule, a function of the step"
