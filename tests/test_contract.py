@@ -266,3 +266,26 @@ def test_a_tree_of_nothing():
         updates, state = optimizer.update(params, state, params)
         assert updates == params
         assert state.count == 1
+
+
+def test_where_the_curvature_is_above_two_a_falling_learning_rate_settles():
+    """The README's advice: once gradients die away, Adadelta is descent with step 1."""
+    x = np.random.default_rng(0).uniform(0, 10, 100)
+    inputs = jnp.asarray(np.stack([x, np.ones(100)], axis=1), jnp.float32)
+    line = jnp.array([3.0, 2.0])
+    steps = 10_000
+
+    def distances(optimizer):
+        def step(carry, _):
+            params, state = carry
+            grads = jax.grad(lambda p: jnp.mean((inputs @ (p - line)) ** 2))(params)
+            updates, state = optimizer.update(grads, state)
+            params = optax.apply_updates(params, updates)
+            return (params, state), jnp.max(jnp.abs(params - line))
+
+        start = jnp.zeros(2)
+        return jax.lax.scan(step, (start, optimizer.init(start)), length=steps)[1]
+
+    assert jnp.max(distances(adadelta())[-500:]) > 0.01
+    falling = adadelta(optax.cosine_decay_schedule(1.0, steps))
+    assert jnp.max(distances(falling)[-500:]) < 1e-5
