@@ -22,6 +22,8 @@ def equation(
 
 def rms_ratio(e_g: jax.Array, e_x: jax.Array, eps: Scalar) -> jax.Array:
     """Returns RMS[dx] / RMS[g]; two roots, for the quotient of the averages can underflow."""
+    # An eps that is zero in this dtype would make 0 / 0 of a coordinate that never moved.
+    eps = jnp.maximum(eps, jnp.finfo(e_g.dtype).tiny)
     return jnp.sqrt(e_x + eps) / jnp.sqrt(e_g + eps)
 
 
@@ -34,8 +36,8 @@ def _abs_sq(x: jax.Array) -> jax.Array:
 def squarable(g: jax.Array) -> jax.Array:
     """Returns `g`, held to the largest modulus whose square is finite.
 
-    A gradient beyond it outweighs all that its average has seen, and the update then depends
-    on nothing but their quotient, which holding both to the bound leaves as it is.
+    The averages then stay finite, and the first such gradient still gives its exact update,
+    which depends on its quotient with an average that is all its own.
     """
     largest = float(jnp.finfo(g.dtype).max)
     bound = 0.99 * largest**0.5

@@ -28,10 +28,12 @@ class _Range(NamedTuple):
     remedy: str
 
 
+_LARGEST = float(np.finfo(np.float32).max)
+
 _RANGES = {
     "learning_rate": _Range(
-        lambda value: 0 <= value < math.inf,
-        "finite and not negative",
+        lambda value: 0 <= value <= _LARGEST,
+        "not negative, and finite in float32",
         "Adadelta needs none: leave it at 1.0. To maximise, use"
         " optax.chain(optax.scale(-1.0), adadelta()).",
     ),
@@ -41,13 +43,13 @@ _RANGES = {
         "It is the share that the running averages keep at each step; the paper uses 0.95.",
     ),
     "eps": _Range(
-        lambda value: 0 < value < math.inf,
-        "positive and finite",
+        lambda value: 0 < value <= _LARGEST,
+        "positive, and finite in float32",
         "Without it nothing ever moves; the paper uses 1e-6.",
     ),
     "weight_decay": _Range(
-        lambda value: 0 <= value < math.inf,
-        "finite and not negative",
+        lambda value: 0 <= value <= _LARGEST,
+        "not negative, and finite in float32",
         "Use 0.0 for no decay.",
     ),
 }
@@ -60,11 +62,14 @@ def number_or_schedule(name: str, value: optax.ScalarOrSchedule) -> Value | opta
 
 def at_step(name: str, value: Value | optax.Schedule, count: jax.typing.ArrayLike) -> Value:
     """Returns what `value` is at step `count`."""
-    return number(name, value(count)) if callable(value) else value
+    return number(name, value(count), fading=True) if callable(value) else value
 
 
-def number(name: str, value: Any) -> Value:
-    """Returns a traced scalar as it is, any other number as a float that is in its range."""
+def number(name: str, value: Any, *, fading: bool = False) -> Value:
+    """Returns a traced scalar as it is, any other number as a float that is in its range.
+
+    A `fading` one may be zero: a schedule that decays gets there, and `rms_ratio` floors it.
+    """
     if callable(value):
         raise TypeError(f"{name} must be a number here; got {value!r}. Call it with the count.")
     if isinstance(value, jax.Array | np.ndarray | np.generic):
@@ -74,7 +79,7 @@ def number(name: str, value: Any) -> Value:
     if not real:
         raise TypeError(
             f"{name} must be a real number, a scalar array or a schedule, a function of the step"
-            f" count; got {value!r} of type {type(value).__name__}."
+            f" count; got {value!r} of type {type(value).__name__}.{_cast_hint(value)}"
         )
     if np.shape(value):
         raise ValueError(
@@ -83,11 +88,26 @@ def number(name: str, value: Any) -> Value:
         )
     if isinstance(value, jax.core.Tracer):
         return value
-    concrete = float(value)
+    try:
+        concrete = float(value)
+    except OverflowError:  # of a Python integer
+        concrete = math.inf
     allowed = _RANGES[name]
-    if not allowed.holds(concrete):
-        raise ValueError(f"{name} must be {allowed.words}; got {concrete}. {allowed.remedy}")
+    if not (allowed.holds(concrete) or (fading and concrete == 0)):
+        raise ValueError(
+            f"{name} must be {allowed.words}; got {concrete}. {allowed.remedy}{_cast_hint(value)}"
+        )
     return concrete
+
+
+def _cast_hint(value: Any) -> str:
+    dtype = getattr(value, "dtype", np.dtype(float))
+    if dtype.itemsize >= 4 and not jnp.issubdtype(dtype, jnp.complexfloating):
+        return ""
+    return (
+        f" It is {dtype}: if optax.inject_hyperparams cast it to the dtype of the model, give that"
+        " hyperparam_dtype=jnp.float32."
+    )
 
 
 class Operands(NamedTuple):

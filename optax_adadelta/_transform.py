@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from optax_adadelta._equation import equation, squarable
 from optax_adadelta._hyperparameters import Operands, at_step, number_or_schedule, operands
@@ -53,16 +54,16 @@ def adadelta(
 
     where :math:`\theta` are the parameters, :math:`\alpha` is the learning rate,
     :math:`\lambda` the weight decay, and both averages start at zero. The arithmetic and both
-    averages are float32, for parameters of more than 32 bits a real number float64, whatever
-    the dtype of the parameters. A gradient too large to square moves its coordinate as the
-    equation says and leaves the averages finite. A NaN stays in its own coordinate.
+    averages are float64 for float64 and complex128 parameters, and float32 for all others. A
+    gradient too large to square is held to the largest that is not, so that the averages stay
+    finite. A NaN stays in its own coordinate.
 
     Args:
       learning_rate: :math:`\alpha`, at least 0; None means 1.0, the paper's algorithm. It
         scales the updates and never enters the averages.
       rho: :math:`\rho`, the share that the averages keep at each step, at least 0 and below 1.
-      eps: :math:`\epsilon`, positive. It makes the first steps, about ``sqrt(eps / (1 - rho))``
-        in size, and floors both roots.
+      eps: :math:`\epsilon`, positive. It makes the first steps, of at most
+        ``sqrt(eps / (1 - rho))``, and floors both roots.
       weight_decay: :math:`\lambda`, at least 0; L2, that is, added to the gradient.
       weight_decay_mask: a tree of bools that is a prefix of the parameters, or a function of
         the parameters that returns one; only leaves under True decay.
@@ -78,10 +79,12 @@ def adadelta(
       it needs ``params`` only where there is weight decay.
 
     Raises:
-      TypeError: a hyperparameter is not a real number; a parameter or gradient is an integer.
+      TypeError: a hyperparameter is not a real number, a parameter or gradient not an array of
+        floating-point or complex numbers, the mask not of bools, the state not of this
+        optimizer or cast to another dtype.
       ValueError: a hyperparameter is out of its range or not a scalar; trees or shapes differ;
-        ``params`` is missing though there is weight decay. A traced hyperparameter cannot be
-        checked.
+        ``params`` is missing though there is weight decay. The range of a traced hyperparameter
+        cannot be checked.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -197,7 +200,16 @@ def _transformation(sign, learning_rate, rho, eps, weight_decay, weight_decay_ma
 
 def _init(params: optax.Params) -> AdadeltaState:
     e_g, e_x = (jax.tree.map_with_path(_zeros_for, params) for _ in range(2))
-    return AdadeltaState(jnp.zeros([], jnp.int32), e_g, e_x)
+    return AdadeltaState(jnp.zeros([], jnp.int32, device=_count_sharding(params)), e_g, e_x)
+
+
+def _count_sharding(params: optax.Params) -> NamedSharding | None:
+    """Returns where a step leaves the count; were it elsewhere, the second step would recompile."""
+    for p in jax.tree.leaves(params):
+        sharding = None if isinstance(p, jax.core.Tracer) else getattr(p, "sharding", None)
+        if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
+            return NamedSharding(sharding.mesh, PartitionSpec())
+    return None
 
 
 def _zeros_for(path, p) -> jax.Array:
@@ -210,17 +222,16 @@ def _zeros_for(path, p) -> jax.Array:
     return jnp.zeros_like(p, dtype=dtype)
 
 
+# Compiled by itself so that leaves of one shape are traced once.
 @jax.jit
 def _update_leaf(g, e_g, e_x, p, hyper: Operands):
     dtype = e_g.dtype
     hyper = hyper.astype(dtype)
-    # An eps that underflows to zero would make 0 / 0 of a coordinate that never moved.
-    eps = jnp.maximum(hyper.eps, jnp.finfo(dtype).tiny)
     kind = np.result_type(dtype, np.complex64) if jnp.iscomplexobj(g) else dtype
     wide = g.astype(kind)
     if p is not None:
         wide += hyper.weight_decay.astype(kind) * p.astype(kind)
-    dx, e_g, e_x = equation(squarable(wide), e_g, e_x, hyper.rho, eps)
+    dx, e_g, e_x = equation(squarable(wide), e_g, e_x, hyper.rho, hyper.eps)
     return (hyper.scale.astype(kind) * dx).astype(g.dtype), e_g, e_x
 
 
@@ -230,6 +241,7 @@ def _update(updates, state: AdadeltaState, params, decayed: tuple[bool, ...] | N
 
     The checks run when it is traced, so they cost a step nothing.
     """
+    # Under jax.disable_jit, NumPy arrays and numbers come as they are.
     updates, state, params = jax.tree.map(jnp.asarray, (updates, state, params))
     gs, structure = jax.tree.flatten(updates)
     e_gs = leaves_like(updates, state.e_g, "state.e_g")

@@ -1,11 +1,17 @@
 """Trees that must match: pairing their leaves, and saying where they do not."""
 
+import numbers
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+
+_REMEDY = (
+    "Adadelta takes arrays of floating-point or complex numbers only. Leave the others out of the"
+    " tree, or label them for optax.set_to_zero() in an optax.multi_transform."
+)
 
 
 def leaves_like(updates: optax.Updates, tree: optax.Updates, name: str) -> list:
@@ -46,12 +52,11 @@ def check_leaves(updates: optax.Updates, e_gs: list, e_xs: list, ps: list) -> No
 
 def inexact_dtype(name: str, path: jax.tree_util.KeyPath, leaf: Any) -> np.dtype:
     """Returns the dtype of a leaf, or raises the error that says that it has no gradient."""
+    if not hasattr(leaf, "dtype") and not isinstance(leaf, numbers.Number):
+        raise TypeError(f"{name}{_at(path)} is {leaf!r}, of type {type(leaf).__name__}. {_REMEDY}")
     dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
     if not jnp.issubdtype(dtype, jnp.inexact):
-        raise TypeError(
-            f"{name}{_at(path)} has dtype {dtype}; Adadelta takes floating-point and complex"
-            " leaves only. Keep the others from it with optax.masked or optax.multi_transform."
-        )
+        raise TypeError(f"{name}{_at(path)} has dtype {dtype}. {_REMEDY}")
     return jax.dtypes.canonicalize_dtype(dtype)
 
 
@@ -78,7 +83,10 @@ def chosen_leaves(params: optax.Params, mask: Any) -> tuple[bool, ...]:
 
 def _difference(updates: optax.Updates, tree: optax.Updates) -> str:
     ours, theirs = (
-        {_at(path) for path, _ in jax.tree.leaves_with_path(t, is_leaf=lambda leaf: leaf is None)}
+        {
+            f"{_at(path)} as None" if leaf is None else _at(path)
+            for path, leaf in jax.tree.leaves_with_path(t, is_leaf=lambda leaf: leaf is None)
+        }
         for t in (updates, tree)
     )
     found = [

@@ -129,10 +129,13 @@ def test_the_parameters_in_the_state_are_mapped_over():
     chex.assert_trees_all_equal(found.e_g, jax.tree.map(lambda p: jnp.full_like(p, 2.0), START))
 
 
-def test_masked_parts_do_not_move_and_have_no_state():
-    optimizer = optax.multi_transform(
-        {"train": adadelta(), "freeze": optax.set_to_zero()}, {"w": "train", "b": "freeze"}
-    )
+def freezing(**labels):
+    """The README's recipe; optax.masked would pass the gradient of the other parts on."""
+    return optax.multi_transform({"train": adadelta(), "freeze": optax.set_to_zero()}, labels)
+
+
+def test_frozen_parts_do_not_move_and_have_no_state():
+    optimizer = freezing(w="train", b="freeze")
     params, state, _ = train(optimizer, steps=20)
     alone, alone_state, _ = train(optax.masked(adadelta(), {"w": True, "b": True}), steps=20)
     np.testing.assert_array_equal(params["b"], START["b"])
@@ -142,10 +145,19 @@ def test_masked_parts_do_not_move_and_have_no_state():
     np.testing.assert_array_equal(e_g["w"], optax.tree_utils.tree_get(alone_state, "e_g")["w"])
 
 
-def test_integers_are_masked_away():
+def test_optax_masked_steps_the_part_that_is_chosen():
+    grads = {"w": jnp.ones(3), "b": jnp.ones(3)}
+    optimizer = optax.masked(adadelta(), {"w": True, "b": False})
+    updates, state = optimizer.update(grads, optimizer.init(grads))
+    expected, _ = adadelta().update(grads["w"], adadelta().init(grads["w"]))
+    np.testing.assert_array_equal(updates["w"], expected)
+    assert state.inner_state.e_g["b"] == optax.MaskedNode()
+
+
+def test_integers_are_frozen():
     params = {"w": jnp.ones(3), "step": jnp.int32(7)}
-    optimizer = optax.masked(adadelta(), {"w": True, "step": False})
-    grads = {"w": jnp.ones(3), "step": jnp.int32(0)}
+    optimizer = freezing(w="train", step="freeze")
+    grads = {"w": jnp.ones(3), "step": jnp.int32(5)}
     updates, _ = optimizer.update(grads, optimizer.init(params), params)
     assert updates["step"] == 0
     assert (updates["w"] < 0).all()
@@ -195,6 +207,28 @@ def test_inject_hyperparams_rounds_rho_to_a_bfloat16_model_unless_told_not_to():
         _, state = jax.jit(injected.update)(params, state, params)
         assert types(state) == before
         np.testing.assert_allclose(state.inner_state.e_g, np.full(3, 1 - rho), rtol=1e-6)
+
+
+def test_inject_hyperparams_may_leave_weight_decay_out_so_that_no_parameters_are_needed():
+    injected = optax.inject_hyperparams(adadelta, static_args="weight_decay")(rho=0.9)
+    g = jnp.ones(3)
+    updates, _ = jax.jit(lambda g: injected.update(g, injected.init(g)))(g)
+    np.testing.assert_allclose(
+        updates, adadelta(rho=0.9).update(g, adadelta().init(g))[0], rtol=1e-6
+    )
+    with pytest.raises(ValueError, match="params is None"):
+        jax.jit(optax.inject_hyperparams(adadelta)().update)(
+            g, optax.inject_hyperparams(adadelta)().init(g)
+        )
+
+
+def test_inject_hyperparams_of_a_complex_model_is_told_the_dtype():
+    z = jnp.ones(3, jnp.complex64)
+    with pytest.raises(TypeError, match=r"learning_rate must.*hyperparam_dtype=jnp.float32"):
+        optax.inject_hyperparams(adadelta)().init(z)
+    injected = optax.inject_hyperparams(adadelta, hyperparam_dtype=jnp.float32)()
+    updates, _ = injected.update(z, injected.init(z), z)
+    np.testing.assert_allclose(updates, adadelta().update(z, adadelta().init(z))[0], rtol=1e-6)
 
 
 def test_a_batch_that_is_not_finite_is_skipped_by_apply_if_finite():

@@ -44,6 +44,7 @@ def test_it_starts_at_the_learning_rate_and_returns_there_without_gradients():
     np.testing.assert_array_equal(
         effective_learning_rate(state, learning_rate=0.5), 0.5 * np.ones(3)
     )
+    np.testing.assert_array_equal(effective_learning_rate(state, eps=1e-300), np.ones(3))
     for t in range(100):
         _, state = optimizer.update(jnp.full(3, 10.0 if t < 50 else 0.0), state)
     np.testing.assert_allclose(effective_learning_rate(state), np.ones(3), rtol=1e-6)

@@ -14,11 +14,12 @@ SIZE = 256
 
 
 def ulps(got, expected):
-    """The distance in units in the last place of float32, where it has its full precision."""
-    expected = np.abs(expected)
-    error = np.abs(np.abs(np.asarray(got, np.float64)) - expected)
-    normal = expected > 1e-30
-    return (error[normal] / np.spacing(expected[normal].astype(np.float32))).max(initial=0.0)
+    """The distance in units in the last place of float32; what float32 cannot hold must be 0."""
+    got, magnitude = np.asarray(got, np.float64), np.abs(expected)
+    assert (got[expected == 0] == 0).all()
+    held = magnitude > 1e-30
+    error = np.abs(got - expected)[held]
+    return (error / np.spacing(magnitude[held].astype(np.float32))).max(initial=0.0)
 
 
 def run(optimizer, given_gradients, dtype):
@@ -36,10 +37,11 @@ def test_200_steps_in_float32_stay_within_rounding_of_algorithm_1(kind, rho):
     for (dx, state), expected in zip(
         run(adadelta(rho=rho), g, jnp.float32), algorithm_1(g, rho), strict=True
     ):
-        # E[dx^2] feeds on itself, so its rounding adds up: about half a unit a step at most.
-        assert ulps(dx, expected.dx) < 48
-        assert ulps(state.e_g, expected.e_g) < 32
-        assert ulps(state.e_x, expected.e_x) < 96
+        # E[dx^2] feeds on itself, so what is rounded alike at every step adds up.
+        same_each_step = kind in ("constant", "alternating")
+        assert ulps(dx, expected.dx) <= (36 if same_each_step else 20)
+        assert ulps(state.e_g, expected.e_g) <= 24
+        assert ulps(state.e_x, expected.e_x) <= (88 if same_each_step else 40)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -52,7 +54,7 @@ def test_one_step_in_float32_is_within_a_few_units_in_the_last_place(kind):
         state = AdadeltaState(jnp.int32(0), jnp.asarray(e_g), jnp.asarray(e_x))
         dx, state = optimizer.update(jnp.asarray(g, jnp.float32), state)
         e_g = rho * e_g.astype(np.float64) + (1 - rho) * g**2
-        exact = np.sqrt(e_x.astype(np.float64) + eps) / np.sqrt(e_g + eps) * g
+        exact = -np.sqrt(e_x.astype(np.float64) + eps) / np.sqrt(e_g + eps) * g
         assert ulps(state.e_g, e_g) <= 3
         assert ulps(dx, exact) <= 5
         assert ulps(state.e_x, rho * e_x.astype(np.float64) + (1 - rho) * exact**2) <= 8
@@ -149,6 +151,18 @@ def test_a_huge_complex_gradient_keeps_its_direction():
     (expected,) = algorithm_1(g)
     np.testing.assert_allclose(dx, expected.dx, rtol=1e-5)
     assert jnp.isfinite(state.e_g).all()
+    ((dx, state),) = run(adadelta(), np.array([[complex(np.inf, 1.0)]]), jnp.complex64)
+    np.testing.assert_allclose(dx, [-np.sqrt(1e-6 / 0.05)], rtol=1e-5)
+    assert jnp.isfinite(state.e_g).all()
+
+
+def test_the_largest_gradients_that_can_be_squared_are_taken_as_they_are():
+    g = np.array([[1e18, 1.8e19], [1.8e19, 1e18]])
+    for (dx, state), expected in zip(
+        run(adadelta(), g, jnp.float32), algorithm_1(g.astype(np.float32)), strict=True
+    ):
+        assert ulps(dx, expected.dx) <= 5
+        assert ulps(state.e_g, expected.e_g) <= 3
 
 
 @pytest.mark.usefixtures("x64")

@@ -171,11 +171,11 @@ def test_injected_hyperparameters_compile_once(compiled):
         ("rho", 1.0),
         ("rho", -0.125),
         ("rho", float("nan")),
-        ("eps", 0.0),
         ("eps", -0.5),
         ("eps", float("inf")),
         ("weight_decay", -0.25),
         ("weight_decay", float("nan")),
+        ("weight_decay", float("inf")),
     ],
 )
 @pytest.mark.parametrize(
@@ -213,6 +213,42 @@ def test_an_array_that_is_no_scalar_is_refused_by_name(name, kind):
 def test_a_traced_array_that_is_no_scalar_is_refused():
     with pytest.raises(ValueError, match=r"^rho must be a scalar; .* shape \(2,\)"):
         jax.jit(lambda rho: adadelta(rho=rho).init(rho))(jnp.ones(2))
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "eps", "weight_decay"])
+@pytest.mark.parametrize("value", [1e39, 10**400])
+def test_what_float32_cannot_hold_is_refused(name, value):
+    with pytest.raises(ValueError, match=f"^{name} must be .* finite in float32; got"):
+        adadelta(**{name: value})
+
+
+@pytest.mark.parametrize("kind", [float, np.float32, jnp.asarray])
+def test_an_eps_of_zero_is_refused(kind):
+    with pytest.raises(ValueError, match=r"^eps must be positive.*; got 0\.0\. Without it nothing"):
+        adadelta(eps=kind(0.0))
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_an_eps_schedule_may_fade_to_zero(jit):
+    optimizer = adadelta(eps=lambda count: jnp.where(count < 1, 1e-6, 0.0))
+    update = jax.jit(optimizer.update) if jit else optimizer.update
+    x = jnp.array([1.0, 0.0])
+    state = optimizer.init(x)
+    for _ in range(3):
+        updates, state = update(x, state)
+        assert jnp.isfinite(updates).all()
+    assert updates[0] < 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("rho", jnp.bfloat16(0.999)), ("eps", jnp.float16(1e-8)), ("eps", jnp.complex64(1e-6))],
+)
+def test_a_value_that_a_cast_has_spoiled_is_refused_with_the_remedy(name, value):
+    with pytest.raises(
+        (TypeError, ValueError), match=f"^{name} must.*hyperparam_dtype=jnp.float32"
+    ):
+        adadelta(**{name: value})
 
 
 def test_scale_by_adadelta_checks_alike():

@@ -11,7 +11,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from reference import algorithm_1, gradients
 
-from optax_adadelta import AdadeltaState, adadelta
+from optax_adadelta import AdadeltaState, _transform, adadelta
+from optax_adadelta._equation import equation
 
 DTYPES = (
     jnp.float16,
@@ -287,6 +288,30 @@ def test_state_has_its_parameters_sharding(dtype, jit):
             got.astype(np.complex64), expected_updates[name].astype(np.complex64), rtol=rounding
         )
     chex.assert_trees_all_close(jax.device_get(state), jax.device_get(expected), rtol=5e-7)
+
+
+@pytest.mark.parametrize("types", [AxisType.Auto, AxisType.Explicit])
+def test_the_second_step_of_a_sharded_state_compiles_nothing(types, compiled):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(types,))
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    optimizer = adadelta()
+    params = jax.device_put(jnp.ones((8, 4)), sharding)
+    update = jax.jit(lambda g, state: optimizer.update(g, state))
+    for given in (params, jax.ShapeDtypeStruct((8, 4), jnp.float32, sharding=sharding)):
+        _, state = update(params, optimizer.init(given))
+        before = compiled()
+        update(params, state)
+        assert compiled() == before
+
+
+def test_leaves_of_one_shape_are_traced_once(monkeypatch):
+    traced = []
+    monkeypatch.setattr(
+        _transform, "equation", lambda g, *rest: traced.append(g.shape) or equation(g, *rest)
+    )
+    params = [jnp.ones((2, 13)) for _ in range(20)] + [jnp.ones(17) for _ in range(20)]
+    jax.jit(adadelta().update).trace(params, adadelta().init(params))
+    assert sorted(traced) == [(2, 13), (17,)]
 
 
 def test_explicit_sharding_is_in_the_types_of_the_state():

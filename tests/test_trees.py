@@ -24,16 +24,18 @@ def refused(error, *parts):
         (3, "int32"),
         (jax.ShapeDtypeStruct((3,), jnp.uint8), "uint8"),
         (jax.random.key(0), "key<"),
+        (jnp.sin, "is <"),
+        ("float32", "is 'float32', of type str"),
     ],
 )
 def test_parameters_that_are_no_numbers_to_descend_on(leaf, dtype):
-    with refused(TypeError, "params['a'][1]", dtype, "optax.masked"):
+    with refused(TypeError, "params['a'][1]", dtype, "optax.set_to_zero()"):
         adadelta().init({"a": [jnp.ones(2), leaf]})
 
 
 def test_gradients_of_integers():
     grads = jax.grad(lambda p: p["w"].sum() * 1.0, allow_int=True)({**PARAMS, "b": jnp.arange(4)})
-    with refused(TypeError, "updates['b']", "float0", "optax.masked"):
+    with refused(TypeError, "updates['b']", "float0", "optax.set_to_zero()"):
         adadelta().update(grads, adadelta().init(PARAMS))
 
 
@@ -43,7 +45,7 @@ def test_gradients_of_integers():
         ({"w": PARAMS["w"]}, "only the latter has ['b']"),
         ({**PARAMS, "c": jnp.ones(1)}, "only the former has ['c']"),
         ({"w": PARAMS["w"], "b": {"c": jnp.ones(4)}}, "only the former has ['b']['c']"),
-        ({"w": PARAMS["w"], "b": None}, "'b': None"),
+        ({"w": PARAMS["w"], "b": None}, "former has ['b'] as None and only the latter has ['b']"),
         ([PARAMS["b"], PARAMS["w"]], "only the former has [0], [1]"),
         (jnp.ones(4), "only the former has a leaf"),
     ],
@@ -98,6 +100,14 @@ def test_a_state_cast_to_low_precision():
     state = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), adadelta().init(PARAMS))
     with refused(TypeError, "state.e_g['b']", "bfloat16", "cast the optimizer's part back"):
         adadelta().update(PARAMS, state)
+
+
+@pytest.mark.usefixtures("x64")
+def test_averages_of_two_dtypes():
+    state = adadelta().init(PARAMS)
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), state.e_x)
+    with refused(TypeError, "state.e_g['b'] and state.e_x['b'] are float32 and float64"):
+        adadelta().update(PARAMS, state._replace(e_x=wide))
 
 
 @pytest.mark.parametrize("mask", [{"w": True}, {"w": True, "b": {"c": True}}, [True, False]])
