@@ -6,11 +6,19 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 
+import hypothesis
 import jax
 import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# The ordinary cases are always the same, so that no run fails by chance; the nightly ones are new.
+hypothesis.settings.register_profile(
+    "ordinary", max_examples=40, derandomize=True, database=None, deadline=None
+)
+hypothesis.settings.register_profile("nightly", max_examples=500, deadline=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ordinary"))
 
 _COMPILED = []
 jax.monitoring.register_event_duration_secs_listener(
