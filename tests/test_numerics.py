@@ -1,0 +1,241 @@
+"""The promises of docs/numerics.md: what holds for every float, and for how long."""
+
+import functools
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from reference import algorithm_1, gradients
+
+from optax_adadelta import adadelta, scale_by_adadelta
+
+
+def updates_and_references(g, rho, eps, dtype=jnp.float32):
+    """Yields our update, E[g^2] and E[dx^2] and those of Algorithm 1 on the same gradients."""
+    g = np.asarray(jnp.asarray(g, dtype), np.float64)
+    optimizer = adadelta(rho=rho, eps=eps)
+    state = optimizer.init(jnp.zeros(g.shape[1:], dtype))
+    for leaf, expected in zip(g, algorithm_1(g, rho, eps), strict=True):
+        dx, state = optimizer.update(jnp.asarray(leaf, dtype), state)
+        yield (dx, state.e_g, state.e_x), expected
+
+
+@pytest.mark.parametrize("rho", [0.9, 0.95, 0.9999])
+@pytest.mark.parametrize("eps", [1e-4, 1e-8, 1e-16, 1e-24, 1e-33])
+def test_gradients_down_to_subnormals_give_the_update_within_1e_5(rho, eps):
+    scales = 10.0 ** np.arange(-44, 6)
+    g = gradients("normal", 100, 50) * scales
+    for (dx, _, _), expected in updates_and_references(g, rho, eps):
+        seen = np.abs(expected.dx) > 1e-30
+        np.testing.assert_allclose(np.asarray(dx)[seen], expected.dx[seen], rtol=1e-5)
+
+
+@pytest.mark.parametrize("rho", [0.5, 0.95, 0.9999])
+@pytest.mark.parametrize("eps", [1e-36, 1.1754944e-38, 1e-40, 1e-300])
+def test_an_eps_near_the_smallest_float_still_moves_and_stays_bounded(rho, eps):
+    floor = max(eps, float(np.finfo(np.float32).tiny))
+    e_x = np.zeros(50)
+    for (dx, e_g, after), _ in updates_and_references(
+        gradients("normal", 300, 50) * 10.0 ** np.linspace(-20, 10, 50), rho, eps
+    ):
+        size, e_g = np.abs(np.float64(dx)), np.float64(e_g)
+        assert np.isfinite(size).all()
+        assert (size <= np.sqrt((e_x + floor) / (1 - rho)) * (1 + 1e-5)).all()
+        e_x = np.float64(after)
+    assert (size[e_g > floor] > 1e-3 * np.sqrt(floor)).all()
+
+
+@pytest.mark.parametrize("huge", [1e18, 1e20, 1e30, float(jnp.finfo(jnp.float32).max)])
+@pytest.mark.parametrize("rho", [0.5, 0.9])
+def test_after_a_huge_gradient_a_coordinate_is_back_no_later_than_exactly(huge, rho):
+    g = np.concatenate([np.full(50, 0.1), [huge], np.full(1800, 0.1)])[:, None]
+    ours, exact = [], []
+    for (dx, e_g, e_x), expected in updates_and_references(g, rho, 1e-6):
+        assert np.isfinite([dx, e_g, e_x]).all()
+        ours.append(abs(float(dx[0])))
+        exact.append(abs(expected.dx[0]))
+    ours, exact = np.array(ours), np.array(exact)
+    # A gradient that is the same each step is rounded alike each step: 1e-8 a step in all.
+    assert (ours >= exact * (1 - 1e-4)).all()
+    ordinary = exact[49]
+    back = 51 + np.argmax(ours[51:] > 0.5 * ordinary), 51 + np.argmax(exact[51:] > 0.5 * ordinary)
+    assert back[0] <= back[1]
+    if huge < 1.8e19:
+        np.testing.assert_allclose(ours, exact, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("rho", [0.99, 0.999])
+def test_averages_of_a_low_precision_model_follow_gradients_that_drop(dtype, rho):
+    steps = round(3 / (1 - rho))
+    drop = np.concatenate([np.ones(steps), np.full(steps, 0.1)])[:, None] * [1.0, 0.03]
+    for (_, e_g, _), expected in updates_and_references(drop, rho, 1e-6, dtype):
+        np.testing.assert_allclose(e_g, expected.e_g, rtol=1e-4)
+    optimizer = optax.adadelta(1.0, rho)
+    state = optimizer.init(jnp.zeros(2, dtype))
+    update = jax.jit(optimizer.update)
+    for g in drop:
+        _, state = update(jnp.asarray(g, dtype), state, jnp.zeros(2, dtype))
+    theirs = np.float64(optax.tree_utils.tree_get(state, "e_g"))
+    assert (np.abs(theirs / expected.e_g - 1) > 0.01).any()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("eps", [1e-6, 1e-8])
+def test_low_precision_models_have_no_nan_on_zero_gradients(dtype, eps):
+    g = gradients("sparse", 100, 64)
+    for (dx, e_g, e_x), expected in updates_and_references(g, 0.95, eps, dtype):
+        assert dx.dtype == dtype
+        assert e_g.dtype == e_x.dtype == jnp.float32
+        np.testing.assert_allclose(
+            np.float64(dx),
+            expected.dx,
+            rtol=float(jnp.finfo(dtype).eps),
+            atol=float(jnp.finfo(dtype).smallest_subnormal),
+        )
+
+
+INJECT = functools.partial(optax.inject_hyperparams, hyperparam_dtype=jnp.float32)
+CARRIED = {
+    "schedule": lambda: adadelta(lambda count: 1.0, rho=np.float64(0.9), weight_decay=0.1),
+    "injected": lambda: INJECT(adadelta)(rho=0.9),
+    "injected schedule": lambda: INJECT(adadelta)(optax.linear_schedule(1.0, 0.5, 5)),
+    "MultiSteps": lambda: optax.MultiSteps(adadelta(), 2).gradient_transformation(),
+}
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        (name, dtype)
+        for name in CARRIED
+        for dtype in (jnp.bfloat16, jnp.float32, jnp.float64, jnp.complex64)
+        # Optax's MultiSteps casts complex gradients to real.
+        if (name, dtype) != ("MultiSteps", jnp.complex64)
+    ],
+)
+def test_loops_carry_the_state_under_x64(name, dtype):
+    optimizer = CARRIED[name]()
+    params = {"w": jnp.ones((3, 2), dtype), "b": jnp.ones((), dtype)}
+
+    def step(carry):
+        params, state = carry
+        updates, state = optimizer.update(params, state, params)
+        return optax.apply_updates(params, updates), state
+
+    # A loop refuses a carry whose types change, weak types included.
+    with jax.numpy_dtype_promotion("standard"):
+        carry = params, optimizer.init(params)
+        scanned, _ = jax.lax.scan(lambda carry, _: (step(carry), None), carry, length=4)
+        looped = jax.lax.fori_loop(0, 4, lambda _, carry: step(carry), carry)
+    for got, other in zip(jax.tree.leaves(scanned), jax.tree.leaves(looped), strict=True):
+        np.testing.assert_array_equal(got, other)
+    assert (np.abs(scanned[0]["w"]) < 1).all()
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(
+    ("rho", "bound_e_g", "bound_e_x", "bound_path"),
+    [(0.95, 1e-6, 1e-5, 1e-6), (0.9999, 2e-5, 1e-3, 1e-4)],
+)
+def test_a_million_steps_drift_little_from_float64(rho, bound_e_g, bound_e_x, bound_path):
+    """Both run on the same float32 gradients; the path is the float64 sum of the updates."""
+    size, steps, eps = 32, 1_000_000, 1e-6
+    scale = jnp.asarray(10.0 ** np.linspace(-4, 3, size), jnp.float32)
+    lanes = jnp.arange(size, dtype=jnp.uint32) * jnp.uint32(40503)
+    optimizer = scale_by_adadelta(rho, eps)
+
+    def gradient(t):
+        bits = (t.astype(jnp.uint32) * jnp.uint32(2654435761) + lanes * lanes) >> 8
+        return (bits.astype(jnp.float32) * jnp.float32(2.0**-24) - jnp.float32(0.4)) * scale
+
+    def step(carry, t):
+        state, path, e_g, e_x, exact_path, length = carry
+        g = gradient(t)
+        dx, state = optimizer.update(g, state)
+        wide = g.astype(jnp.float64)
+        e_g = rho * e_g + (1 - rho) * wide**2
+        exact = jnp.sqrt(e_x + eps) / jnp.sqrt(e_g + eps) * wide
+        e_x = rho * e_x + (1 - rho) * exact**2
+        path += dx.astype(jnp.float64)
+        return (state, path, e_g, e_x, exact_path + exact, length + jnp.abs(exact)), None
+
+    zeros = jnp.zeros(size, jnp.float64)
+    start = (optimizer.init(jnp.zeros(size, jnp.float32)), *[zeros] * 5)
+    carry, _ = jax.jit(lambda: jax.lax.scan(step, start, jnp.arange(steps)))()
+    state, path, e_g, e_x, exact_path, length = jax.device_get(carry)
+    drift = {
+        "E[g^2]": (np.max(np.abs(state.e_g / e_g - 1)), bound_e_g),
+        "E[dx^2]": (np.max(np.abs(state.e_x / e_x - 1)), bound_e_x),
+        "path": (np.max(np.abs(path - exact_path) / length), bound_path),
+    }
+    assert state.count == steps
+    assert all(measured < bound for measured, bound in drift.values()), drift
+
+
+def saved_and_restored(state):
+    """Through NumPy and bytes, as a checkpoint goes."""
+    return pickle.loads(pickle.dumps(jax.device_get(state)))
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_a_run_resumed_at_any_step_is_the_uninterrupted_run_bit_for_bit(jit):
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), adadelta(rho=0.99, weight_decay=0.01))
+    g = jnp.asarray(gradients("bursts", 12, 33), jnp.float32)
+
+    def step(params, state, g):
+        updates, state = optimizer.update(g, state, params)
+        return optax.apply_updates(params, updates), state
+
+    step = jax.jit(step) if jit else step
+
+    def run(stop_at):
+        params = jnp.ones(33)
+        state = optimizer.init(params)
+        for t in range(12):
+            if t == stop_at:
+                params, state = saved_and_restored((params, state))
+            params, state = step(params, state, g[t])
+        return jax.device_get((params, state))
+
+    uninterrupted = run(None)
+    for stop_at in range(12):
+        jax.tree.map(np.testing.assert_array_equal, run(stop_at), uninterrupted)
+
+
+def test_the_order_of_keys_changes_no_bit():
+    leaves = {
+        name: jnp.asarray(gradients("normal", 1, size, seed=size)[0], jnp.float32)
+        for name, size in (("b", 5), ("a", 17), ("c", 1))
+    }
+    runs = []
+    for names in (("a", "b", "c"), ("c", "a", "b")):
+        params = {name: leaves[name] for name in names}
+        state = adadelta().init(params)
+        for _ in range(5):
+            updates, state = jax.jit(adadelta().update)(params, state)
+        runs.append((updates, state))
+    jax.tree.map(np.testing.assert_array_equal, *runs)
+
+
+@pytest.mark.parametrize("spec", [PartitionSpec("a"), PartitionSpec("a", "b"), PartitionSpec()])
+@pytest.mark.parametrize(("shape", "ulps"), [((64, 64), 0), ((16, 8), 4)])
+def test_eight_devices_step_as_one_does(spec, shape, ulps):
+    """Bit for bit, but for pieces of a few elements, whose roots XLA may compile otherwise."""
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
+    g = gradients("normal", 20, np.prod(shape)).reshape(20, *shape).astype(np.float32)
+    put = functools.partial(jax.device_put, device=NamedSharding(mesh, spec))
+    update = jax.jit(adadelta().update)
+    one = adadelta().init(jnp.asarray(g[0]))
+    for leaf in g:
+        # From the same state each time, so that this is the rounding of one step.
+        eight = one._replace(e_g=put(one.e_g), e_x=put(one.e_x))
+        sharded = jax.tree.leaves(update(put(leaf), eight))
+        dx, one = update(jnp.asarray(leaf), one)
+        for got, expected in zip(sharded, jax.tree.leaves((dx, one)), strict=True):
+            np.testing.assert_array_max_ulp(np.float32(got), np.float32(expected), ulps)
