@@ -1,0 +1,102 @@
+"""What it costs that a gradient too large to square is held to the largest that is not.
+
+A donated step, update and apply, with and without the guard, in turns in one process.
+
+    pip install -e ".[examples]" && python benchmarks/overflow_guard.py
+"""
+
+import argparse
+import datetime
+import functools
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import statistics
+import time
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import optax
+from tqdm import trange
+
+from optax_adadelta import _transform, adadelta
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+
+
+def stepper(size: int, guarded: bool):
+    """Returns a function that makes one step and waits for it."""
+    optimizer = adadelta()
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(params, state, grads):
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    params, grads = jnp.ones(size), jnp.full(size, 0.1)
+    state = optimizer.init(params)
+    guard = _transform.squarable if guarded else lambda g: g
+    jax.clear_caches()
+    with mock.patch.object(_transform, "squarable", guard):
+        carry = [step.lower(params, state, grads).compile(), params, state]
+
+    def once() -> float:
+        start = time.perf_counter()
+        carry[1:] = jax.block_until_ready(carry[0](carry[1], carry[2], grads))
+        return time.perf_counter() - start
+
+    return once
+
+
+def main() -> None:
+    """Reads the options, measures, writes, and says what came out."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--size", type=int, default=8_000_000, help="parameters (default: %(default)s)")
+    add("--steps", type=int, default=60, help="steps of each (default: %(default)s)")
+    text = "where to write JSON (default: benchmarks/results/overflow_guard-jax-VERSION.json)"
+    add("--output", type=pathlib.Path, help=text)
+    add("--smoke", action="store_true", help="only try that all works (default: off)")
+    options = parser.parse_args()
+    size, steps = (1000, 3) if options.smoke else (options.size, options.steps)
+
+    steppers = {"with": stepper(size, True), "without": stepper(size, False)}
+    for once in steppers.values():
+        once()
+    times = {name: [] for name in steppers}
+    for _ in trange(steps, desc="Steps", unit="step"):
+        for name, once in steppers.items():
+            times[name].append(once())
+    nanoseconds = {name: 1e9 * statistics.median(t) / size for name, t in times.items()}
+    quartiles = {
+        name: [1e9 * q / size for q in statistics.quantiles(t, n=4)[::2]]
+        for name, t in times.items()
+    }
+    report = {
+        "command": f"python benchmarks/overflow_guard.py --size {size} --steps {steps}",
+        "date": datetime.date.today().isoformat(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {jax.default_backend()}",
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "optax")},
+        },
+        "nanoseconds a parameter": nanoseconds,
+        "quartiles": quartiles,
+        "ratio": nanoseconds["with"] / nanoseconds["without"],
+    }
+    output = options.output or RESULTS / f"overflow_guard-jax-{jax.__version__}.json"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    for name, median in nanoseconds.items():
+        low, high = quartiles[name]
+        print(f"{name} the guard: {median:.2f} ns a parameter, quartiles {low:.2f} to {high:.2f}")
+    print(f"With the guard a step takes {report['ratio']:.3f} times as long. Results: {output}")
+
+
+if __name__ == "__main__":
+    main()
