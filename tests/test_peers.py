@@ -174,6 +174,10 @@ def test_what_the_readme_says_of_optax_and_of_this():
         theirs.update(half, theirs.init(half))
     this.update(half, this.init(half))
 
+    scheduled = optax.adadelta(1.0, rho=lambda count: 0.9)
+    with pytest.raises(TypeError):
+        scheduled.update(half, scheduled.init(half), half)
+
     optax.adadelta(1.0, rho=1.5, eps=-1.0)
     with pytest.raises(ValueError, match="rho must be"):
         adadelta(1.0, rho=1.5)
