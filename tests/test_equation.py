@@ -55,7 +55,7 @@ def test_one_step_in_float32_is_within_a_few_units_in_the_last_place(kind):
         exact = -np.sqrt(e_x.astype(np.float64) + eps) / np.sqrt(e_g + eps) * g
         assert ulps(state.e_g, e_g) <= 3
         assert ulps(dx, exact) <= 5
-        assert ulps(state.e_x, rho * e_x.astype(np.float64) + (1 - rho) * exact**2) <= 8
+        assert ulps(state.e_x, rho * e_x.astype(np.float64) + (1 - rho) * exact**2) <= 10
 
 
 @pytest.mark.usefixtures("x64")
