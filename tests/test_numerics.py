@@ -146,10 +146,15 @@ def test_loops_carry_the_state_under_x64(name, dtype):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
-    ("rho", "bound_e_g", "bound_e_x", "bound_path"),
-    [(0.95, 1e-6, 1e-5, 1e-6), (0.9999, 2e-5, 1e-3, 1e-4)],
+    ("varies", "rho", "bound_e_g", "bound_e_x", "bound_path"),
+    [
+        (True, 0.95, 1e-6, 1e-5, 1e-6),
+        (True, 0.9999, 2e-5, 1e-3, 1e-4),
+        # The same gradient is rounded alike every time, and E[dx^2] adds that up.
+        (False, 0.95, 1e-5, 5e-2, 2e-2),
+    ],
 )
-def test_a_million_steps_drift_little_from_float64(rho, bound_e_g, bound_e_x, bound_path):
+def test_a_million_steps_drift_little_from_float64(varies, rho, bound_e_g, bound_e_x, bound_path):
     """Both run on the same float32 gradients; the path is the float64 sum of the updates."""
     size, steps, eps = 32, 1_000_000, 1e-6
     scale = jnp.asarray(10.0 ** np.linspace(-4, 3, size), jnp.float32)
@@ -157,6 +162,7 @@ def test_a_million_steps_drift_little_from_float64(rho, bound_e_g, bound_e_x, bo
     optimizer = scale_by_adadelta(rho, eps)
 
     def gradient(t):
+        t = t if varies else 0 * t
         bits = (t.astype(jnp.uint32) * jnp.uint32(2654435761) + lanes * lanes) >> 8
         return (bits.astype(jnp.float32) * jnp.float32(2.0**-24) - jnp.float32(0.4)) * scale
 
