@@ -1,0 +1,90 @@
+"""The examples' data: downloaded once into a cache folder, with every checksum verified."""
+
+import argparse
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pooch
+import requests
+
+# As sha256sum prints them.
+CHECKSUMS = """
+440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609  train-images-idx3-ubyte.gz
+3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c  train-labels-idx1-ubyte.gz
+8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6  t10k-images-idx3-ubyte.gz
+f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6  t10k-labels-idx1-ubyte.gz
+74c75fd71783f1e6b71f8a622b993dc592897a97cd689c5090a07147a1b097b3  airfoil_self_noise.dat
+"""
+SHA256 = {name: digest for digest, name in map(str.split, CHECKSUMS.strip().splitlines())}
+MNIST_URLS = (
+    "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    "https://storage.googleapis.com/cvdf-datasets/mnist/",
+)
+AIRFOIL_URLS = (
+    "https://archive.ics.uci.edu/ml/machine-learning-databases/00291/",
+    "http://d2l-data.s3-accelerate.amazonaws.com/",
+)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say where the data is."""
+    text = "a folder that has the data already (default: download into a cache folder)"
+    parser.add_argument("--data-dir", type=Path, help=text)
+    text = "another place on the web to download from, up to the file's name (default: the usual)"
+    parser.add_argument("--data-url", help=text)
+
+
+def mnist(options: argparse.Namespace):
+    """Returns (images, labels) to train on and to test on: [n, 784] of uint8, [n] of int32."""
+
+    def read(name, header):
+        path = _path(f"{name}-ubyte.gz", MNIST_URLS, options)
+        return np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8, offset=header)
+
+    return tuple(
+        (
+            read(f"{part}-images-idx3", 16).reshape(-1, 28 * 28),
+            read(f"{part}-labels-idx1", 8).astype(np.int32),
+        )
+        for part in ("train", "t10k")
+    )
+
+
+def airfoil(options: argparse.Namespace) -> np.ndarray:
+    """Returns [1503, 6] of float64: five properties of a wing's section, and its noise in dB."""
+    return np.loadtxt(_path("airfoil_self_noise.dat", AIRFOIL_URLS, options))
+
+
+def _path(name: str, urls: tuple[str, ...], options: argparse.Namespace) -> Path:
+    """Returns where the file is, having verified its checksum."""
+    if options.data_dir is not None:
+        path = options.data_dir / name
+        if not path.is_file():
+            raise SystemExit(f"There is no {name} in --data-dir {options.data_dir}.")
+        found = pooch.file_hash(path)
+        if found != SHA256[name]:
+            raise SystemExit(
+                f"{path} is not the file it should be: its SHA-256 is {found}, not {SHA256[name]}."
+            )
+        return path
+
+    pooch.get_logger().setLevel("WARNING")
+    failures = []
+    for url in [options.data_url] if options.data_url else urls:
+        try:
+            return Path(
+                pooch.retrieve(
+                    f"{url.rstrip('/')}/{name}",
+                    known_hash=f"sha256:{SHA256[name]}",
+                    fname=name,
+                    path=pooch.os_cache("optax_adadelta"),
+                    downloader=pooch.HTTPDownloader(progressbar=True, timeout=30),
+                )
+            )
+        except (OSError, ValueError, requests.RequestException) as error:
+            failures.append(f"  {url}: {error}")
+    raise SystemExit(
+        "\n".join([f"Could not download {name}:", *failures])
+        + "\nWith the file at hand, name its folder with --data-dir; or another place, --data-url."
+    )
