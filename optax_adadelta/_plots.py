@@ -1,0 +1,123 @@
+"""Pictures of a run, drawn by matplotlib, which is imported when one is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from optax_adadelta._samples import Sample
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def plot_samples(samples: Sample | Sequence[Sample], figure: Figure | None = None) -> Figure:
+    """Draws effective learning rates and updates over the steps, as the paper's Figure 2.
+
+    Args:
+      samples: a :class:`Sample` whose arrays have a leading axis of time, as ``jax.lax.scan``
+        stacks them, or a sequence of Samples.
+      figure: where to draw; by default a new figure.
+
+    Returns:
+      The figure: a column for each leaf, its rates above, its updates below, a line for each
+      coordinate. Save it with its method ``savefig``.
+
+    Raises:
+      ImportError: matplotlib is not installed.
+      ValueError: there are no samples.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from optax_adadelta import adadelta
+      >>> from optax_adadelta.diagnostics import choose_coordinates, plot_samples, sample
+      >>> optimizer = adadelta()
+      >>> params = {"a": jnp.ones(3), "b": jnp.ones((2, 2))}
+      >>> state = optimizer.init(params)
+      >>> coordinates = choose_coordinates(state)
+      >>> def step(state, _):
+      ...     updates, state = optimizer.update(params, state, params)
+      ...     return state, sample(state, updates, coordinates)
+      >>> _, samples = jax.lax.scan(step, state, length=100)
+      >>> figure = plot_samples(samples)
+      >>> [axes.get_title() for axes in figure.axes]
+      ['a', 'b', '', '']
+
+    References:
+      Zeiler, `ADADELTA: An Adaptive Learning Rate Method
+      <https://arxiv.org/abs/1212.5701>`_, 2012, Figure 2.
+    """
+    if not isinstance(samples, Sample):
+        samples = jax.tree.map(lambda *leaves: np.stack(leaves), *samples)
+    names = list(samples.rate)
+    if figure is None:
+        figure = _new_figure(2.9 * len(names) + 0.4, 5.0)
+    top, bottom = figure.subplots(2, len(names), sharex=True, sharey="row", squeeze=False)
+    for name, rates, updates in zip(names, top, bottom, strict=True):
+        rates.plot(samples.count, samples.rate[name], linewidth=0.9)
+        updates.plot(samples.count, samples.update[name], linewidth=0.9)
+        rates.set_title(name)
+        updates.set_xlabel("steps")
+    top[0].set_ylabel("RMS[dx] / RMS[g]")
+    top[0].set_ylim(bottom=0)
+    bottom[0].set_ylabel("update")
+    return figure
+
+
+def plot_curves(curves: Mapping[str, Any], axes: Axes | None = None, steps: Any = None) -> Axes:
+    """Draws a line for each method, the mean of its runs in a band from the lowest to the highest.
+
+    Args:
+      curves: arrays of shape ``[times]`` or ``[runs, times]`` by the method's name.
+      axes: where to draw; by default those of a new figure.
+      steps: what stands below, of shape ``[times]``; by default 1, 2, 3 and so on.
+
+    Returns:
+      The axes, with a legend. Label them as you like; ``axes.figure.savefig`` saves them.
+
+    Raises:
+      ImportError: matplotlib is not installed.
+
+    Example:
+      >>> from optax_adadelta.diagnostics import plot_curves
+      >>> axes = plot_curves({"Adadelta": [[3.1, 2.2, 1.9], [2.9, 2.4, 1.8]]})
+      >>> print(axes.set_ylabel("test error (%)"))
+      Text(0, 0.5, 'test error (%)')
+    """
+    if axes is None:
+        axes = _new_figure(6.0, 4.0).subplots()
+    for (name, runs), style in zip(curves.items(), _STYLES * len(curves), strict=False):
+        runs = np.atleast_2d(np.asarray(runs))
+        x = np.arange(1, runs.shape[1] + 1) if steps is None else np.asarray(steps)
+        axes.plot(x, runs.mean(axis=0), label=name, **style)
+        if len(runs) > 1:
+            low, high = runs.min(axis=0), runs.max(axis=0)
+            axes.fill_between(x, low, high, color=style["color"], alpha=0.2, linewidth=0)
+    axes.legend(frameon=False)
+    return axes
+
+
+# Okabe and Ito's colours; the dashes tell lines apart where colours do not.
+_STYLES = [
+    {"color": color, "linestyle": dashes}
+    for color, dashes in (
+        ("#0072B2", "-"),
+        ("#D55E00", "--"),
+        ("#009E73", "-."),
+        ("#CC79A7", ":"),
+        ("#E69F00", (0, (6, 1))),
+        ("#56B4E9", (0, (3, 1, 1, 1))),
+    )
+]
+
+
+def _new_figure(width: float, height: float) -> Figure:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('Plots need matplotlib: pip install "optax_adadelta[plot]".') from error
+    return Figure(figsize=(width, height), dpi=130, layout="constrained")
