@@ -47,30 +47,33 @@ def load(options: argparse.Namespace):
     return jax.tree.map(jnp.asarray, (tuple(train), tuple(test)))
 
 
-def init(key: jax.Array, how: str = "Glorot uniform") -> list:
+def init(key: jax.Array, how: str = "Glorot uniform") -> dict:
     """Returns the layers, from the images upwards."""
-    shapes = itertools.pairwise(SIZES)
-    return [
-        {"w": INITS[how](key, shape), "b": jnp.zeros(shape[1])}
-        for key, shape in zip(jax.random.split(key, len(SIZES) - 1), shapes, strict=True)
-    ]
+    shapes = list(itertools.pairwise(SIZES))
+    return {
+        f"layer {number}": {"w": INITS[how](key, shape), "b": jnp.zeros(shape[1])}
+        for number, (key, shape) in enumerate(
+            zip(jax.random.split(key, len(shapes)), shapes, strict=True), start=1
+        )
+    }
 
 
-def logits(params: list, images: jax.Array, activation: str = "ReLU") -> jax.Array:
+def logits(params: dict, images: jax.Array, activation: str = "ReLU") -> jax.Array:
     """Returns the scores of the ten digits for each image."""
     x = images.astype(jnp.float32) / 255
-    for layer in params[:-1]:
+    *hidden, top = params.values()
+    for layer in hidden:
         x = ACTIVATIONS[activation](x @ layer["w"] + layer["b"])
-    return x @ params[-1]["w"] + params[-1]["b"]
+    return x @ top["w"] + top["b"]
 
 
-def loss(params: list, images: jax.Array, labels: jax.Array, activation: str = "ReLU"):
+def loss(params: dict, images: jax.Array, labels: jax.Array, activation: str = "ReLU"):
     """Returns the mean cross entropy."""
     scores = logits(params, images, activation)
     return optax.softmax_cross_entropy_with_integer_labels(scores, labels).mean()
 
 
-def error(params: list, images: jax.Array, labels: jax.Array, activation: str = "ReLU"):
+def error(params: dict, images: jax.Array, labels: jax.Array, activation: str = "ReLU"):
     """Returns how many images are misread, in percent."""
     return 100 * jnp.mean(logits(params, images, activation).argmax(axis=-1) != labels)
 
@@ -143,5 +146,6 @@ def train(columns: Mapping[str, Column], data, seeds: int, epochs: int, name: st
             indices = np.stack([batches(seed, epoch, images) for seed in range(seeds)])
             for first in range(0, indices.shape[1], chunk):
                 nets = advance(nets, data_train, indices[:, first : first + chunk])
+                jax.block_until_ready(nets)  # The bar shows what is done, not what is queued.
                 bar.update(min(chunk, indices.shape[1] - first))
             yield {c: np.reshape(e, (-1, seeds)) for c, e in test(nets, data_test).items()}

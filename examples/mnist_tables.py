@@ -30,6 +30,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from optax_adadelta import adadelta
+from optax_adadelta.diagnostics import plot_curves
 
 RATES = [10.0**n for n in range(1, -6, -1)]
 EPSILONS = [10.0**n for n in range(0, -13, -2)]
@@ -111,6 +112,113 @@ def plateau(column: dict) -> tuple[float, float]:
     return 10 ** fine[first], 10 ** fine[last]
 
 
+def heat_map(axes, columns: dict, paper: dict, title: str) -> None:
+    """Draws the mean of each cell over its seeds, and the paper's number beneath."""
+    means = np.transpose([np.mean(column["errors"], axis=1) for column in columns.values()])
+    argument, settings = knob(next(iter(columns.values())))
+    image = axes.imshow(means, cmap="viridis_r", norm=LogNorm(1.5, 90), aspect="auto")
+    for row, line in enumerate(means):
+        for at, (name, mean) in enumerate(zip(columns, line, strict=True)):
+            ink = "white" if image.norm(mean) > 0.45 else "black"
+            printed = paper.get(name, [None] * len(means))[row]
+            write = partial(axes.text, at, ha="center", va="center", color=ink)
+            write(row - 0.14 * (printed is not None), f"{mean:.2f}", fontsize=11, weight="bold")
+            if printed is not None:
+                write(row + 0.24, f"paper {printed:.2f}", fontsize=8)
+    axes.set(title=title, ylabel=argument.replace("_", " "))
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(settings)), [f"1e{np.log10(value):.0f}" for value in settings])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
+def draw_tables(methods: dict, adadelta_columns: dict, output: Path) -> None:
+    """Writes the picture of all tables as heat maps."""
+    figure = Figure(figsize=(12, 5.6), dpi=100, layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(6, 3.3))
+    heat_map(left, methods, PAPER["Table 1"], "By the learning rate (Adadelta's is 1 by itself)")
+    heat_map(right, adadelta_columns, PAPER["Table 2"], "Adadelta by eps and rho")
+    figure.suptitle("MNIST, test error in % after 6 epochs, mean of 5 seeds")
+    figure.savefig(output)
+
+
+def draw_plateaus(methods: dict, adadelta_columns: dict, output: Path) -> None:
+    """Writes the picture of the errors over the settings, and of the plateaus."""
+    figure = Figure(figsize=(12, 4.6), dpi=100, layout="constrained")
+    rates, epsilons, widths = figure.subplots(1, 3)
+    for axes, columns in ((rates, methods), (epsilons, adadelta_columns)):
+        curves = {name: np.transpose(column["errors"]) for name, column in columns.items()}
+        argument, settings = knob(next(iter(columns.values())))
+        plot_curves(curves, axes, settings)
+        axes.set(xscale="log", yscale="log", xlabel=argument.replace("_", " "), ylim=(1.4, 100))
+        axes.set_ylabel("test error (%)")
+        axes.set_yticks((2, 5, 10, 20, 50, 90), ("2", "5", "10", "20", "50", "90"))
+        axes.minorticks_off()
+    bars = {**methods, **{f"Adadelta, eps, {name}": c for name, c in adadelta_columns.items()}}
+    for row, column in enumerate(bars.values()):
+        low, high = plateau(column)
+        color = "#0072B2" if knob(column)[0] == "learning_rate" else "#D55E00"
+        widths.plot([low, high], [row, row], color=color, linewidth=9, solid_capstyle="butt")
+        open_end = {low, high} & {min(knob(column)[1]), max(knob(column)[1])}
+        said = f"{'at least ' if open_end else ''}{np.log10(high / low):.1f} decades"
+        widths.text(np.sqrt(low * high), row - 0.3, said, ha="center", va="bottom", fontsize=9)
+    widths.set_yticks(range(len(bars)), bars)
+    widths.set(xscale="log", ylim=(len(bars) - 0.5, -0.9), xlabel="learning rate, or eps")
+    widths.set_title(f"Within {GOOD} points of the method's best")
+    for axes in (rates, epsilons, widths):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(output)
+
+
+def spread(errors: list[float]) -> str:
+    """Returns the mean over the seeds and their standard deviation."""
+    deviation = f" +- {np.std(errors, ddof=1):.2f}" if len(errors) > 1 else ""
+    return f"{np.mean(errors):.2f}{deviation}"
+
+
+def tell(report: dict) -> None:
+    """Prints the tables, the paper's numbers beside them, and what follows."""
+    for table, content in report.items():
+        print(
+            f"{table}: test error in % after {content['epochs']} epochs, mean and standard"
+            f" deviation of {content['seeds']} seeds, in brackets the paper's"
+        )
+        for name, column in content["columns"].items():
+            argument, settings = knob(column)
+            papers = PAPER.get(table, {}).get(name, [None] * len(settings))
+            for value, errors, paper in zip(settings, column["errors"], papers, strict=True):
+                beside = "" if paper is None else f"  ({paper:.2f})"
+                print(f"  {name:22} {argument} {value:<7g} {spread(errors):>14}{beside}")
+        print()
+    if "Table 2" in report:
+        cells = [
+            (abs(np.mean(errors) - paper), name, eps)
+            for name, column in report["Table 2"]["columns"].items()
+            for eps, errors, paper in zip(
+                EPSILONS, column["errors"], PAPER["Table 2"][name], strict=True
+            )
+            if paper is not None and eps <= 1e-4
+        ]
+        worst, name, eps = max(cells)
+        print(
+            f"Of the {len(cells)} cells with eps 1e-4 to 1e-8 the farthest from the paper's number"
+            f" is {name}, eps {eps:g}: {worst:.2f} points."
+        )
+        default = report["Table 2"]["columns"]["rho 0.95"]["errors"][EPSILONS.index(1e-6)]
+        print(f"The default, rho 0.95 and eps 1e-6, errs on {spread(default)} %.")
+    print(f"Settings that stay within {GOOD} points of the method's best error:")
+    for table, content in report.items():
+        for name, column in content["columns"].items():
+            argument, settings = knob(column)
+            if len(settings) > 1:
+                low, high = plateau(column)
+                print(
+                    f"  {table}, {name + ':':11} {argument} {low:.1e} to {high:.1e},"
+                    f" {np.log10(high / low):.1f} decades of the"
+                    f" {np.log10(max(settings) / min(settings)):.0f} tried"
+                )
+
+
 def main() -> None:
     """Reads the options, trains, draws, and says what came out."""
     parser = argparse.ArgumentParser(
@@ -152,6 +260,16 @@ def main() -> None:
             report[table] = {**made_by, "seeds": seeds, "epochs": epochs, "columns": columns}
             _results.save(file, report)
     report = _results.load(file)
+    tell(report)
+    if set(report) >= set(TABLES):
+        methods = {**report["Table 1"]["columns"], **report["Not in the paper"]["columns"]}
+        for name, draw in (("tables", draw_tables), ("plateaus", draw_plateaus)):
+            picture = file.with_name(file.stem.replace("tables", name) + ".png")
+            draw(methods, report["Table 2"]["columns"], picture)
+            print(f"Picture: {picture}")
+    else:
+        print(f"No picture before all of {', '.join(TABLES)} are there.")
+    print(f"Numbers: {file}")
 
 
 if __name__ == "__main__":
