@@ -198,12 +198,12 @@ def tell_2(content: dict) -> None:
     begin, end = update[:, :, :tenth].mean(axis=2), update[:, :, -tenth:].mean(axis=2)
     a_look = update.shape[2] // content["epochs"]
     epochs = update[:, :, : a_look * content["epochs"]].reshape(*update.shape[:2], -1, a_look)
-    falls = (np.diff(epochs.mean(axis=3), axis=2) < 0).mean(axis=2)
+    falls = (np.diff(epochs.mean(axis=3), axis=2) < 0).sum(axis=2)
     print(
         f"  3. The updates then go smoothly to 0: their root mean square falls from"
         f" {by_layer(begin)} in the first tenth to {by_layer(end)} in the last,"
-        f" 1/{by_layer(begin / end, '.0f').replace(', ', ', 1/')}; they fall in"
-        f" {by_layer(falls, '.0%')} of the epochs:"
+        f" 1/{by_layer(begin / end, '.0f').replace(', ', ', 1/')}; from one"
+        f" epoch to the next they fall {by_layer(falls, '.1f')} times of {content['epochs'] - 1}:"
         f" {verdict[bool((end < begin / 10).all())]}."
     )
     highest = numerator.max(axis=2)

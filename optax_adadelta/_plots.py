@@ -25,11 +25,11 @@ def plot_samples(samples: Sample | Sequence[Sample], figure: Figure | None = Non
 
     Returns:
       The figure: a column for each leaf, its rates above, its updates below, a line for each
-      coordinate. Save it with its method ``savefig``.
+      coordinate; of complex updates the real part. Save it with its method ``savefig``.
 
     Raises:
       ImportError: matplotlib is not installed.
-      ValueError: there are no samples.
+      ValueError: there are no samples, or not exactly one axis of time.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -52,14 +52,23 @@ def plot_samples(samples: Sample | Sequence[Sample], figure: Figure | None = Non
       <https://arxiv.org/abs/1212.5701>`_, 2012, Figure 2.
     """
     if not isinstance(samples, Sample):
+        if not samples:
+            raise ValueError("There are no samples to draw.")
         samples = jax.tree.map(lambda *leaves: np.stack(leaves), *samples)
+    if np.ndim(samples.count) != 1:
+        raise ValueError(
+            f"samples.count must have one axis, that of time, but its shape is"
+            f" {np.shape(samples.count)}; stack the samples of one run along a leading axis."
+        )
     names = list(samples.rate)
+    if not names:
+        raise ValueError("The samples hold no leaf; choose coordinates of at least one.")
     if figure is None:
         figure = _new_figure(2.9 * len(names) + 0.4, 5.0)
     top, bottom = figure.subplots(2, len(names), sharex=True, sharey="row", squeeze=False)
     for name, rates, updates in zip(names, top, bottom, strict=True):
-        rates.plot(samples.count, samples.rate[name], linewidth=0.9)
-        updates.plot(samples.count, samples.update[name], linewidth=0.9)
+        rates.plot(samples.count, _real(samples.rate[name]), linewidth=0.9)
+        updates.plot(samples.count, _real(samples.update[name]), linewidth=0.9)
         rates.set_title(name)
         updates.set_xlabel("steps")
     top[0].set_ylabel("RMS[dx] / RMS[g]")
@@ -81,6 +90,7 @@ def plot_curves(curves: Mapping[str, Any], axes: Axes | None = None, steps: Any 
 
     Raises:
       ImportError: matplotlib is not installed.
+      ValueError: a curve has neither of the two shapes, or not the length of ``steps``.
 
     Example:
       >>> from optax_adadelta.diagnostics import plot_curves
@@ -92,6 +102,8 @@ def plot_curves(curves: Mapping[str, Any], axes: Axes | None = None, steps: Any 
         axes = _new_figure(6.0, 4.0).subplots()
     for (name, runs), style in zip(curves.items(), _STYLES * len(curves), strict=False):
         runs = np.atleast_2d(np.asarray(runs))
+        if runs.ndim > 2:
+            raise ValueError(f"{name} must be [times] or [runs, times], but is {runs.shape}.")
         x = np.arange(1, runs.shape[1] + 1) if steps is None else np.asarray(steps)
         axes.plot(x, runs.mean(axis=0), label=name, **style)
         if len(runs) > 1:
@@ -113,6 +125,10 @@ _STYLES = [
         ("#56B4E9", (0, (3, 1, 1, 1))),
     )
 ]
+
+
+def _real(values: Any) -> np.ndarray:
+    return np.asarray(np.real(values), np.float64)
 
 
 def _new_figure(width: float, height: float) -> Figure:

@@ -1,59 +1,17 @@
 """The examples run as scripts: what they print is true, and their pictures are pictures."""
 
-import importlib.util
-import os
 import re
-import subprocess
-import sys
-import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
+from scripts import EXAMPLES, ROOT, check_picture, module, numbers, refusal, run
 
-ROOT = Path(__file__).parents[1]
 NAMES = ("digits", "linear_regression")
-PNG = b"\x89PNG\r\n\x1a\n"
-
-
-def run(name, *arguments, promotion="strict"):
-    """Returns what the example printed, having checked that stderr holds a bar at most."""
-    env = {**os.environ, "JAX_NUMPY_DTYPE_PROMOTION": promotion}
-    command = [sys.executable, ROOT / "examples" / f"{name}.py", *arguments]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", env=env, timeout=300)
-    assert done.returncode == 0, done.stderr
-    lines = re.split(r"[\r\n]+", done.stderr)
-    assert not [line for line in lines if line.strip() and not line.startswith("Training:")]
-    return done.stdout
-
-
-def numbers(pattern, printed):
-    """Returns the numbers that the groups of the pattern hold, which must occur once."""
-    (found,) = re.findall(pattern, printed)
-    return [float(number) for number in ((found,) if isinstance(found, str) else found)]
-
-
-def check_picture(path):
-    """Checks that the file is a picture, large enough to read and small enough to ship."""
-    content = path.read_bytes()
-    assert content.startswith(PNG)
-    assert 10_000 < len(content) < 100_000
-    width, height = (int.from_bytes(content[start : start + 4], "big") for start in (16, 20))
-    assert width >= 800
-    assert height >= 300
 
 
 @pytest.fixture(scope="module")
 def linear_regression():
-    """The example as a module."""
-    path = ROOT / "examples" / "linear_regression.py"
-    spec = importlib.util.spec_from_file_location("linear_regression", path)
-    module = importlib.util.module_from_spec(spec)
-    with warnings.catch_warnings():
-        # Other packages' deprecations of one another are not the example's.
-        warnings.simplefilter("ignore")
-        spec.loader.exec_module(module)
-    return module
+    return module("linear_regression")
 
 
 def check_digits(printed, output, epochs, accuracy):
@@ -159,15 +117,12 @@ def test_help_names_every_option(name):
     for option in ("--epochs", "--seed", "--output", "--smoke"):
         (explained,) = re.findall(rf"^  {option} .*(?:\n   .*)*", printed, re.MULTILINE)
         assert "(default:" in " ".join(explained.split())
-    assert (ROOT / "examples" / f"{name}.py").read_text().split('"""')[1].strip() in printed
+    assert (EXAMPLES / f"{name}.py").read_text().split('"""')[1].strip() in printed
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_options_out_of_range(name):
-    command = [sys.executable, ROOT / "examples" / f"{name}.py", "--epochs", "0"]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300)
-    assert done.returncode == 2
-    assert "--epochs must be at least 1" in done.stderr
+    assert "--epochs must be at least 1" in refusal(name, "--epochs", "0")
 
 
 @pytest.mark.parametrize("name", NAMES)

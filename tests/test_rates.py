@@ -1,4 +1,4 @@
-"""Diagnostics: pure functions of the state, wherever the state is."""
+"""The effective learning rate: a pure function of the state, wherever the state is."""
 
 import jax
 import jax.numpy as jnp

@@ -1,0 +1,298 @@
+"""The paper's tables and figures, at smoke size on made-up digits."""
+
+import gzip
+import json
+import re
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from scripts import Data, check_picture, module, numbers, refusal, run
+
+from optax_adadelta import adadelta
+
+IMAGES = 700
+SEEDS = 2
+
+
+def idx(array):
+    """The array as a compressed file of MNIST's format."""
+    header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes()
+    return gzip.compress(header + array.tobytes(), mtime=0)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Ten patterns, each pixel of an image from its own or from any: learnable, not trivial."""
+    rng = np.random.default_rng(0)
+    patterns = rng.integers(0, 256, (10, 28, 28)) * (rng.random((10, 28, 28)) < 0.2)
+    files = {}
+    for part in ("train", "t10k"):
+        labels = rng.integers(0, 10, IMAGES)
+        others = patterns[rng.integers(0, 10, (IMAGES, 28, 28)), *np.ogrid[:28, :28]]
+        images = np.where(rng.random((IMAGES, 28, 28)) < 0.2, patterns[labels], others)
+        files[f"{part}-images-idx3-ubyte.gz"] = idx(images.astype(np.uint8))
+        files[f"{part}-labels-idx1-ubyte.gz"] = idx(labels.astype(np.uint8))
+    return Data(tmp_path_factory.mktemp("mnist") / "data", files)
+
+
+@pytest.fixture
+def mnist():
+    # An example may promote ranks as its users do.
+    with jax.numpy_rank_promotion("allow"):
+        yield module("_mnist")
+
+
+@pytest.fixture(scope="module")
+def tables():
+    return module("mnist_tables")
+
+
+@pytest.fixture
+def loaded(data):
+    found = module("_data")
+    found.SHA256 = data.sha256
+    options = SimpleNamespace(data_dir=data.folder, data_url=None)
+    return tuple(tuple(map(jnp.asarray, half)) for half in found.mnist(options))
+
+
+def by_hand(params, x, y, batches, update):
+    """The parameters in float64 after a step on each minibatch, with back-propagation by hand."""
+    layers = [params[name] for name in sorted(params)]
+    layers = [{k: np.asarray(v, np.float64) for k, v in layer.items()} for layer in layers]
+    state = [{k: (0 * v, 0 * v) for k, v in layer.items()} for layer in layers]
+    for batch in batches:
+        inputs, signals = x[batch] / 255.0, []
+        for layer in layers:
+            signals.append(inputs)
+            inputs = inputs @ layer["w"] + layer["b"]
+            scores, inputs = inputs, np.maximum(inputs, 0)
+        p = np.exp(scores - scores.max(axis=1, keepdims=True))
+        delta = (p / p.sum(axis=1, keepdims=True) - np.eye(10)[y[batch]]) / len(batch)
+        for layer, averages, signal in zip(layers[::-1], state[::-1], signals[::-1], strict=True):
+            grads = {"w": signal.T @ delta, "b": delta.sum(axis=0)}
+            delta = delta @ layer["w"].T * (signal > 0)
+            for k, g in grads.items():
+                change, averages[k] = update(g, *averages[k])
+                layer[k] = layer[k] - change
+    return {name: layer for name, layer in zip(sorted(params), layers, strict=True)}
+
+
+def adadelta_by_hand(g, e_g, e_x, rho=0.9, eps=1e-4):
+    e_g = rho * e_g + (1 - rho) * g**2
+    dx = np.sqrt(e_x + eps) / np.sqrt(e_g + eps) * g
+    return dx, (e_g, rho * e_x + (1 - rho) * dx**2)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "settings", "update"),
+    [
+        (optax.sgd, {"learning_rate": [0.1]}, lambda g, *state: (0.1 * g, state)),
+        (adadelta, {"rho": [0.9], "eps": [1e-4]}, adadelta_by_hand),
+    ],
+    ids=["sgd", "adadelta"],
+)
+def test_a_network_is_trained_as_by_hand(mnist, loaded, optimizer, settings, update):
+    column = mnist.Column(optimizer, {k: [*v, *v] for k, v in settings.items()})
+    first, second = mnist.train({"it": column}, loaded, seeds=SEEDS, epochs=2, name="it")
+    (x, y), (test_x, test_y) = (tuple(map(np.asarray, half)) for half in loaded)
+    for seed in range(SEEDS):
+        batches = np.concatenate([mnist.batches(seed, epoch, IMAGES) for epoch in range(2)])
+        start = mnist.init(jax.random.key(seed))
+        for errors, steps in ((first["it"], 7), (second["it"], 14)):
+            params = by_hand(start, x, y, batches[:steps], update)
+            wrong = np.mean(
+                np.argmax(np.asarray(mnist.logits(params, jnp.asarray(test_x))), axis=1) != test_y
+            )
+            # Both cells have the same setting; rounding may decide on two images.
+            np.testing.assert_allclose(errors[:, seed], 100 * wrong, atol=200 / IMAGES + 1e-3)
+
+
+def test_every_image_comes_once_an_epoch_in_an_order_of_its_own(mnist):
+    orders = {(s, e): mnist.batches(s, e, 650).ravel() for s in range(3) for e in range(3)}
+    for order in orders.values():
+        assert order.shape == (600,)
+        assert len(set(order)) == 600
+    assert len({order.tobytes() for order in orders.values()}) == 9
+
+
+@pytest.mark.parametrize(
+    ("how", "deviations"),
+    [
+        ("Glorot uniform", [(2 / (a + b)) ** 0.5 for a, b in ((784, 500), (500, 300), (300, 10))]),
+        ("N(0, 0.01)", [0.01] * 3),
+        ("He normal", [(2 / inputs) ** 0.5 for inputs in (784, 500, 300)]),
+    ],
+)
+def test_first_weights(mnist, how, deviations):
+    layers = mnist.init(jax.random.key(0), how)
+    for layer, shape, deviation in zip(
+        layers.values(), [(784, 500), (500, 300), (300, 10)], deviations, strict=True
+    ):
+        assert layer["w"].shape == shape
+        assert not layer["b"].any()
+        assert np.std(layer["w"]) == pytest.approx(deviation, rel=0.05)
+
+
+def column(settings, means):
+    return {"settings": {"learning_rate": settings}, "errors": [[mean] for mean in means]}
+
+
+def test_a_plateau_ends_where_the_error_is_half_a_point_above_the_best(tables):
+    # log(error) falls and rises by log(2) a decade, so that 2.5 is log2(1.25) decades away.
+    settings = [1e2, 1e1, 1e0, 1e-1, 1e-2]
+    low, high = tables.plateau(column(settings, [8.0, 4.0, 2.0, 4.0, 8.0]))
+    assert np.log10([low, high]) == pytest.approx([-np.log2(1.25), np.log2(1.25)], abs=0.003)
+
+
+@pytest.mark.parametrize(
+    ("means", "ends"),
+    [
+        ([2.0, 2.0, 2.0, 2.0], (-3, 0)),  # All of it is good.
+        ([9.0, 2.0, 2.4, 9.0], (-2, -1)),  # A little beyond the two inner ones.
+        ([1.9, 90.0, 2.0, 90.0], (0, 0)),  # What lies beyond a bad setting does not count.
+    ],
+)
+def test_plateaus_of_several_settings(tables, means, ends):
+    low, high = np.log10(tables.plateau(column([1e0, 1e-1, 1e-2, 1e-3], means)))
+    assert low == pytest.approx(ends[0], abs=0.15)
+    assert high == pytest.approx(ends[1], abs=0.15)
+
+
+@pytest.fixture(scope="module")
+def smoke(data, tmp_path_factory):
+    """What a smoke run of the tables, with the download, printed and wrote."""
+    output = tmp_path_factory.mktemp("tables") / "new"
+    with data.served() as url:
+        # Adam's count does not promote strictly, which is Optax's affair.
+        arguments = ("--smoke", "--data-url", url, "--output", output)
+        printed = run("mnist_tables", *arguments, data=data, promotion="standard")
+    return printed, output
+
+
+@pytest.mark.slow
+def test_the_tables_downloaded_and_trained(smoke, data, tables):
+    printed, output = smoke
+    report = json.loads((output / "mnist_tables-smoke.json").read_text())
+    assert sorted(data.requests) == sorted(f"/{name}" for name in data.sha256)
+    assert set(report) == set(tables.TABLES)
+    assert str(output.parent) not in json.dumps(report)
+    for table, content in report.items():
+        assert content["command"] == "python examples/mnist_tables.py --smoke"
+        assert set(content["columns"]) == set(tables.TABLES[table])
+        for name, found in content["columns"].items():
+            wrong = np.array(found["errors"]) * 6  # Of 600 images.
+            np.testing.assert_allclose(wrong, wrong.round(), atol=0.031)
+            argument, settings = tables.knob(found)
+            assert wrong.shape == (len(settings), SEEDS)
+            for value, errors in zip(settings, found["errors"], strict=True):
+                mean, deviation = np.mean(errors), abs(errors[0] - errors[1]) / 2**0.5
+                line = rf"  {re.escape(name)} +{argument} {value:g} +([\d.]+) \+- ([\d.]+)"
+                (section,) = re.findall(rf"^{table}: .*?\n\n", printed, re.M | re.S)
+                assert numbers(line, section) == pytest.approx([mean, deviation], abs=0.006)
+    for picture in ("tables", "plateaus"):
+        check_picture(output / f"mnist_{picture}-smoke.png")
+
+
+@pytest.mark.slow
+def test_the_same_setting_comes_out_alike_in_every_table(smoke, tables):
+    report = json.loads((smoke[1] / "mnist_tables-smoke.json").read_text())
+    one, two, three = (
+        report["Table 2"]["columns"]["rho 0.95"]["errors"][tables.EPSILONS.index(1e-6)],
+        report["Not in the paper"]["columns"]["Adadelta"]["errors"][tables.RATES.index(1.0)],
+        report["Networks"]["columns"]["ReLU, Glorot uniform"]["errors"][0],
+    )
+    np.testing.assert_allclose([two, three], [one, one], atol=2 / 6 + 0.011)
+    assert max(one) < 80
+
+
+@pytest.mark.slow
+def test_a_table_trained_anew_leaves_the_others(smoke, data, tmp_path):
+    _, output = smoke
+    file = tmp_path / "mnist_tables-smoke.json"
+    before = json.loads((output / file.name).read_text())
+    file.write_text(json.dumps(before))
+    arguments = ("--smoke", "--seeds", "1", "--output", tmp_path, "--data-dir", data.folder)
+    run("mnist_tables", *arguments, "--tables", "Networks", data=data)
+    after = json.loads(file.read_text())
+    assert {k: v for k, v in after.items() if k != "Networks"} == {
+        k: v for k, v in before.items() if k != "Networks"
+    }
+    assert after["Networks"]["seeds"] == 1
+    assert after["Networks"]["command"].endswith("--tables Networks --seeds 1 --smoke")
+    for name, found in after["Networks"]["columns"].items():
+        was = before["Networks"]["columns"][name]["errors"][0][0]
+        assert found["errors"] == [[pytest.approx(was, abs=2 / 6 + 0.011)]]
+
+
+@pytest.mark.slow
+def test_tables_are_drawn_again_without_data(smoke):
+    printed, output = smoke
+    pictures = {path: path.read_bytes() for path in output.glob("*.png")}
+    assert run("mnist_tables", "--smoke", "--draw-only", "--output", output) == printed
+    assert pictures == {path: path.read_bytes() for path in output.glob("*.png")}
+    assert "--draw-only first" in refusal("mnist_tables", "--draw-only", "--output", output)
+
+
+@pytest.fixture(scope="module")
+def figures(data, tmp_path_factory):
+    """What a smoke run of the figures printed and wrote."""
+    output = tmp_path_factory.mktemp("figures")
+    arguments = ("--smoke", "--data-dir", data.folder, "--output", output)
+    return run("mnist_figures", *arguments, data=data), output
+
+
+@pytest.mark.slow
+def test_the_figures(figures, smoke):
+    printed, output = figures
+    report = json.loads((output / "mnist_figures-smoke.json").read_text())
+    errors = report["1"]["errors"]
+    assert list(errors) == ["SGD", "Momentum", "Adagrad", "Adadelta"]
+    for name, runs in errors.items():
+        assert np.shape(runs) == (SEEDS, 3)
+        at_end, least, most = numbers(rf"{name} +([\d.]+), seeds ([\d.]+) to ([\d.]+)", printed)
+        last = np.array(runs)[:, -1]
+        assert [at_end, least, most] == pytest.approx(
+            [last.mean(), last.min(), last.max()], abs=0.006
+        )
+    table = json.loads((smoke[1] / "mnist_tables-smoke.json").read_text())["Networks"]
+    first = np.array(errors["Adadelta"])[:, 0]
+    expected = table["columns"]["ReLU, Glorot uniform"]["errors"][0]
+    np.testing.assert_allclose(first, expected, atol=2 / 6 + 0.011)
+
+    samples, whole = report["2"]["samples"], report["2"]["whole"]
+    assert samples["count"] == [6, 12, 18]
+    for layer in ("layer 1", "layer 2", "layer 3"):
+        for values in (samples["rate"][f"{layer}/w"], samples["update"][f"{layer}/w"]):
+            assert np.shape(values) == (3, 10)
+            assert np.ptp(values) > 0
+        assert np.shape(whole[layer]["rate"]) == (SEEDS, 3)
+        assert (np.array(whole[layer]["rate"]) <= 1).all()
+        assert (np.abs(whole[layer]["cosine"]) <= 1).all()
+        # The steps of ten coordinates are of the size of the whole matrix's.
+        few = np.sqrt(np.mean(np.square(samples["update"][f"{layer}/w"])))
+        assert 0.2 < few / np.mean(whole[layer]["update"][0]) < 5
+    rates = numbers(r"1\. First .* top one: ([\d.]+), ([\d.]+), ([\d.]+) at the first", printed)
+    means = [np.mean(whole[layer]["rate"], axis=0)[0] for layer in whole]
+    assert rates == pytest.approx(means, rel=0.01)
+    assert len(re.findall(r"^  \d\. .*: (?:not )?true", printed, re.M)) == 4
+    for picture in ("figure_1", "figure_2"):
+        check_picture(output / f"mnist_{picture}-smoke.png")
+
+
+@pytest.mark.slow
+def test_one_figure_anew_leaves_the_other(figures, data):
+    _, output = figures
+    file = output / "mnist_figures-smoke.json"
+    before = json.loads(file.read_text())
+    arguments = ("--smoke", "--epochs", "1", "--data-dir", data.folder, "--output", output)
+    run("mnist_figures", *arguments, "--figures", "2", data=data)
+    after = json.loads(file.read_text())
+    assert (after["1"], after["2"]["epochs"]) == (before["1"], 1)
+    for layer, values in after["2"]["whole"].items():
+        was = np.array(before["2"]["whole"][layer]["rate"])[:, :1]
+        np.testing.assert_allclose(values["rate"], was, rtol=1e-3)
+    file.write_text(json.dumps(before))

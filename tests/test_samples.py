@@ -1,0 +1,142 @@
+"""A few coordinates of a run: the right ones, the right numbers, wherever the step runs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from reference import algorithm_1, gradients
+
+from optax_adadelta import adadelta
+from optax_adadelta.diagnostics import choose_coordinates, sample
+
+SHAPES = {"scalar": (), "vector": (7,), "matrix": (6, 5), "empty": (0, 3)}
+PARAMS = {"layer": {name: jnp.zeros(shape) for name, shape in SHAPES.items()}}
+GRADIENTS = gradients("scales", 20, 30)
+
+
+@pytest.mark.parametrize("size", [1, 4, 10])
+def test_coordinates_are_distinct_and_inside(size):
+    coordinates = choose_coordinates(adadelta().init(PARAMS), size=size)
+    assert list(coordinates) == ["layer/matrix", "layer/scalar", "layer/vector"]
+    for name, indices in coordinates.items():
+        shape = SHAPES[name.removeprefix("layer/")] or (1,)
+        assert indices.shape == (len(shape), min(size, np.prod(shape)))
+        assert (indices >= 0).all()
+        assert (indices < np.array(shape)[:, None]).all()
+        assert len(set(zip(*indices, strict=True))) == indices.shape[1]
+
+
+def test_coordinates_depend_on_shapes_and_seed_alone():
+    def flat(*args, **kwargs):
+        return np.concatenate([i.ravel() for i in choose_coordinates(*args, **kwargs).values()])
+
+    state = adadelta().init(PARAMS)
+    np.testing.assert_array_equal(flat(state), flat(jax.eval_shape(adadelta().init, PARAMS)))
+    assert (flat(state, seed=1) != flat(state)).any()
+
+
+def test_each_coordinate_is_as_likely_as_any_other():
+    state = adadelta().init({"w": jnp.zeros((4, 5))})
+    seen = np.zeros((4, 5))
+    for seed in range(2000):
+        seen[tuple(choose_coordinates(state, 5, seed)["w"])] += 1
+    # 500 expected, with a standard deviation of 19.4.
+    assert abs(seen - 500).max() < 5 * 19.4
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_at_least_one_coordinate(size):
+    with pytest.raises(ValueError, match=f"size must be at least 1, not {size}"):
+        choose_coordinates(adadelta().init(PARAMS), size)
+
+
+def run(optimizer, look, wrap=lambda step: step):
+    """What `look(state, updates)` returned at each of the steps."""
+    params = {"w": jnp.zeros((6, 5)), "b": jnp.zeros(())}
+    state = optimizer.init(params)
+
+    def step(state, g):
+        grads = {"w": g.reshape(6, 5), "b": g[0]}
+        updates, state = optimizer.update(grads, state, params)
+        return state, look(state, updates)
+
+    step = wrap(step)
+    seen = []
+    for g in jnp.asarray(GRADIENTS, jnp.float32):
+        state, now = step(state, g)
+        seen.append(now)
+    return jax.tree.map(lambda *times: np.stack(times), *seen)
+
+
+@pytest.mark.parametrize("wrap", [lambda step: step, jax.jit], ids=["eager", "jit"])
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda optimizer: optimizer,
+        lambda optimizer: optax.chain(optax.identity(), optimizer),
+        lambda optimizer: optax.inject_hyperparams(lambda a: optax.chain(optimizer))(a=0.0),
+    ],
+    ids=["alone", "chain", "injected"],
+)
+def test_a_sample_is_the_paper_s_step_at_the_coordinates(wrap, around):
+    rate, eps = 0.5, 1e-4
+    optimizer = around(adadelta(rate, eps=eps))
+    coordinates = choose_coordinates(optimizer.init({"w": jnp.zeros((6, 5)), "b": jnp.zeros(())}))
+    seen = run(optimizer, lambda s, u: sample(s, u, coordinates, eps, rate), wrap)
+    np.testing.assert_array_equal(seen.count, np.arange(1, 21))
+    at = np.ravel_multi_index(coordinates["w"], (6, 5))
+    steps = list(algorithm_1(GRADIENTS, eps=eps))
+    for name, where in (("w", at), ("b", [0])):
+        rates = [rate * np.sqrt((s.e_x + eps) / (s.e_g + eps))[where] for s in steps]
+        np.testing.assert_allclose(seen.rate[name], rates, rtol=1e-5)
+        updates = [rate * s.dx[where] for s in steps]
+        np.testing.assert_allclose(seen.update[name], updates, rtol=1e-5)
+
+
+def test_scan_and_vmap_stack_samples():
+    optimizer = adadelta()
+    zeros = jnp.zeros(5)
+    coordinates = choose_coordinates(optimizer.init(zeros), 3)
+
+    def one(gradients):
+        def step(state, g):
+            updates, state = optimizer.update(g, state)
+            return state, sample(state, updates, coordinates)
+
+        return jax.lax.scan(step, optimizer.init(zeros), gradients)[1]
+
+    several = jnp.asarray(GRADIENTS, jnp.float32).reshape(2, 10, 30)[:, :, :5]
+    abreast = jax.vmap(one)(several)
+    assert abreast.count.shape == (2, 10)
+    for run, gradients_of_run in enumerate(several):
+        alone = one(gradients_of_run)
+        for both in zip(jax.tree.leaves(abreast), jax.tree.leaves(alone), strict=True):
+            np.testing.assert_allclose(both[0][run], both[1], rtol=1e-6)
+
+
+def test_the_frozen_part_of_a_model_is_left_out():
+    optimizer = optax.multi_transform(
+        {"train": adadelta(), "freeze": optax.set_to_zero()}, {"a": "train", "b": "freeze"}
+    )
+    params = {"a": jnp.ones(3), "b": jnp.ones(3)}
+    state = optimizer.init(params)
+    coordinates = choose_coordinates(state)
+    assert list(coordinates) == ["a"]
+    updates, state = optimizer.update(params, state, params)
+    seen = sample(state, updates, coordinates)
+    np.testing.assert_array_equal(seen.update["a"], updates["a"][coordinates["a"][0]])
+
+
+def test_coordinates_of_one_s_own():
+    optimizer = adadelta()
+    updates, state = optimizer.update(PARAMS, optimizer.init(PARAMS))
+    seen = sample(state, updates, {"layer/matrix": np.array([[0, 5], [4, 0]])})
+    assert list(seen.rate) == list(seen.update) == ["layer/matrix"]
+    np.testing.assert_array_equal(seen.rate["layer/matrix"], [1, 1])
+
+
+def test_a_leaf_that_is_not_there():
+    state = adadelta().init({"a": jnp.ones(3)})
+    with pytest.raises(ValueError, match="no leaf 'b'; there are a"):
+        sample(state, {"a": jnp.ones(3)}, {"b": np.array([[0]])})
