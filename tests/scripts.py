@@ -47,8 +47,11 @@ class Data:
         asked = self.requests
 
         class Handler(http.server.SimpleHTTPRequestHandler):
-            def log_message(self, *args):
+            def log_request(self, *args):
                 asked.append(self.path)
+
+            def log_error(self, *args):
+                pass
 
         handler = functools.partial(Handler, directory=self.folder)
         with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
