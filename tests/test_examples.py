@@ -1,11 +1,18 @@
 """The examples run as scripts: what they print is true, and their pictures are pictures."""
 
+import argparse
+import os
 import re
+import shutil
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scripts import EXAMPLES, ROOT, check_picture, module, numbers, refusal, run
 
+GALLERY = ROOT / "docs" / "gallery"
+ALL = sorted(path.stem for path in EXAMPLES.glob("[!_]*.py"))
 NAMES = ("digits", "linear_regression")
 
 
@@ -111,11 +118,12 @@ def test_settled(linear_regression):
         assert linear_regression.settled(np.array(lines), target) == epoch
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_help_names_every_option(name):
+@pytest.mark.parametrize("name", ALL)
+def test_help_explains_every_option(name):
     printed = run(name, "--help")
-    for option in ("--epochs", "--seed", "--output", "--smoke"):
-        (explained,) = re.findall(rf"^  {option} .*(?:\n   .*)*", printed, re.MULTILINE)
+    options = re.findall(r"^  (--[a-z-]+)(.*(?:\n   .*)*)", printed, re.MULTILINE)
+    assert {"--output", "--smoke"} <= {option for option, _ in options}
+    for _, explained in options:
         assert "(default:" in " ".join(explained.split())
     assert (EXAMPLES / f"{name}.py").read_text().split('"""')[1].strip() in printed
 
@@ -125,6 +133,40 @@ def test_options_out_of_range(name):
     assert "--epochs must be at least 1" in refusal(name, "--epochs", "0")
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_docs_have_the_picture(name):
-    check_picture(ROOT / "docs" / f"{name}.png")
+def test_the_gallery_shows_every_picture_with_its_command():
+    page = (GALLERY.parent / "gallery.md").read_text(encoding="utf-8")
+    pictures = {path.name for path in GALLERY.iterdir() if path.suffix in (".png", ".gif")}
+    assert pictures == set(re.findall(r"!\[[^]]+\]\(gallery/([^)]+)\)", page))
+    for name in ALL:
+        assert f"python examples/{name}.py" in page
+    for path in GALLERY.glob("*.png"):
+        check_picture(path)
+
+
+def test_the_gallery_runs_every_other_example():
+    gallery = module("gallery")
+    assert {*gallery.EXAMPLES, "gallery"} == set(ALL)
+    options = argparse.Namespace(
+        output=Path("out"), smoke=True, draw_only=True, data_dir=Path("data"), data_url="url"
+    )
+    for name in gallery.EXAMPLES:
+        python, script, *given = gallery.command(name, options)
+        assert (python, script) == (sys.executable, str(EXAMPLES / f"{name}.py"))
+        # The example's own parser knows every option, and finds nothing to draw from.
+        assert set(re.findall("--[a-z-]+", " ".join(given))) <= set(
+            re.findall("--[a-z-]+", run(name, "--help"))
+        )
+
+
+@pytest.mark.slow
+def test_the_committed_numbers_can_be_drawn(tmp_path):
+    for path in GALLERY.glob("*.json"):
+        shutil.copy(path, tmp_path)
+    drawn = [name for name in ALL if f"{name}.json" in os.listdir(tmp_path)]
+    assert drawn == ["airfoil", "mnist_figures", "mnist_tables", "trajectories"]
+    printed = run("gallery", "--draw-only", "--output", tmp_path, "--examples", *drawn)
+    pictures = {path.name for path in GALLERY.iterdir()} - {"digits.png", "linear_regression.png"}
+    assert {path.name for path in tmp_path.iterdir()} == pictures
+    for path in tmp_path.glob("*.png"):
+        check_picture(path)
+    assert printed.endswith(f"Numbers and pictures: {tmp_path}\n")
