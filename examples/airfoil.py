@@ -1,0 +1,442 @@
+"""The experiment and the exercises of Dive into Deep Learning, section 12.9, on the noise of wings.
+
+A linear model predicts the noise of a wing's section from five properties, all standardised.
+Adadelta (rho 0.9, eps 1e-5) trains it for two epochs in minibatches of 10. The book's runs end
+at a loss of 0.243 to 0.248; the best of all linear models, least squares, has 0.2417. After that
+come the book's four exercises, each answered with a picture and in a few sentences:
+
+1. What does rho do?
+2. Is the algorithm the same, and cheaper, without g', as one root of a quotient of averages?
+3. Is Adadelta really free of learning rates? Six problems that break it, each with its cure.
+4. How do Adagrad, RMSProp and Adam do beside it?
+
+All runs of a method are trained by one compiled program, seeds and settings side by side, and
+the runs of a seed start alike and see the same minibatches. It takes under a minute.
+
+Needs: pip install "optax_adadelta[examples]"
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import _airfoil_breakers
+import _data
+import _results
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from _airfoil_breakers import BATCH, EPS, RHO, STYLES, draw_lines
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from optax_adadelta import adadelta
+
+ROWS = 1500
+THIN = 5  # Of the losses after every step, those after every fifth are kept.
+RHOS = [0.5, 0.8, 0.9, 0.95, 0.99, 0.999]
+RATES = [10 ** (n / 2) for n in range(-8, 3)]
+EPSILONS = [10 ** (n / 2) for n in range(-20, 1)]
+DIVERGED = 1e9  # What a loss above this, infinite or NaN is counted as.
+TINY = 1e-30  # An eps to see what gradients the forms of exercise 2 can take.
+BOOK = (0.243, 0.248)  # The losses that the book's runs end with.
+COUNTED = {"bytes accessed": "bytes", "flops": "flops", "transcendentals": "roots", "ms": "ms"}
+GOOD = 0.05  # How far above that of least squares a good loss may be.
+METHODS = {
+    "Adagrad": (partial(optax.adagrad, initial_accumulator_value=0.0), "learning_rate", RATES),
+    "RMSProp": (optax.rmsprop, "learning_rate", RATES),
+    "Adam": (optax.adam, "learning_rate", RATES),
+    "Adadelta": (partial(adadelta, rho=RHO, eps=EPS), "learning_rate", RATES),
+    "Adadelta's eps": (partial(adadelta, rho=RHO), "eps", EPSILONS),
+}
+
+
+def prepare(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the first rows of the features, with a column of ones for the bias, and target."""
+    table = ((table - table.mean(axis=0)) / table.std(axis=0))[:ROWS]
+    features = np.column_stack([table[:, :-1], np.ones(len(table))])
+    return features.astype(np.float32), table[:, -1].astype(np.float32)
+
+
+def least_squares(x: np.ndarray, y: np.ndarray) -> float:
+    """Returns the smallest loss that a linear model can have, in float64."""
+    x, y = x.astype(np.float64), y.astype(np.float64)
+    return float(np.mean((x @ np.linalg.lstsq(x, y)[0] - y) ** 2) / 2)
+
+
+def start(seed: int, size: int) -> np.ndarray:
+    """Returns small random weights, of standard deviation 0.01, and a bias of zero."""
+    w = 0.01 * np.random.default_rng((seed, 1)).normal(size=size)
+    w[-1] = 0
+    return w.astype(np.float32)
+
+
+def batches(seed: int, epochs: int, rows: int) -> np.ndarray:
+    """Returns the rows of each minibatch; every epoch is shuffled anew."""
+    rng, steps = np.random.default_rng(seed), rows // BATCH
+    order = [rng.permutation(rows)[: steps * BATCH].reshape(steps, BATCH) for _ in range(epochs)]
+    return np.concatenate(order).astype(np.int32)
+
+
+def loss(w: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Returns half the mean squared error."""
+    return jnp.mean((x @ w - y) ** 2) / 2
+
+
+def train(
+    optimizer: Callable[..., optax.GradientTransformation],
+    settings: Mapping[str, list[float]],
+    data: tuple[np.ndarray, np.ndarray],
+    seeds: int,
+    epochs: int,
+) -> np.ndarray:
+    """Trains with each setting and seed, all in one compiled program.
+
+    Returns the losses on all rows before the first step and after each, [settings, seeds, steps].
+    """
+    x, y = map(jnp.asarray, data)
+
+    def run(setting, w, batches):
+        method = optimizer(**setting)
+
+        def step(at, batch):
+            w, state = at
+            updates, state = method.update(jax.grad(loss)(w, x[batch], y[batch]), state, w)
+            new = optax.apply_updates(w, updates)
+            return (new, state), loss(new, x, y)
+
+        after = jax.lax.scan(step, (w, method.init(w)), batches)[1]
+        return jnp.append(loss(w, x, y), after)
+
+    over_seeds = jax.vmap(run, in_axes=(None, 0, 0))
+    over_settings = jax.jit(jax.vmap(over_seeds, in_axes=(0, None, None)))
+    losses = over_settings(
+        {name: jnp.asarray(values, jnp.float32) for name, values in settings.items()},
+        jnp.stack([start(seed, x.shape[1]) for seed in range(seeds)]),
+        jnp.stack([batches(seed, epochs, len(y)) for seed in range(seeds)]),
+    )
+    return np.nan_to_num(np.minimum(losses, DIVERGED), nan=DIVERGED)
+
+
+def experiment(data, seeds: int, epochs: int) -> dict:
+    """Returns the losses with the book's eps and with a tenth of it."""
+    epsilons = [EPS, EPS / 10]
+    losses = train(partial(adadelta, rho=RHO), {"eps": epsilons}, data, seeds, epochs)
+    return {
+        "eps": epsilons,
+        "losses": losses[0, :, ::THIN].tolist(),
+        "final": losses[:, :, -1].tolist(),
+    }
+
+
+def vary_rho(data, seeds: int, epochs: int) -> dict:
+    """Exercise 1: returns the losses for every rho."""
+    losses = train(partial(adadelta, eps=EPS), {"rho": RHOS}, data, seeds, epochs)
+    return {
+        "rho": RHOS,
+        "losses": losses[:, :, ::THIN].mean(axis=1).tolist(),
+        "final": losses[:, :, -1].tolist(),
+    }
+
+
+def with_g(g, e_g, e_x, rho, eps):
+    """One step as in the book, by way of g'."""
+    e_g = rho * e_g + (1 - rho) * g**2
+    rescaled = jnp.sqrt(e_x + eps) / jnp.sqrt(e_g + eps) * g
+    return -rescaled, e_g, rho * e_x + (1 - rho) * rescaled**2
+
+
+def without_g(g, e_g, e_x, rho, eps):
+    """One step without g': a quotient, and its root where the gradient is multiplied."""
+    e_g = rho * e_g + (1 - rho) * g**2
+    quotient = (e_x + eps) / (e_g + eps)
+    return -jnp.sqrt(quotient) * g, e_g, rho * e_x + (1 - rho) * quotient * g**2
+
+
+def written_out(rule, rho: float, eps: float) -> optax.GradientTransformation:
+    """Returns the optimizer of one array that one of the two functions above makes."""
+
+    def update(g, state, w=None):
+        del w
+        updates, *state = rule(g, *state, rho, eps)
+        return updates, tuple(state)
+
+    return optax.GradientTransformation(lambda w: (jnp.zeros_like(w), jnp.zeros_like(w)), update)
+
+
+FORMS = {
+    "adadelta": adadelta,
+    "with g'": partial(written_out, with_g),
+    "without g'": partial(written_out, without_g),
+}
+
+
+def compare_forms(data, seeds: int, epochs: int, smoke: bool) -> dict:
+    """Exercise 2: returns how the forms differ, what they cost, and what gradients they take."""
+    shape = (100, 100) if smoke else (1000, 1000)
+    grads = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+    updates, final = {}, {}
+    for name, form in FORMS.items():
+        method = form(rho=RHO, eps=EPS)
+        scan = partial(jax.lax.scan, lambda state, g, method=method: method.update(g, state)[::-1])
+        updates[name] = np.asarray(jax.jit(scan)(method.init(grads[0]), grads)[1], np.float64)
+        settings = {"rho": [RHO], "eps": [EPS]}
+        final[name] = train(form, settings, data, seeds, epochs)[0, :, -1].tolist()
+    apart = abs(updates["without g'"] / updates["adadelta"] - 1) / np.finfo(np.float32).eps
+    return {
+        "steps": shape[0],
+        "apart": apart.max(axis=1).tolist(),
+        "final": final,
+        "costs": costs(2**16 if smoke else 2**22, 3 if smoke else 51),
+        "range": exponent_range(),
+    }
+
+
+def costs(size: int, rounds: int) -> dict:
+    """Returns what XLA counts for a step on one leaf, and the median time of steps in turns."""
+    grads = jnp.asarray(np.random.default_rng(1).normal(size=size), jnp.float32)
+    programs, at, counts = {}, {}, {}
+    for name, form in FORMS.items():
+        method = form(rho=RHO, eps=EPS)
+
+        def step(w, state, grads, method=method):
+            updates, state = method.update(grads, state)
+            return w + updates, state
+
+        at[name] = (jnp.zeros(size), method.init(grads))
+        compiled = jax.jit(step, donate_argnums=(0, 1)).lower(*at[name], grads).compile()
+        programs[name], counted = compiled, compiled.cost_analysis()
+        counts[name] = {key: counted[key] / size for key in list(COUNTED)[:3]}
+    times = {name: [] for name in FORMS}
+    for _ in range(rounds):
+        for name, program in programs.items():
+            begin = time.perf_counter()
+            at[name] = jax.block_until_ready(program(*at[name], grads))
+            times[name].append(time.perf_counter() - begin)
+    medians = {name: {"ms": 1000 * float(np.median(times[name]))} for name in FORMS}
+    return {"size": size, "forms": {name: counts[name] | medians[name] for name in FORMS}}
+
+
+def exponent_range() -> dict:
+    """Returns the first step of each form, as a share of the exact one, by the gradient's size."""
+    g = 10.0 ** np.arange(-16, 19)
+    exact = -np.sqrt(TINY) / np.sqrt((1 - RHO) * g**2 + TINY) * g
+    share = {}
+    for name, form in FORMS.items():
+        method, g32 = form(rho=RHO, eps=TINY), jnp.asarray(g, jnp.float32)
+        share[name] = (np.asarray(method.update(g32, method.init(g32))[0]) / exact).tolist()
+    return {"gradients": g.tolist(), "share": share}
+
+
+def compare_methods(data, seeds: int, epochs: int) -> dict:
+    """Exercise 4: returns the final losses of each method over its grid."""
+    found = {}
+    for name, (optimizer, setting, values) in METHODS.items():
+        final = train(optimizer, {setting: values}, data, seeds, epochs)[:, :, -1]
+        found[name] = {"x": values, "final": final.tolist()}
+    return found
+
+
+def run(data, options: argparse.Namespace) -> dict:
+    """Returns the experiment's results and those of the exercises."""
+    smoke = options.smoke
+    few = (data, min(options.seeds, 2) if smoke else options.seeds, options.epochs)
+    optimum = least_squares(*data)
+    parts = {
+        "experiment": lambda: experiment(*few),
+        "rho": lambda: vary_rho(*few),
+        "forms": lambda: compare_forms(*few, smoke),
+        "breakers": lambda: _airfoil_breakers.run(train, *few, optimum, smoke),
+        "methods": lambda: compare_methods(*few),
+    }
+    found = {"least squares": optimum, "epochs": options.epochs}
+    # Optax's own Adam and schedules, as of 0.2.8, need implicit promotion.
+    with jax.numpy_dtype_promotion("standard"):
+        for name, part in tqdm(parts.items(), desc="Training", unit="part"):
+            found[name] = part()
+    return found
+
+
+def draw(found: dict, output: Path, suffix: str) -> None:
+    """Writes the five pictures."""
+    optimum, epochs = found["least squares"], found["epochs"]
+
+    def panels(number):
+        figure = Figure(figsize=(9.5, 3.5), dpi=120, layout="constrained")
+        return figure, figure.subplots(1, number)
+
+    def save(figure, name):
+        figure.savefig(output / f"airfoil{name}{suffix}.png")
+
+    def histories(axes, losses):
+        ((_, first), *_) = losses.items()
+        draw_lines(axes, np.linspace(0, epochs, len(first)), losses)
+        axes.axhline(optimum, color="#999999", linewidth=1, zorder=0)
+        axes.set(xlabel="epochs", ylabel="loss")
+
+    figure, (left, right) = panels(2)
+    part = found["experiment"]
+    histories(left, {f"seed {seed}": losses for seed, losses in enumerate(part["losses"][:6])})
+    left.set(title=f"Adadelta, rho {RHO}, eps 1e-5; the line is least squares")
+    for place, (final, (color, _)) in enumerate(zip(part["final"], STYLES, strict=False)):
+        right.plot([place] * len(final), final, "o", color=color, alpha=0.7)
+    right.axhspan(*BOOK, color="#DDDDDD", zorder=0, label="the book's runs")
+    right.axhline(optimum, color="#999999", linewidth=1, zorder=0, label="least squares")
+    right.set(title="Final losses of all seeds", xlim=(-0.5, 1.5), ylabel="loss")
+    right.set_xticks([0, 1], [f"eps {eps:.0e}" for eps in part["eps"]])
+    right.spines[["top", "right"]].set_visible(False)
+    right.legend(frameon=False, fontsize=8, loc="upper left")
+    save(figure, "")
+
+    figure, (left, right) = panels(2)
+    part = found["rho"]
+    names = [f"rho {rho}" for rho in part["rho"]]
+    histories(left, dict(zip(names, part["losses"], strict=True)))
+    left.set(title="Mean loss of the seeds")
+    statistics = {"worst seed": np.max, "mean": np.mean, "best seed": np.min}
+    lines = {name: above(part["final"], optimum, f) for name, f in statistics.items()}
+    draw_lines(right, range(len(names)), lines)
+    right.set(title="Final loss", xlabel="rho", ylabel="loss above least squares", yscale="log")
+    right.set_xticks(range(len(names)), [f"{rho}" for rho in part["rho"]])
+    save(figure, "_rho")
+
+    figure, (left, middle, right) = panels(3)
+    part = found["forms"]
+    draw_lines(left, range(1, part["steps"] + 1), {"largest of all coordinates": part["apart"]})
+    left.set(title="Updates with and without g'", xlabel="step", ylim=(0, None))
+    left.set_ylabel("difference, in float32's rounding")
+    forms = part["costs"]["forms"]
+    for place, (name, (color, _)) in enumerate(zip(forms, STYLES, strict=False)):
+        shares = [forms[name][key] / forms["adadelta"][key] for key in COUNTED]
+        middle.bar(np.arange(4) + 0.27 * (place - 1), shares, 0.25, color=color, label=name)
+    middle.set_xticks(range(4), ["bytes", "flops", "roots", "time"])
+    middle.set(title="Cost of a step", ylabel="share of adadelta's", ylim=(0, 1.5))
+    middle.spines[["top", "right"]].set_visible(False)
+    middle.legend(frameon=False, fontsize=8)
+    draw_lines(right, part["range"]["gradients"], part["range"]["share"])
+    right.set(title=f"First step, eps {TINY:g}", xlabel="gradient", xscale="log")
+    right.set(ylabel="share of the exact one", xticks=[1e-15, 1e-5, 1e5, 1e15])
+    save(figure, "_forms")
+
+    _airfoil_breakers.draw(found["breakers"], output / f"airfoil_breakers{suffix}.png")
+
+    figure, (left, right) = panels(2)
+    part = found["methods"]
+    for axes, names in ((left, list(METHODS)[:4]), (right, list(METHODS)[4:])):
+        for name, (color, dashes) in zip(names, STYLES, strict=False):
+            y = above(part[name]["final"], optimum, np.mean)
+            axes.plot(part[name]["x"], y, "o", ls=dashes, color=color, markersize=4, label=name)
+        axes.axhspan(1e-4, GOOD * optimum, color="#EEEEEE", zorder=0, label=f"within {GOOD:.0%}")
+        axes.set(xscale="log", yscale="log", ylim=(5e-4, 1e3), ylabel="loss above least squares")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=8, loc="upper left")
+    left.set(title="Final loss, mean of the seeds", xlabel="learning rate")
+    right.set(title=f"Adadelta without a learning rate, rho {RHO}", xlabel="eps")
+    save(figure, "_methods")
+
+
+def above(final: list, optimum: float, statistic: Callable) -> np.ndarray:
+    """Returns a statistic of the seeds' final losses, above that of least squares."""
+    return statistic(final, axis=1) - optimum
+
+
+def spread(losses: list[float]) -> str:
+    """Returns the mean in words, and the ends."""
+    return f"{np.mean(losses):.4f} ({min(losses):.4f} to {max(losses):.4f})"
+
+
+def tell(found: dict) -> None:
+    """Prints what came out: the experiment, and two sentences for each exercise."""
+    optimum, epochs = found["least squares"], found["epochs"]
+    book, smaller = found["experiment"]["final"]
+    print(f"Least squares: loss {optimum:.5f}.")
+    print(
+        f"Adadelta, rho {RHO}, eps 1e-5: {spread(book)} after {epochs} epochs, {len(book)} seeds."
+    )
+    print(f"Adadelta, rho {RHO}, eps 1e-6: {spread(smaller)}.")
+
+    part = found["rho"]
+    rhos, final = part["rho"], np.mean(part["final"], axis=1)
+    best, worst = final.argmin(), final.argmax()
+    early = np.array(part["losses"])[:, 20 // THIN]
+    first = [(EPS / (1 - rho)) ** 0.5 for rho in rhos]
+    print(
+        f"1. The mean final loss is {final[best]:.4f} at the best rho, {rhos[best]}, and"
+        f" {final[worst]:.4f} at the worst, {rhos[worst]}; {sum(final <= (1 + GOOD) * optimum)} of"
+        f" {len(rhos)} are within {GOOD:.0%} of least squares. rho sets the first steps,"
+        f" {first[0]:.2g} long at rho {rhos[0]} and {first[-1]:.2g} at {rhos[-1]}: after 20 of them"
+        f" the loss is {early[0]:.3f} and {early[-1]:.3f}."
+    )
+
+    part = found["forms"]
+    trained = np.ptp([part["final"]["adadelta"], part["final"]["without g'"]], axis=0).max()
+    costs = part["costs"]["forms"]
+    less = [costs["without g'"][key] < costs["with g'"][key] for key in COUNTED]
+    verdict = "cheaper" if all(less) else "cheaper in part" if any(less) else "not cheaper"
+    words = [
+        f"{name}: " + ", ".join(f"{unit} {cost[key]:.3g}" for key, unit in COUNTED.items())
+        for name, cost in costs.items()
+    ]
+    sizes, share = part["range"]["gradients"], part["range"]["share"]["without g'"]
+    lost = [g for g, kept in zip(sizes, share, strict=True) if kept < 0.5]
+    print(
+        f"2. Without g' the updates differ by at most {max(part['apart']):.0f} times the rounding"
+        f" of float32 in {part['steps']} steps and the final losses by {trained:.0e}, and a step is"
+        f" {verdict} here than with g' written out (for a coordinate, and in ms for"
+        f" {part['costs']['size']}; {'; '.join(words)}). But the quotient underflows where roots do"
+        f" not: at eps {TINY:g} the first step"
+        + (f" is lost for gradients from {min(lost):.0e} on." if lost else " is kept here.")
+    )
+
+    _airfoil_breakers.tell(found["breakers"])
+
+    words = []
+    for name, part in found["methods"].items():
+        final = np.mean(part["final"], axis=1)
+        good = [x for x, y in zip(part["x"], final, strict=True) if y <= (1 + GOOD) * optimum]
+        at = f"{min(good):.2g} to {max(good):.2g}" if good else "none"
+        words.append(f"{name} {at} (best {min(final):.4f})")
+    final = np.mean(found["methods"]["Adadelta"]["final"], axis=1)
+    print(
+        f"4. These learning rates, and this eps of Adadelta, end within {GOOD:.0%} of least"
+        f" squares: {', '.join(words)}. At its own learning rate, 1, and the book's eps Adadelta is"
+        f" {final[RATES.index(1.0)] / optimum - 1:.1%} above least squares; Optax has no default"
+        f" rate for the others, and to choose eps is to choose the size of the first steps."
+    )
+
+
+def main() -> None:
+    """Reads the options, trains, draws, and says what came out."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--seeds", type=int, default=5, help="runs of each setting (default: %(default)s)")
+    add("--epochs", type=int, default=2, help="passes over the rows (default: %(default)s)")
+    text = "the folder for the numbers and pictures (default: %(default)s)"
+    add("--output", type=Path, default=Path("results"), help=text)
+    text = "draw and print again what --output has, and train nothing (default: off)"
+    add("--draw-only", action="store_true", help=text)
+    text = "only try that all works: at most 2 seeds, everything short (default: off)"
+    add("--smoke", action="store_true", help=text)
+    _data.add_options(parser)
+    options = parser.parse_args()
+    if options.seeds < 1 or options.epochs < 1:
+        parser.error("--seeds and --epochs must be at least 1")
+
+    suffix = "-smoke" * options.smoke
+    file = options.output / f"airfoil{suffix}.json"
+    if not options.draw_only:
+        found = run(prepare(_data.airfoil(options)), options)
+        _results.save(file, {**_results.provenance(parser, options), "results": found})
+    found = _results.load(file)["results"]
+    draw(found, options.output, suffix)
+    tell(found)
+    print(f"Numbers and pictures: {options.output}/airfoil*{suffix}.*")
+
+
+if __name__ == "__main__":
+    main()
