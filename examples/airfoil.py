@@ -17,12 +17,12 @@ Needs: pip install "optax_adadelta[examples]"
 """
 
 import argparse
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
 import _airfoil_breakers
+import _airfoil_forms
 import _data
 import _results
 import jax
@@ -41,9 +41,7 @@ RHOS = [0.5, 0.8, 0.9, 0.95, 0.99, 0.999]
 RATES = [10 ** (n / 2) for n in range(-8, 3)]
 EPSILONS = [10 ** (n / 2) for n in range(-20, 1)]
 DIVERGED = 1e9  # What a loss above this, infinite or NaN is counted as.
-TINY = 1e-30  # An eps to see what gradients the forms of exercise 2 can take.
 BOOK = (0.243, 0.248)  # The losses that the book's runs end with.
-COUNTED = {"bytes accessed": "bytes", "flops": "flops", "transcendentals": "roots", "ms": "ms"}
 GOOD = 0.05  # How far above that of least squares a good loss may be.
 METHODS = {
     "Adagrad": (partial(optax.adagrad, initial_accumulator_value=0.0), "learning_rate", RATES),
@@ -142,95 +140,6 @@ def vary_rho(data, seeds: int, epochs: int) -> dict:
     }
 
 
-def with_g(g, e_g, e_x, rho, eps):
-    """One step as in the book, by way of g'."""
-    e_g = rho * e_g + (1 - rho) * g**2
-    rescaled = jnp.sqrt(e_x + eps) / jnp.sqrt(e_g + eps) * g
-    return -rescaled, e_g, rho * e_x + (1 - rho) * rescaled**2
-
-
-def without_g(g, e_g, e_x, rho, eps):
-    """One step without g': a quotient, and its root where the gradient is multiplied."""
-    e_g = rho * e_g + (1 - rho) * g**2
-    quotient = (e_x + eps) / (e_g + eps)
-    return -jnp.sqrt(quotient) * g, e_g, rho * e_x + (1 - rho) * quotient * g**2
-
-
-def written_out(rule, rho: float, eps: float) -> optax.GradientTransformation:
-    """Returns the optimizer of one array that one of the two functions above makes."""
-
-    def update(g, state, w=None):
-        del w
-        updates, *state = rule(g, *state, rho, eps)
-        return updates, tuple(state)
-
-    return optax.GradientTransformation(lambda w: (jnp.zeros_like(w), jnp.zeros_like(w)), update)
-
-
-FORMS = {
-    "adadelta": adadelta,
-    "with g'": partial(written_out, with_g),
-    "without g'": partial(written_out, without_g),
-}
-
-
-def compare_forms(data, seeds: int, epochs: int, smoke: bool) -> dict:
-    """Exercise 2: returns how the forms differ, what they cost, and what gradients they take."""
-    shape = (100, 100) if smoke else (1000, 1000)
-    grads = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
-    updates, final = {}, {}
-    for name, form in FORMS.items():
-        method = form(rho=RHO, eps=EPS)
-        scan = partial(jax.lax.scan, lambda state, g, method=method: method.update(g, state)[::-1])
-        updates[name] = np.asarray(jax.jit(scan)(method.init(grads[0]), grads)[1], np.float64)
-        settings = {"rho": [RHO], "eps": [EPS]}
-        final[name] = train(form, settings, data, seeds, epochs)[0, :, -1].tolist()
-    apart = abs(updates["without g'"] / updates["adadelta"] - 1) / np.finfo(np.float32).eps
-    return {
-        "steps": shape[0],
-        "apart": apart.max(axis=1).tolist(),
-        "final": final,
-        "costs": costs(2**16 if smoke else 2**22, 3 if smoke else 51),
-        "range": exponent_range(),
-    }
-
-
-def costs(size: int, rounds: int) -> dict:
-    """Returns what XLA counts for a step on one leaf, and the median time of steps in turns."""
-    grads = jnp.asarray(np.random.default_rng(1).normal(size=size), jnp.float32)
-    programs, at, counts = {}, {}, {}
-    for name, form in FORMS.items():
-        method = form(rho=RHO, eps=EPS)
-
-        def step(w, state, grads, method=method):
-            updates, state = method.update(grads, state)
-            return w + updates, state
-
-        at[name] = (jnp.zeros(size), method.init(grads))
-        compiled = jax.jit(step, donate_argnums=(0, 1)).lower(*at[name], grads).compile()
-        programs[name], counted = compiled, compiled.cost_analysis()
-        counts[name] = {key: counted[key] / size for key in list(COUNTED)[:3]}
-    times = {name: [] for name in FORMS}
-    for _ in range(rounds):
-        for name, program in programs.items():
-            begin = time.perf_counter()
-            at[name] = jax.block_until_ready(program(*at[name], grads))
-            times[name].append(time.perf_counter() - begin)
-    medians = {name: {"ms": 1000 * float(np.median(times[name]))} for name in FORMS}
-    return {"size": size, "forms": {name: counts[name] | medians[name] for name in FORMS}}
-
-
-def exponent_range() -> dict:
-    """Returns the first step of each form, as a share of the exact one, by the gradient's size."""
-    g = 10.0 ** np.arange(-16, 19)
-    exact = -np.sqrt(TINY) / np.sqrt((1 - RHO) * g**2 + TINY) * g
-    share = {}
-    for name, form in FORMS.items():
-        method, g32 = form(rho=RHO, eps=TINY), jnp.asarray(g, jnp.float32)
-        share[name] = (np.asarray(method.update(g32, method.init(g32))[0]) / exact).tolist()
-    return {"gradients": g.tolist(), "share": share}
-
-
 def compare_methods(data, seeds: int, epochs: int) -> dict:
     """Exercise 4: returns the final losses of each method over its grid."""
     found = {}
@@ -248,7 +157,7 @@ def run(data, options: argparse.Namespace) -> dict:
     parts = {
         "experiment": lambda: experiment(*few),
         "rho": lambda: vary_rho(*few),
-        "forms": lambda: compare_forms(*few, smoke),
+        "forms": lambda: _airfoil_forms.run(train, *few, smoke),
         "breakers": lambda: _airfoil_breakers.run(train, *few, optimum, smoke),
         "methods": lambda: compare_methods(*few),
     }
@@ -264,9 +173,9 @@ def draw(found: dict, output: Path, suffix: str) -> None:
     """Writes the five pictures."""
     optimum, epochs = found["least squares"], found["epochs"]
 
-    def panels(number):
+    def panels():
         figure = Figure(figsize=(9.5, 3.5), dpi=120, layout="constrained")
-        return figure, figure.subplots(1, number)
+        return figure, figure.subplots(1, 2)
 
     def save(figure, name):
         figure.savefig(output / f"airfoil{name}{suffix}.png")
@@ -277,7 +186,7 @@ def draw(found: dict, output: Path, suffix: str) -> None:
         axes.axhline(optimum, color="#999999", linewidth=1, zorder=0)
         axes.set(xlabel="epochs", ylabel="loss")
 
-    figure, (left, right) = panels(2)
+    figure, (left, right) = panels()
     part = found["experiment"]
     histories(left, {f"seed {seed}": losses for seed, losses in enumerate(part["losses"][:6])})
     left.set(title=f"Adadelta, rho {RHO}, eps 1e-5; the line is least squares")
@@ -291,7 +200,7 @@ def draw(found: dict, output: Path, suffix: str) -> None:
     right.legend(frameon=False, fontsize=8, loc="upper left")
     save(figure, "")
 
-    figure, (left, right) = panels(2)
+    figure, (left, right) = panels()
     part = found["rho"]
     names = [f"rho {rho}" for rho in part["rho"]]
     histories(left, dict(zip(names, part["losses"], strict=True)))
@@ -303,27 +212,10 @@ def draw(found: dict, output: Path, suffix: str) -> None:
     right.set_xticks(range(len(names)), [f"{rho}" for rho in part["rho"]])
     save(figure, "_rho")
 
-    figure, (left, middle, right) = panels(3)
-    part = found["forms"]
-    draw_lines(left, range(1, part["steps"] + 1), {"largest of all coordinates": part["apart"]})
-    left.set(title="Updates with and without g'", xlabel="step", ylim=(0, None))
-    left.set_ylabel("difference, in float32's rounding")
-    forms = part["costs"]["forms"]
-    for place, (name, (color, _)) in enumerate(zip(forms, STYLES, strict=False)):
-        shares = [forms[name][key] / forms["adadelta"][key] for key in COUNTED]
-        middle.bar(np.arange(4) + 0.27 * (place - 1), shares, 0.25, color=color, label=name)
-    middle.set_xticks(range(4), ["bytes", "flops", "roots", "time"])
-    middle.set(title="Cost of a step", ylabel="share of adadelta's", ylim=(0, 1.5))
-    middle.spines[["top", "right"]].set_visible(False)
-    middle.legend(frameon=False, fontsize=8)
-    draw_lines(right, part["range"]["gradients"], part["range"]["share"])
-    right.set(title=f"First step, eps {TINY:g}", xlabel="gradient", xscale="log")
-    right.set(ylabel="share of the exact one", xticks=[1e-15, 1e-5, 1e5, 1e15])
-    save(figure, "_forms")
-
+    _airfoil_forms.draw(found["forms"], output / f"airfoil_forms{suffix}.png")
     _airfoil_breakers.draw(found["breakers"], output / f"airfoil_breakers{suffix}.png")
 
-    figure, (left, right) = panels(2)
+    figure, (left, right) = panels()
     part = found["methods"]
     for axes, names in ((left, list(METHODS)[:4]), (right, list(METHODS)[4:])):
         for name, (color, dashes) in zip(names, STYLES, strict=False):
@@ -371,26 +263,7 @@ def tell(found: dict) -> None:
         f" the loss is {early[0]:.3f} and {early[-1]:.3f}."
     )
 
-    part = found["forms"]
-    trained = np.ptp([part["final"]["adadelta"], part["final"]["without g'"]], axis=0).max()
-    costs = part["costs"]["forms"]
-    less = [costs["without g'"][key] < costs["with g'"][key] for key in COUNTED]
-    verdict = "cheaper" if all(less) else "cheaper in part" if any(less) else "not cheaper"
-    words = [
-        f"{name}: " + ", ".join(f"{unit} {cost[key]:.3g}" for key, unit in COUNTED.items())
-        for name, cost in costs.items()
-    ]
-    sizes, share = part["range"]["gradients"], part["range"]["share"]["without g'"]
-    lost = [g for g, kept in zip(sizes, share, strict=True) if kept < 0.5]
-    print(
-        f"2. Without g' the updates differ by at most {max(part['apart']):.0f} times the rounding"
-        f" of float32 in {part['steps']} steps and the final losses by {trained:.0e}, and a step is"
-        f" {verdict} here than with g' written out (for a coordinate, and in ms for"
-        f" {part['costs']['size']}; {'; '.join(words)}). But the quotient underflows where roots do"
-        f" not: at eps {TINY:g} the first step"
-        + (f" is lost for gradients from {min(lost):.0e} on." if lost else " is kept here.")
-    )
-
+    _airfoil_forms.tell(found["forms"])
     _airfoil_breakers.tell(found["breakers"])
 
     words = []

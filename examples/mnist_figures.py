@@ -210,7 +210,8 @@ def tell_2(content: dict) -> None:
     when = numerator.mean(axis=1).argmax(axis=1) * content["epochs"] / numerator.shape[2]
     print(
         f"  4. Oscillations can build up in the numerator: RMS[dx] is"
-        f" {by_layer(numerator[:, :, 0])} first, {by_layer(highest)} at its highest (epoch {', '.join(f'{t:.1f}' for t in when)})"
+        f" {by_layer(numerator[:, :, 0])} first, {by_layer(highest)} at its highest (epoch"
+        f" {', '.join(f'{epoch:.1f}' for epoch in when)})"
         f" and {by_layer(numerator[:, :, -1])} at the end, sqrt(eps) being 0.001; one update and"
         f" the next have a cosine of {by_layer(cosine[:, :, :tenth].mean(axis=2), '.2f')} in the"
         f" first tenth and {by_layer(cosine[:, :, -tenth:].mean(axis=2), '.2f')} in the last"

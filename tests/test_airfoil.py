@@ -170,7 +170,7 @@ def test_rho(smoke, final, best, data):
     assert results["results"]["rho"]["rho"] == list(expected)
 
 
-def test_without_g(smoke, airfoil):
+def test_without_g(smoke):
     _, printed, results = smoke
     differ, apart = numbers(r"differ by at most (\d+) times .* final losses by (\S+), and", printed)
     # Not zero, for the roundings are other ones; and no more than a few of them.
@@ -192,7 +192,7 @@ def test_without_g(smoke, airfoil):
         assert cost["ms"] > 0
     gradients = np.random.default_rng(1).normal(size=(60, 5)).astype(np.float32)
     expected = [dx for dx, _, _ in algorithm_1(gradients, 0.9, 1e-5)]
-    for form in airfoil.FORMS.values():
+    for form in scripts.module("_airfoil_forms").FORMS.values():
         method = form(rho=0.9, eps=1e-5)
         state, updates = method.init(gradients[0]), []
         for g in gradients:

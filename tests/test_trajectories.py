@@ -1,14 +1,9 @@
 """The picture of paths: the functions, the walks on them, the choice of rates, what is said."""
 
-import importlib.util
 import itertools
 import json
-import os
 import re
-import subprocess
 import sys
-import warnings
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -16,10 +11,10 @@ import optax
 import pytest
 from PIL import Image
 from reference import algorithm_1
+from scripts import module, run
 
 from optax_adadelta import adadelta
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "trajectories.py"
 NAMES = ("Rosenbrock", "Beale", "Ravine", "Saddle")
 METHODS = ("SGD", "Momentum", "Adagrad", "RMSProp", "Adam")
 EPSILONS = (1e-6, 1e-5, 1e-4, 1e-3)
@@ -56,37 +51,16 @@ def slope(name, point):
     return np.array(parts)
 
 
-def run(*arguments):
-    """Returns what the script printed and the bars it drew, having checked there is no more."""
-    env = {**os.environ, "JAX_NUMPY_DTYPE_PROMOTION": "strict"}
-    command = [sys.executable, "-W", "error", SCRIPT, *arguments]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", env=env, timeout=300)
-    assert done.returncode == 0, done.stderr
-    bars = [line for line in re.split(r"[\r\n]+", done.stderr) if line.strip()]
-    assert not [line for line in bars if not line.startswith(("Training:", "Drawing:"))]
-    return done.stdout, {line.split(":")[0] for line in bars}
-
-
 @pytest.fixture(scope="module")
 def trajectories():
-    """The example as a module."""
-    spec = importlib.util.spec_from_file_location("trajectories", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        patch.syspath_prepend(SCRIPT.parent)
-        # Other packages' deprecations of one another are not the example's.
-        warnings.simplefilter("ignore")
-        spec.loader.exec_module(module)
-    return module
+    return module("trajectories")
 
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
     """What a short run printed, and its folder."""
     folder = tmp_path_factory.mktemp("smoke") / "new"
-    printed, bars = run("--smoke", "--output", folder)
-    assert bars == {"Training", "Drawing"}
-    return printed, folder
+    return run("trajectories", "--smoke", "--output", folder), folder
 
 
 @pytest.fixture(scope="module")
@@ -352,8 +326,7 @@ def test_draw_only_draws_the_same_from_the_file_and_walks_nothing(smoke, report,
     printed, folder = smoke
     saved = (folder / "trajectories-smoke.json").read_text()
     (tmp_path / "trajectories-smoke.json").write_text(saved)
-    again, bars = run("--smoke", "--draw-only", "--output", tmp_path)
-    assert bars == {"Drawing"}
+    again = run("trajectories", "--smoke", "--draw-only", "--output", tmp_path)
     assert again == printed.replace(str(folder), str(tmp_path))
     for kind in ("json", "png", "gif"):
         name = f"trajectories-smoke.{kind}"
@@ -391,13 +364,3 @@ def test_steps_out_of_range(trajectories, monkeypatch, capsys, tmp_path, steps):
     assert refused.value.code == 2
     assert "--steps must be at least 30 and at most 1000" in capsys.readouterr().err
     assert not [*tmp_path.iterdir()]
-
-
-def test_help_names_every_option(trajectories, monkeypatch, capsys):
-    with pytest.raises(SystemExit):
-        main(trajectories, monkeypatch, "--help")
-    printed = capsys.readouterr().out
-    for option in ("--steps", "--output", "--draw-only", "--smoke"):
-        (explained,) = re.findall(rf"^  {option} .*(?:\n   .*)*", printed, re.MULTILINE)
-        assert "(default:" in " ".join(explained.split())
-    assert trajectories.__doc__.strip() in printed
