@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pooch
-import requests
 
 # As sha256sum prints them.
 CHECKSUMS = """
@@ -82,7 +81,7 @@ def _path(name: str, urls: tuple[str, ...], options: argparse.Namespace) -> Path
                     downloader=pooch.HTTPDownloader(progressbar=True, timeout=30),
                 )
             )
-        except (OSError, ValueError, requests.RequestException) as error:
+        except (OSError, ValueError) as error:
             failures.append(f"  {url}: {error}")
     raise SystemExit(
         "\n".join([f"Could not download {name}:", *failures])

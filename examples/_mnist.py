@@ -4,9 +4,11 @@ import argparse
 import itertools
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import _data
+import _results
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -149,3 +151,54 @@ def train(columns: Mapping[str, Column], data, seeds: int, epochs: int, name: st
                 jax.block_until_ready(nets)  # The bar shows what is done, not what is queued.
                 bar.update(min(chunk, indices.shape[1] - first))
             yield {c: np.reshape(e, (-1, seeds)) for c, e in test(nets, data_test).items()}
+
+
+def results(description: str, parts: Mapping[str, int], make: Callable, smoke_epochs: int):
+    """Reads the options, makes the parts they name, and saves each as soon as it is done.
+
+    Args:
+      description: what --help says first.
+      parts: the names of what there is to make, and the epochs that each takes in full.
+      make: a function of a part's name, data, seeds and epochs that returns what to save.
+      smoke_epochs: the most epochs of a smoke run.
+
+    Returns:
+      what is saved of every part, made now or before, and the file.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    text = "what to make anew; the rest stays as it is in --output (default: all)"
+    add("--only", nargs="+", choices=list(parts), default=list(parts), metavar="PART", help=text)
+    text = "networks of each setting, which start differently (default: %(default)s)"
+    add("--seeds", type=int, default=5, help=text)
+    text = "at most so many passes over the images (default: as in the paper)"
+    add("--epochs", type=int, default=max(parts.values()), help=text)
+    text = "the folder for the numbers and pictures (default: %(default)s)"
+    add("--output", type=Path, default=Path("results"), help=text)
+    text = "draw and print again what --output has, and train nothing (default: off)"
+    add("--draw-only", action="store_true", help=text)
+    text = (
+        f"only try that all works: {SMOKE_IMAGES} images, at most {smoke_epochs} epochs and 2"
+        " seeds, and files of other names (default: off)"
+    )
+    add("--smoke", action="store_true", help=text)
+    _data.add_options(parser)
+    options = parser.parse_args()
+    if options.seeds < 1 or options.epochs < 1:
+        parser.error("--seeds and --epochs must be at least 1")
+
+    file = options.output / f"{Path(parser.prog).stem}{'-smoke' * options.smoke}.json"
+    if not options.draw_only:
+        made_by = _results.provenance(parser, options)
+        data = load(options)
+        for part in options.only:
+            seeds, epochs = options.seeds, min(options.epochs, parts[part])
+            if options.smoke:
+                seeds, epochs = min(seeds, 2), min(epochs, smoke_epochs)
+            made = {**made_by, "seeds": seeds, "epochs": epochs, **make(part, data, seeds, epochs)}
+            before = _results.load(file) if file.exists() else {}
+            _results.save(file, {**before, part: made})
+    saved = _results.load(file)
+    return {part: saved[part] for part in parts if part in saved}, file

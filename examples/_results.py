@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def provenance(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
             values = value if isinstance(value, list) else [] if value is True else [value]
             words += [f"--{name.replace('_', '-')}", *map(str, values)]
     return {
-        "command": " ".join(words),
+        "command": shlex.join(words),
         "date": datetime.date.today().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {jax.default_backend()}",
         "versions": {

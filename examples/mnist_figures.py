@@ -14,14 +14,11 @@ on two cores, Figure 2 three minutes.
 Needs: pip install "optax_adadelta[examples]"
 """
 
-import argparse
 import itertools
 from functools import partial
 from pathlib import Path
 
-import _data
 import _mnist
-import _results
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,7 +48,7 @@ METHODS = {
 }
 # Read off the paper's curves at their end.
 PAPER = {"SGD": 1.77, "Momentum": 1.42, "Adagrad": 1.6, "Adadelta": 1.5}
-EPOCHS = {"1": 50, "2": 25}
+EPOCHS = {"Figure 1": 50, "Figure 2": 25}
 EVERY = 60
 LAYERS = ("layer 1", "layer 2", "layer 3")
 
@@ -124,8 +121,8 @@ def draw_1(content: dict, output: Path) -> None:
     axes = plot_curves(content["errors"], figure.subplots())
     for line in axes.get_lines():
         paper = PAPER[line.get_label()]
-        axes.plot(EPOCHS["1"] + 1, paper, marker="<", color=line.get_color(), clip_on=False)
-    axes.set(xlim=(0, EPOCHS["1"] + 1), ylim=(1, 4), xlabel="epochs")
+        axes.plot(EPOCHS["Figure 1"] + 1, paper, marker="<", color=line.get_color(), clip_on=False)
+    axes.set(xlim=(0, EPOCHS["Figure 1"] + 1), ylim=(1, 4), xlabel="epochs")
     axes.set_ylabel("test error (%)")
     axes.set_title("MNIST, mean and range of the seeds; triangles: where the paper's curves end")
     axes.spines[["top", "right"]].set_visible(False)
@@ -222,42 +219,15 @@ def tell_2(content: dict) -> None:
 
 def main() -> None:
     """Reads the options, trains, draws, and says what came out."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    make = {"Figure 1": figure_1, "Figure 2": figure_2}
+    found, file = _mnist.results(
+        __doc__, EPOCHS, lambda figure, *given: lists(make[figure](*given)), smoke_epochs=3
     )
-    add = parser.add_argument
-    text = "which to train anew; the other stays as it is in --output (default: both)"
-    add("--figures", nargs="+", choices=list(EPOCHS), default=list(EPOCHS), help=text)
-    add("--seeds", type=int, default=5, help="networks a method (default: %(default)s)")
-    text = "at most so many passes over the images (default: 50 for Figure 1, 25 for Figure 2)"
-    add("--epochs", type=int, default=max(EPOCHS.values()), help=text)
-    text = "the folder for the numbers and pictures (default: %(default)s)"
-    add("--output", type=Path, default=Path("results"), help=text)
-    text = "draw and print again what --output has, and train nothing (default: off)"
-    add("--draw-only", action="store_true", help=text)
-    text = "only try that all works: 600 images, 3 epochs, at most 2 seeds (default: off)"
-    add("--smoke", action="store_true", help=text)
-    _data.add_options(parser)
-    options = parser.parse_args()
-    if options.seeds < 1 or options.epochs < 1:
-        parser.error("--seeds and --epochs must be at least 1")
-
-    made_by = _results.provenance(parser, options)
-    file = options.output / f"mnist_figures{'-smoke' * options.smoke}.json"
-    if not options.draw_only:
-        data = _mnist.load(options)
-        for figure in options.figures:
-            seeds, epochs = options.seeds, min(options.epochs, EPOCHS[figure])
-            if options.smoke:
-                seeds, epochs = min(seeds, 2), min(epochs, 3)
-            content = {"1": figure_1, "2": figure_2}[figure](data, seeds, epochs)
-            report = _results.load(file) if file.exists() else {}
-            report[figure] = {**made_by, "seeds": seeds, "epochs": epochs, **lists(content)}
-            _results.save(file, report)
-    for figure, content in sorted(_results.load(file).items()):
-        picture = file.with_name(file.stem.replace("figures", f"figure_{figure}") + ".png")
-        {"1": draw_1, "2": draw_2}[figure](content, picture)
-        {"1": tell_1, "2": tell_2}[figure](content)
+    for figure, content in found.items():
+        name = figure.lower().replace(" ", "_")
+        picture = file.with_name(file.stem.replace("figures", name) + ".png")
+        {"Figure 1": draw_1, "Figure 2": draw_2}[figure](content, picture)
+        {"Figure 1": tell_1, "Figure 2": tell_2}[figure](content)
         print(f"  Picture: {picture}")
     print(f"Numbers: {file}")
 

@@ -16,13 +16,10 @@ by one compiled program; the four take an hour on two cores. Each is saved when 
 Needs: pip install "optax_adadelta[examples]"
 """
 
-import argparse
 from functools import partial
 from pathlib import Path
 
-import _data
 import _mnist
-import _results
 import numpy as np
 import optax
 from _mnist import Column
@@ -77,14 +74,15 @@ PAPER = {
 
 def run(table: str, data, seeds: int, epochs: int) -> dict:
     """Returns the table's settings and test errors, a list of seeds for each cell."""
-    columns = TABLES[table]
-    *_, errors = _mnist.train(columns, data, seeds, epochs, table)
+    *_, errors = _mnist.train(TABLES[table], data, seeds, epochs, table)
     return {
-        name: {
-            "settings": dict(column.settings),
-            "errors": np.asarray(errors[name], float).round(2).tolist(),
+        "columns": {
+            name: {
+                "settings": dict(column.settings),
+                "errors": np.asarray(errors[name], float).round(2).tolist(),
+            }
+            for name, column in TABLES[table].items()
         }
-        for name, column in columns.items()
     }
 
 
@@ -132,18 +130,27 @@ def heat_map(axes, columns: dict, paper: dict, title: str) -> None:
     axes.spines[:].set_visible(False)
 
 
-def draw_tables(methods: dict, adadelta_columns: dict, output: Path) -> None:
+def halves(report: dict) -> tuple[dict, dict]:
+    """Returns the columns by learning rate, and those of Adadelta by eps."""
+    methods = {**report["Table 1"]["columns"], **report["Not in the paper"]["columns"]}
+    return methods, report["Table 2"]["columns"]
+
+
+def draw_tables(report: dict, output: Path) -> None:
     """Writes the picture of all tables as heat maps."""
+    methods, adadelta_columns = halves(report)
+    seeds, epochs = (report["Table 2"][name] for name in ("seeds", "epochs"))
     figure = Figure(figsize=(12, 5.6), dpi=100, layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(6, 3.3))
     heat_map(left, methods, PAPER["Table 1"], "By the learning rate (Adadelta's is 1 by itself)")
     heat_map(right, adadelta_columns, PAPER["Table 2"], "Adadelta by eps and rho")
-    figure.suptitle("MNIST, test error in % after 6 epochs, mean of 5 seeds")
+    figure.suptitle(f"MNIST, test error in % after {epochs} epochs, mean of {seeds} seeds")
     figure.savefig(output)
 
 
-def draw_plateaus(methods: dict, adadelta_columns: dict, output: Path) -> None:
+def draw_plateaus(report: dict, output: Path) -> None:
     """Writes the picture of the errors over the settings, and of the plateaus."""
+    methods, adadelta_columns = halves(report)
     figure = Figure(figsize=(12, 4.6), dpi=100, layout="constrained")
     rates, epsilons, widths = figure.subplots(1, 3)
     for axes, columns in ((rates, methods), (epsilons, adadelta_columns)):
@@ -221,51 +228,12 @@ def tell(report: dict) -> None:
 
 def main() -> None:
     """Reads the options, trains, draws, and says what came out."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    text = "which to train anew; the others stay as they are in --output (default: all four)"
-    add(
-        "--tables",
-        nargs="+",
-        choices=list(TABLES),
-        default=list(TABLES),
-        metavar="TABLE",
-        help=text,
-    )
-    add("--seeds", type=int, default=5, help="networks a cell (default: %(default)s)")
-    add("--epochs", type=int, default=6, help="passes over the images (default: %(default)s)")
-    text = "the folder for the numbers and pictures (default: %(default)s)"
-    add("--output", type=Path, default=Path("results"), help=text)
-    text = "draw and print again what --output has, and train nothing (default: off)"
-    add("--draw-only", action="store_true", help=text)
-    text = "only try that all works: 600 images, one epoch, at most 2 seeds (default: off)"
-    add("--smoke", action="store_true", help=text)
-    _data.add_options(parser)
-    options = parser.parse_args()
-    if options.seeds < 1 or options.epochs < 1:
-        parser.error("--seeds and --epochs must be at least 1")
-
-    made_by = _results.provenance(parser, options)
-    file = options.output / f"mnist_tables{'-smoke' * options.smoke}.json"
-    if not options.draw_only:
-        data = _mnist.load(options)
-        seeds, epochs = (
-            (min(options.seeds, 2), 1) if options.smoke else (options.seeds, options.epochs)
-        )
-        for table in options.tables:
-            columns = run(table, data, seeds, epochs)
-            report = _results.load(file) if file.exists() else {}
-            report[table] = {**made_by, "seeds": seeds, "epochs": epochs, "columns": columns}
-            _results.save(file, report)
-    report = _results.load(file)
+    report, file = _mnist.results(__doc__, dict.fromkeys(TABLES, 6), run, smoke_epochs=1)
     tell(report)
-    if set(report) >= set(TABLES):
-        methods = {**report["Table 1"]["columns"], **report["Not in the paper"]["columns"]}
+    if set(report) == set(TABLES):
         for name, draw in (("tables", draw_tables), ("plateaus", draw_plateaus)):
             picture = file.with_name(file.stem.replace("tables", name) + ".png")
-            draw(methods, report["Table 2"]["columns"], picture)
+            draw(report, picture)
             print(f"Picture: {picture}")
     else:
         print(f"No picture before all of {', '.join(TABLES)} are there.")

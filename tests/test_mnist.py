@@ -216,13 +216,13 @@ def test_a_table_trained_anew_leaves_the_others(smoke, data, tmp_path):
     before = json.loads((output / file.name).read_text())
     file.write_text(json.dumps(before))
     arguments = ("--smoke", "--seeds", "1", "--output", tmp_path, "--data-dir", data.folder)
-    run("mnist_tables", *arguments, "--tables", "Networks", data=data)
+    run("mnist_tables", *arguments, "--only", "Networks", data=data)
     after = json.loads(file.read_text())
     assert {k: v for k, v in after.items() if k != "Networks"} == {
         k: v for k, v in before.items() if k != "Networks"
     }
     assert after["Networks"]["seeds"] == 1
-    assert after["Networks"]["command"].endswith("--tables Networks --seeds 1 --smoke")
+    assert after["Networks"]["command"].endswith("--only Networks --seeds 1 --smoke")
     for name, found in after["Networks"]["columns"].items():
         was = before["Networks"]["columns"][name]["errors"][0][0]
         assert found["errors"] == [[pytest.approx(was, abs=2 / 6 + 0.011)]]
@@ -249,7 +249,7 @@ def figures(data, tmp_path_factory):
 def test_the_figures(figures, smoke):
     printed, output = figures
     report = json.loads((output / "mnist_figures-smoke.json").read_text())
-    errors = report["1"]["errors"]
+    errors = report["Figure 1"]["errors"]
     assert list(errors) == ["SGD", "Momentum", "Adagrad", "Adadelta"]
     for name, runs in errors.items():
         assert np.shape(runs) == (SEEDS, 3)
@@ -263,7 +263,7 @@ def test_the_figures(figures, smoke):
     expected = table["columns"]["ReLU, Glorot uniform"]["errors"][0]
     np.testing.assert_allclose(first, expected, atol=2 / 6 + 0.011)
 
-    samples, whole = report["2"]["samples"], report["2"]["whole"]
+    samples, whole = report["Figure 2"]["samples"], report["Figure 2"]["whole"]
     assert samples["count"] == [6, 12, 18]
     for layer in ("layer 1", "layer 2", "layer 3"):
         for values in (samples["rate"][f"{layer}/w"], samples["update"][f"{layer}/w"]):
@@ -289,10 +289,10 @@ def test_one_figure_anew_leaves_the_other(figures, data):
     file = output / "mnist_figures-smoke.json"
     before = json.loads(file.read_text())
     arguments = ("--smoke", "--epochs", "1", "--data-dir", data.folder, "--output", output)
-    run("mnist_figures", *arguments, "--figures", "2", data=data)
+    run("mnist_figures", *arguments, "--only", "Figure 2", data=data)
     after = json.loads(file.read_text())
-    assert (after["1"], after["2"]["epochs"]) == (before["1"], 1)
-    for layer, values in after["2"]["whole"].items():
-        was = np.array(before["2"]["whole"][layer]["rate"])[:, :1]
+    assert (after["Figure 1"], after["Figure 2"]["epochs"]) == (before["Figure 1"], 1)
+    for layer, values in after["Figure 2"]["whole"].items():
+        was = np.array(before["Figure 2"]["whole"][layer]["rate"])[:, :1]
         np.testing.assert_allclose(values["rate"], was, rtol=1e-3)
     file.write_text(json.dumps(before))
