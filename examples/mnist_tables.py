@@ -151,7 +151,7 @@ def draw_tables(report: dict, output: Path) -> None:
 def draw_plateaus(report: dict, output: Path) -> None:
     """Writes the picture of the errors over the settings, and of the plateaus."""
     methods, adadelta_columns = halves(report)
-    figure = Figure(figsize=(12, 4.6), dpi=100, layout="constrained")
+    figure = Figure(figsize=(12, 5), dpi=100, layout="constrained")
     rates, epsilons, widths = figure.subplots(1, 3)
     for axes, columns in ((rates, methods), (epsilons, adadelta_columns)):
         curves = {name: np.transpose(column["errors"]) for name, column in columns.items()}
@@ -161,6 +161,10 @@ def draw_plateaus(report: dict, output: Path) -> None:
         axes.set_ylabel("test error (%)")
         axes.set_yticks((2, 5, 10, 20, 50, 90), ("2", "5", "10", "20", "50", "90"))
         axes.minorticks_off()
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14)}
+        axes.legend(**below, ncols=3, frameon=False, fontsize=9, columnspacing=1)
+    rates.set_title("By the learning rate")
+    epsilons.set_title("Adadelta by eps, learning rate 1")
     bars = {**methods, **{f"Adadelta, eps, {name}": c for name, c in adadelta_columns.items()}}
     for row, column in enumerate(bars.values()):
         low, high = plateau(column)
@@ -171,7 +175,7 @@ def draw_plateaus(report: dict, output: Path) -> None:
         widths.text(np.sqrt(low * high), row - 0.3, said, ha="center", va="bottom", fontsize=9)
     widths.set_yticks(range(len(bars)), bars)
     widths.set(xscale="log", ylim=(len(bars) - 0.5, -0.9), xlabel="learning rate, or eps")
-    widths.set_title(f"Within {GOOD} points of the method's best")
+    widths.set_title(f"Within {GOOD} points of its best")
     for axes in (rates, epsilons, widths):
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(output)
