@@ -118,13 +118,17 @@ def figure_2(data, seeds: int, epochs: int) -> dict:
 def draw_1(content: dict, output: Path) -> None:
     """Writes the picture of the test errors."""
     figure = Figure(figsize=(8.5, 4.8), dpi=110, layout="constrained")
-    axes = plot_curves(content["errors"], figure.subplots())
-    for line in axes.get_lines():
-        paper = PAPER[line.get_label()]
-        axes.plot(EPOCHS["Figure 1"] + 1, paper, marker="<", color=line.get_color(), clip_on=False)
-    axes.set(xlim=(0, EPOCHS["Figure 1"] + 1), ylim=(1, 4), xlabel="epochs")
-    axes.set_ylabel("test error (%)")
-    axes.set_title("MNIST, mean and range of the seeds; triangles: where the paper's curves end")
+    errors = content["errors"]
+    axes = plot_curves({"Adadelta": errors["Adadelta"]} | errors, figure.subplots())
+    title, epochs = "MNIST, mean and range of the seeds", content["epochs"]
+    if epochs == EPOCHS["Figure 1"]:
+        title += "; triangles: where the paper's curves end"
+        for line in axes.get_lines():
+            paper = PAPER[line.get_label()]
+            axes.plot(epochs + 1, paper, marker="<", color=line.get_color(), clip_on=False)
+    highest = max(np.mean(runs, axis=0)[-1] for runs in errors.values())
+    axes.set(title=title, xlabel="epochs", ylabel="test error (%)")
+    axes.set(xlim=(0, epochs + 1), ylim=(1, max(4, 1.3 * highest)))
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(output)
 
