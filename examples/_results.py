@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,9 @@ def save(path: Path, report: dict[str, Any]) -> None:
     """Writes the report, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    # Numbers go on one line; no string has a line break that is not escaped.
+    text = re.sub(r"\n *(?=[-\d\]])", " ", json.dumps(report, indent=1))
+    part.write_text(text + "\n", encoding="utf-8")
     part.replace(path)
 
 

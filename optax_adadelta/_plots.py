@@ -69,7 +69,7 @@ def plot_samples(samples: Sample | Sequence[Sample], figure: Figure | None = Non
     for name, rates, updates in zip(names, top, bottom, strict=True):
         rates.plot(samples.count, _real(samples.rate[name]), linewidth=0.9)
         updates.plot(samples.count, _real(samples.update[name]), linewidth=0.9)
-        rates.set_title(name)
+        rates.set_title(name or "parameters")
         updates.set_xlabel("steps")
     top[0].set_ylabel("RMS[dx] / RMS[g]")
     top[0].set_ylim(bottom=0)
@@ -90,7 +90,8 @@ def plot_curves(curves: Mapping[str, Any], axes: Axes | None = None, steps: Any 
 
     Raises:
       ImportError: matplotlib is not installed.
-      ValueError: a curve has neither of the two shapes, or not the length of ``steps``.
+      ValueError: there are no curves; or one is empty, has neither of the two shapes, or not the
+        length of ``steps``.
 
     Example:
       >>> from optax_adadelta.diagnostics import plot_curves
@@ -98,11 +99,13 @@ def plot_curves(curves: Mapping[str, Any], axes: Axes | None = None, steps: Any 
       >>> print(axes.set_ylabel("test error (%)"))
       Text(0, 0.5, 'test error (%)')
     """
+    if not curves:
+        raise ValueError("There are no curves to draw.")
     if axes is None:
         axes = _new_figure(6.0, 4.0).subplots()
     for (name, runs), style in zip(curves.items(), _STYLES * len(curves), strict=False):
-        runs = np.atleast_2d(np.asarray(runs))
-        if runs.ndim > 2:
+        runs = np.atleast_2d(_real(runs))
+        if runs.ndim > 2 or not runs.size:
             raise ValueError(f"{name} must be [times] or [runs, times], but is {runs.shape}.")
         x = np.arange(1, runs.shape[1] + 1) if steps is None else np.asarray(steps)
         axes.plot(x, runs.mean(axis=0), label=name, **style)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from optax_adadelta._rates import find_state, rate_of
 
@@ -39,7 +40,8 @@ def choose_coordinates(state: Any, size: int = 10, seed: int = 0) -> dict[str, n
       has no entry. Leave out leaves as you leave out items of a dictionary.
 
     Raises:
-      ValueError: ``size`` is below 1, or :func:`find_state` raises it.
+      ValueError: ``size`` is below 1, two leaves have the same name, or :func:`find_state` raises
+        it.
 
     Example:
       >>> import jax.numpy as jnp
@@ -78,7 +80,7 @@ def sample(
       state: what :func:`find_state` takes, after the step.
       updates: the updates of that step, as ``optax.apply_updates`` takes them.
       coordinates: indices of shape ``[ndim, n]`` by the leaf's name, such as
-        :func:`choose_coordinates` makes.
+        :func:`choose_coordinates` makes; the range of traced ones is not checked.
       eps: as for :func:`effective_learning_rate`.
       learning_rate: as for :func:`effective_learning_rate`.
 
@@ -86,7 +88,8 @@ def sample(
       A :class:`Sample` with arrays of shape ``[n]``.
 
     Raises:
-      ValueError: ``coordinates`` names a leaf that is not there, or
+      ValueError: ``coordinates`` has a leaf that is not there, or indices that are not inside it;
+        the updates are not of the state's shapes; two leaves have the same name; or
         :func:`effective_learning_rate` raises it.
 
     Example:
@@ -104,24 +107,53 @@ def sample(
     """
     rate = rate_of(eps, learning_rate)
     found = find_state(state)
+    leaves = _by_name(found.e_g), _by_name(found.e_x), _by_name(updates)
+    rates: dict[str, jax.Array] = {}
+    steps: dict[str, jax.Array] = {}
+    for name, indices in coordinates.items():
+        for tree in leaves:
+            if name not in tree:
+                raise ValueError(
+                    f"There is no leaf {name!r}; there are {', '.join(map(repr, tree)) or 'none'}."
+                )
+        e_g, e_x, update = (jnp.atleast_1d(tree[name]) for tree in leaves)
+        _check(name, indices, e_g.shape, update.shape)
+        rates[name] = rate(_at(e_g, indices), _at(e_x, indices))
+        steps[name] = _at(update, indices)
+    return Sample(jnp.asarray(found.count), rates, steps)
 
-    def chosen(tree: Any) -> dict[str, jax.Array]:
-        leaves = _by_name(tree)
-        for name in coordinates:
-            if name not in leaves:
-                raise ValueError(f"There is no leaf {name!r}; there are {', '.join(leaves)}.")
-        return {
-            name: jnp.atleast_1d(leaves[name])[tuple(indices)]
-            for name, indices in coordinates.items()
-        }
 
-    e_g, e_x = chosen(found.e_g), chosen(found.e_x)
-    rates = {name: rate(e_g[name], e_x[name]) for name in coordinates}
-    return Sample(jnp.asarray(found.count), rates, chosen(updates))
+def _check(name: str, indices: Any, shape: tuple[int, ...], update: tuple[int, ...]) -> None:
+    if update != shape:
+        raise ValueError(f"{name!r} has updates of shape {update} and averages of shape {shape}.")
+    given, dtype = np.shape(indices), jnp.result_type(indices)
+    if len(given) != 2 or given[0] != len(shape) or not jnp.issubdtype(dtype, jnp.integer):
+        raise ValueError(
+            f"The coordinates of {name!r} must be integers of shape [{len(shape)}, n], not"
+            f" {dtype} of shape {list(given)}."
+        )
+    if isinstance(indices, jax.core.Tracer):
+        return
+    if (np.asarray(indices) < 0).any() or (np.asarray(indices).T >= np.array(shape)).any():
+        raise ValueError(f"The coordinates of {name!r} must be within its shape, {shape}.")
+
+
+def _at(leaf: jax.Array, indices: np.ndarray) -> jax.Array:
+    sharding = jax.typeof(leaf).sharding
+    # A gather has no sharding of its own, which a mesh with explicit axes asks for.
+    explicit = not sharding.mesh.empty and sharding.mesh.are_all_axes_explicit
+    out = NamedSharding(sharding.mesh, PartitionSpec()) if explicit else None
+    return leaf.at[tuple(indices)].get(out_sharding=out)
 
 
 def _by_name(tree: Any) -> dict[str, Any]:
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+    named = [
+        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
         for path, leaf in jax.tree.leaves_with_path(tree)
-    }
+    ]
+    leaves = dict(named)
+    if len(leaves) < len(named):
+        names = [name for name, _ in named]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"Two leaves have the name {twice!r}: a key must not have / in it.")
+    return leaves

@@ -88,6 +88,16 @@ def test_curves_are_the_means_of_their_runs_within_the_range():
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["several", "one"]
 
 
+def test_the_mean_of_bfloat16_curves_is_not_rounded():
+    (line,) = drawn(plot_curves({"x": jnp.array([[1.0], [1.0078125]], jnp.bfloat16)}))
+    np.testing.assert_array_equal(line, [[1], [1.00390625]])
+
+
+def test_parameters_that_are_one_array():
+    given = Sample(jnp.arange(2), {"": jnp.ones((2, 3))}, {"": jnp.ones((2, 3))})
+    assert plot_samples(given).axes[0].get_title() == "parameters"
+
+
 def test_curves_count_from_one():
     (line,) = drawn(plot_curves({"one": [3.0, 2.0, 1.0]}))
     np.testing.assert_array_equal(line, [[1, 2, 3], [3, 2, 1]])
@@ -103,6 +113,10 @@ def test_more_curves_than_styles_are_told_apart_as_far_as_it_goes():
 def test_curves_of_the_wrong_shape():
     with pytest.raises(ValueError, match=r"x must be \[times\] .* but is \(2, 2, 2\)"):
         plot_curves({"x": np.ones((2, 2, 2))})
+    with pytest.raises(ValueError, match=r"x must be .* but is \(0, 3\)"):
+        plot_curves({"x": np.ones((0, 3))})
+    with pytest.raises(ValueError, match="no curves"):
+        plot_curves({})
     with pytest.raises(ValueError, match="same first dimension"):
         plot_curves({"x": [1, 2]}, steps=[1])
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from reference import algorithm_1, gradients
 
 from optax_adadelta import adadelta
@@ -138,5 +139,65 @@ def test_coordinates_of_one_s_own():
 
 def test_a_leaf_that_is_not_there():
     state = adadelta().init({"a": jnp.ones(3)})
-    with pytest.raises(ValueError, match="no leaf 'b'; there are a"):
+    with pytest.raises(ValueError, match="no leaf 'b'; there are 'a'"):
         sample(state, {"a": jnp.ones(3)}, {"b": np.array([[0]])})
+    with pytest.raises(ValueError, match="no leaf 'a'; there are none"):
+        sample(state, {}, {"a": np.array([[0]])})
+
+
+@pytest.mark.parametrize(
+    ("indices", "message"),
+    [
+        ([[6], [0]], r"within its shape, \(6, 5\)"),
+        ([[0], [5]], r"within its shape, \(6, 5\)"),
+        ([[-1], [0]], r"within its shape, \(6, 5\)"),
+        ([[1, 2]], r"integers of shape \[2, n\], not int(?:32|64) of shape \[1, 2\]"),
+        ([1, 2], r"integers of shape \[2, n\], not int(?:32|64) of shape \[2\]"),
+        ([[0.0], [0.0]], r"integers of shape \[2, n\], not float(?:32|64) of shape \[2, 1\]"),
+    ],
+)
+def test_coordinates_that_are_not_inside(indices, message):
+    updates, state = adadelta().update(PARAMS, adadelta().init(PARAMS))
+    with pytest.raises(ValueError, match=f"'layer/matrix' must be {message}"):
+        sample(state, updates, {"layer/matrix": np.array(indices)})
+
+
+def test_coordinates_may_be_traced():
+    updates, state = adadelta().update(PARAMS, adadelta().init(PARAMS))
+    coordinates = choose_coordinates(state)
+    for both in zip(
+        jax.tree.leaves(jax.jit(sample)(state, updates, coordinates)),
+        jax.tree.leaves(sample(state, updates, coordinates)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(*both)
+
+
+def test_updates_of_another_shape():
+    state = adadelta().init({"a": jnp.ones(3)})
+    with pytest.raises(ValueError, match=r"'a' has updates of shape \(2,\) and .* shape \(3,\)"):
+        sample(state, {"a": jnp.ones(2)}, {"a": np.array([[0]])})
+
+
+def test_two_leaves_of_one_name():
+    state = adadelta().init({"a": {"b": jnp.ones(2)}, "a/b": jnp.ones(3)})
+    with pytest.raises(ValueError, match="Two leaves have the name 'a/b'"):
+        choose_coordinates(state)
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+def test_the_leaves_of_eight_devices(kind, wrap):
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind, kind))
+    optimizer = adadelta()
+    alone = jnp.asarray(GRADIENTS[:8, :6], jnp.float32)
+    coordinates = choose_coordinates(optimizer.init(alone))
+
+    def look(g):
+        updates, state = optimizer.update(g, optimizer.init(g))
+        return sample(state, updates, coordinates)
+
+    with jax.set_mesh(mesh):
+        spread = wrap(look)(jax.device_put(alone, NamedSharding(mesh, PartitionSpec("x", "y"))))
+    for both in zip(jax.tree.leaves(spread), jax.tree.leaves(look(alone)), strict=True):
+        np.testing.assert_allclose(*both, rtol=1e-6)
