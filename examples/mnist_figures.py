@@ -76,7 +76,7 @@ def figure_2(data, seeds: int, epochs: int) -> dict:
         zeros = jax.tree.map(jnp.zeros_like, params)
         return params, optimizer.init(params), zeros, zeros
 
-    def watch(net, batches):
+    def watch(net, batches, images, labels):
         """Makes a step for each minibatch and looks at the last."""
 
         def step(net, batch):
@@ -103,13 +103,13 @@ def figure_2(data, seeds: int, epochs: int) -> dict:
 
     nets = jax.jit(jax.vmap(start))(jnp.arange(seeds))
     advance = partial(jax.jit, donate_argnums=0)(
-        lambda nets, batches: jax.lax.map(lambda each: watch(*each), (nets, batches))
+        lambda nets, batches, *data: jax.lax.map(lambda each: watch(*each, *data), (nets, batches))
     )
     seen = []
     for epoch in trange(epochs, desc="Training, Figure 2", unit="epoch"):
         batches = np.stack([_mnist.batches(seed, epoch, len(labels)) for seed in range(seeds)])
         for first in range(0, batches.shape[1], EVERY):
-            nets, now = advance(nets, batches[:, first : first + EVERY])
+            nets, now = advance(nets, batches[:, first : first + EVERY], images, labels)
             seen.append(jax.device_get(now))
     samples, whole = jax.tree.map(lambda *times: np.stack(times, axis=1), *seen)
     return {"samples": jax.tree.map(lambda array: array[0], samples)._asdict(), "whole": whole}
@@ -176,7 +176,7 @@ def tell_2(content: dict) -> None:
         return np.stack([content["whole"][layer][what] for layer in LAYERS])
 
     def by_layer(values, form=".3g"):
-        return ", ".join(f"{value:{form}}" for value in values.mean(axis=1))
+        return numbers(values.mean(axis=1), form)
 
     rate, update, numerator, cosine = map(each, ("rate", "update", "numerator", "cosine"))
     verdict = {True: "true", False: "not true"}
@@ -192,33 +192,43 @@ def tell_2(content: dict) -> None:
     )
     last = rate[:, :, -1]
     print(
-        f"  2. Near the end all step sizes go to 1: {by_layer(last, '.5f')} at the end:"
+        f"  2. Near the end all step sizes go to 1: their means are {by_layer(last, '.5f')}:"
         f" {verdict[bool((abs(last - 1) < 0.01).all())]}."
     )
     tenth = max(1, update.shape[2] // 10)
     begin, end = update[:, :, :tenth].mean(axis=2), update[:, :, -tenth:].mean(axis=2)
-    a_look = update.shape[2] // content["epochs"]
-    epochs = update[:, :, : a_look * content["epochs"]].reshape(*update.shape[:2], -1, a_look)
-    falls = (np.diff(epochs.mean(axis=3), axis=2) < 0).sum(axis=2)
+    order = rank_correlation(update.mean(axis=1))
     print(
         f"  3. The updates then go smoothly to 0: their root mean square falls from"
         f" {by_layer(begin)} in the first tenth to {by_layer(end)} in the last,"
-        f" 1/{by_layer(begin / end, '.0f').replace(', ', ', 1/')}; from one"
-        f" epoch to the next they fall {by_layer(falls, '.1f')} times of {content['epochs'] - 1}:"
-        f" {verdict[bool((end < begin / 10).all())]}."
+        f" 1/{by_layer(begin / end, '.0f').replace(', ', ', 1/')}, in a rank correlation with time"
+        f" of {numbers(order, '.2f')}:"
+        f" {verdict[bool((end < begin / 10).all() and (order < -0.9).all())]}."
     )
-    highest = numerator.max(axis=2)
-    when = numerator.mean(axis=1).argmax(axis=1) * content["epochs"] / numerator.shape[2]
+    size, turn = numerator.mean(axis=1), cosine.mean(axis=1)
+    when = (size.argmax(axis=1) + 1) * content["epochs"] / size.shape[1]
+    grown_by_turning = (size > 1.5 * size[:, :1]) & (turn < -0.5)
     print(
-        f"  4. Oscillations can build up in the numerator: RMS[dx] is"
-        f" {by_layer(numerator[:, :, 0])} first, {by_layer(highest)} at its highest (epoch"
-        f" {', '.join(f'{epoch:.1f}' for epoch in when)})"
-        f" and {by_layer(numerator[:, :, -1])} at the end, sqrt(eps) being 0.001; one update and"
-        f" the next have a cosine of {by_layer(cosine[:, :, :tenth].mean(axis=2), '.2f')} in the"
-        f" first tenth and {by_layer(cosine[:, :, -tenth:].mean(axis=2), '.2f')} in the last"
-        f" (-1 would be pure oscillation):"
-        f" {verdict[bool((numerator[:, :, -1] > 1.5 * numerator[:, :, 0]).any())]} of this run."
+        f"  4. Oscillations can build up in the numerator: RMS[dx] is {numbers(size[:, 0])} first,"
+        f" {numbers(size.max(axis=1))} at its highest (epoch {numbers(when, '.1f')}) and"
+        f" {numbers(size[:, -1])} at the end, sqrt(eps) being 0.001; one update and the next have"
+        f" a cosine of {numbers(turn[:, :tenth].mean(axis=1), '.2f')} in the first tenth and"
+        f" {numbers(turn[:, -tenth:].mean(axis=1), '.2f')} in the last (-1 is pure oscillation):"
+        f" {verdict[bool(grown_by_turning.any())]} of this run."
     )
+
+
+def numbers(values, form: str = ".3g") -> str:
+    """Returns the values in words."""
+    return ", ".join(f"{value:{form}}" for value in values)
+
+
+def rank_correlation(values: np.ndarray) -> np.ndarray:
+    """Returns Spearman's rank correlation of each row with its order: -1 if it always falls."""
+    if values.shape[1] < 2:
+        return np.zeros(len(values))
+    ranks = values.argsort(axis=1).argsort(axis=1)
+    return np.array([np.corrcoef(row, np.arange(len(row)))[0, 1] for row in ranks])
 
 
 def main() -> None:

@@ -59,17 +59,22 @@ def loaded(data):
     return tuple(tuple(map(jnp.asarray, half)) for half in found.mnist(options))
 
 
+def forward(layers, x):
+    """The inputs of each layer and the scores, in float64."""
+    signals, inputs = [], x / 255.0
+    for layer in layers:
+        signals.append(inputs)
+        scores = inputs @ layer["w"] + layer["b"]
+        inputs = np.maximum(scores, 0)
+    return signals, scores
+
+
 def by_hand(params, x, y, batches, update):
-    """The parameters in float64 after a step on each minibatch, with back-propagation by hand."""
-    layers = [params[name] for name in sorted(params)]
-    layers = [{k: np.asarray(v, np.float64) for k, v in layer.items()} for layer in layers]
+    """The layers in float64 after a step on each minibatch, with back-propagation by hand."""
+    layers = [{k: np.array(v, np.float64) for k, v in params[n].items()} for n in sorted(params)]
     state = [{k: (0 * v, 0 * v) for k, v in layer.items()} for layer in layers]
     for batch in batches:
-        inputs, signals = x[batch] / 255.0, []
-        for layer in layers:
-            signals.append(inputs)
-            inputs = inputs @ layer["w"] + layer["b"]
-            scores, inputs = inputs, np.maximum(inputs, 0)
+        signals, scores = forward(layers, x[batch])
         p = np.exp(scores - scores.max(axis=1, keepdims=True))
         delta = (p / p.sum(axis=1, keepdims=True) - np.eye(10)[y[batch]]) / len(batch)
         for layer, averages, signal in zip(layers[::-1], state[::-1], signals[::-1], strict=True):
@@ -78,7 +83,7 @@ def by_hand(params, x, y, batches, update):
             for k, g in grads.items():
                 change, averages[k] = update(g, *averages[k])
                 layer[k] = layer[k] - change
-    return {name: layer for name, layer in zip(sorted(params), layers, strict=True)}
+    return layers
 
 
 def adadelta_by_hand(g, e_g, e_x, rho=0.9, eps=1e-4):
@@ -103,10 +108,8 @@ def test_a_network_is_trained_as_by_hand(mnist, loaded, optimizer, settings, upd
         batches = np.concatenate([mnist.batches(seed, epoch, IMAGES) for epoch in range(2)])
         start = mnist.init(jax.random.key(seed))
         for errors, steps in ((first["it"], 7), (second["it"], 14)):
-            params = by_hand(start, x, y, batches[:steps], update)
-            wrong = np.mean(
-                np.argmax(np.asarray(mnist.logits(params, jnp.asarray(test_x))), axis=1) != test_y
-            )
+            layers = by_hand(start, x, y, batches[:steps], update)
+            wrong = np.mean(forward(layers, test_x)[1].argmax(axis=1) != test_y)
             # Both cells have the same setting; rounding may decide on two images.
             np.testing.assert_allclose(errors[:, seed], 100 * wrong, atol=200 / IMAGES + 1e-3)
 
@@ -160,6 +163,44 @@ def test_plateaus_of_several_settings(tables, means, ends):
     low, high = np.log10(tables.plateau(column([1e0, 1e-1, 1e-2, 1e-3], means)))
     assert low == pytest.approx(ends[0], abs=0.15)
     assert high == pytest.approx(ends[1], abs=0.15)
+
+
+def test_the_rank_correlation_is_spearman_s():
+    rows = np.array([[5.0, 4.0, 3.0, 2.0], [1.0, 10.0, 100.0, 1000.0], [1.0, 2.0, 4.0, 3.0]])
+    found = module("mnist_figures").rank_correlation(rows)
+    # 1 - 6 sum(d^2) / (n (n^2 - 1)), where two neighbours of four have changed places.
+    assert found == pytest.approx([-1, 1, 1 - 6 * 2 / 60])
+
+
+def told(first, update, numerator, cosine, capsys):
+    """The four verdicts on made-up looks at one seed, the same in all layers but the rates."""
+    times = len(update)
+    whole = {
+        f"layer {layer}": {
+            "rate": [[rate, *np.ones(times - 1)]],
+            "update": [list(update)],
+            "numerator": [list(numerator)],
+            "cosine": [list(cosine)],
+        }
+        for layer, rate in enumerate(first, start=1)
+    }
+    module("mnist_figures").tell_2({"epochs": times, "whole": whole})
+    return re.findall(r"^  \d\. .*: ((?:not )?true)", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_the_claims_are_true_of_what_they_say_alone(capsys):
+    falling, flat = np.geomspace(1, 1e-3, 40), np.full(40, 1e-3)
+    swinging = falling * np.where(np.arange(40) % 2, 100.0, 1.0)
+    burst = 1e-3 * (1 + (np.arange(40) == 20))
+    lower, none, turning = (0.9, 0.8, 0.2), np.zeros(40), np.full(40, -0.9)
+    for given, verdicts in (
+        ((lower, falling, flat, none), ["true", "true", "true", "not true"]),
+        ((lower[::-1], flat, flat, none), ["not true", "true", "not true", "not true"]),
+        (((0.9, 0.8, 0.7), swinging, burst, turning), ["not true", "true", "not true", "true"]),
+        ((lower, falling, burst, -turning), ["true", "true", "true", "not true"]),
+        ((lower, falling, flat, turning), ["true", "true", "true", "not true"]),
+    ):
+        assert told(*given, capsys) == verdicts
 
 
 @pytest.fixture(scope="module")
