@@ -191,14 +191,17 @@ def results(description: str, parts: Mapping[str, int], make: Callable, smoke_ep
 
     file = options.output / f"{Path(parser.prog).stem}{'-smoke' * options.smoke}.json"
     if not options.draw_only:
+        _results.prepare(options.output)
         made_by = _results.provenance(parser, options)
+        if file.exists():
+            _results.load(file)  # What cannot be read is found before the training, not after it.
         data = load(options)
         for part in options.only:
             seeds, epochs = options.seeds, min(options.epochs, parts[part])
             if options.smoke:
                 seeds, epochs = min(seeds, 2), min(epochs, smoke_epochs)
             made = {**made_by, "seeds": seeds, "epochs": epochs, **make(part, data, seeds, epochs)}
-            before = _results.load(file) if file.exists() else {}
-            _results.save(file, {**before, part: made})
+            saved = _results.load(file) if file.exists() else {}
+            _results.save(file, {**saved, part: made})
     saved = _results.load(file)
     return {part: saved[part] for part in parts if part in saved}, file

@@ -28,7 +28,7 @@ def provenance(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
     return {
         "command": shlex.join(words),
         "date": datetime.date.today().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {jax.default_backend()}",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {jax.devices()[0].device_kind}",
         "versions": {
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in PACKAGES},
@@ -36,9 +36,16 @@ def provenance(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
     }
 
 
+def prepare(folder: Path) -> None:
+    """Makes the folder, so that no result is lost for want of one."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SystemExit(f"--output {folder} cannot be a folder: {error}") from error
+
+
 def save(path: Path, report: dict[str, Any]) -> None:
     """Writes the report, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     # Numbers go on one line; no string has a line break that is not escaped.
     text = re.sub(r"\n *(?=[-\d\]])", " ", json.dumps(report, indent=1))
@@ -50,4 +57,7 @@ def load(path: Path) -> dict[str, Any]:
     """Returns the report in the file."""
     if not path.is_file():
         raise SystemExit(f"There is no {path} to draw from; run without --draw-only first.")
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SystemExit(f"{path} is not a file of results: {error}") from error

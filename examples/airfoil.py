@@ -303,8 +303,10 @@ def main() -> None:
     suffix = "-smoke" * options.smoke
     file = options.output / f"airfoil{suffix}.json"
     if not options.draw_only:
+        _results.prepare(options.output)
+        made_by = _results.provenance(parser, options)
         found = run(prepare(_data.airfoil(options)), options)
-        _results.save(file, {**_results.provenance(parser, options), "results": found})
+        _results.save(file, {**made_by, "results": found})
     found = _results.load(file)["results"]
     draw(found, options.output, suffix)
     tell(found)

@@ -206,7 +206,7 @@ def draw_rates(own, shared, results: dict) -> None:
     mean = means["Adadelta"][OWN]
     shared.axhline(mean, **style)
     where = {"fontsize": 9, "color": style["color"], "va": "top"}
-    shared.text(RATES[0], mean / 1.5, "Adadelta: none", **where)
+    shared.text(RATES[0], mean / 1.5, f"Adadelta: none (eps {EPS:.0e})", **where)
     shared.set(xscale="log", yscale="log", xlabel="learning rate (above a cross, a walk diverges)")
     shared.set(title="One learning rate for all four functions", ylabel="mean value at the end")
 
@@ -328,6 +328,7 @@ def main() -> None:
 
     path = options.output / f"trajectories{'-smoke' if options.smoke else ''}.json"
     if not options.draw_only:
+        _results.prepare(options.output)
         made = _results.provenance(parser, options)
         _results.save(path, {**made, "results": measure(steps)})
     results = _results.load(path)["results"]

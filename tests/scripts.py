@@ -18,13 +18,14 @@ ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 PNG = b"\x89PNG\r\n\x1a\n"
 BARS = ("Training", "Drawing")
-# The checksums of the made-up data take the place of those of the real data.
+# The made-up data has its own checksums and cache folder, so that no file of the user's is touched.
 WITH_CHECKSUMS = f"""
-import json, runpy, sys
+import json, pathlib, runpy, sys
 sys.path.insert(0, {str(EXAMPLES)!r})
-import _data
+import _data, pooch
 _data.SHA256 = json.loads(sys.argv[1])
-sys.argv = sys.argv[2:]
+pooch.os_cache = pathlib.Path(sys.argv[2]).joinpath
+sys.argv = sys.argv[3:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
@@ -69,8 +70,7 @@ def start(name, *arguments, data=None, promotion="strict"):
     env = {**os.environ, "JAX_NUMPY_DTYPE_PROMOTION": promotion}
     command = [sys.executable]
     if data is not None:
-        env["XDG_CACHE_HOME"] = str(data.cache)
-        command += ["-c", WITH_CHECKSUMS, json.dumps(data.sha256)]
+        command += ["-c", WITH_CHECKSUMS, json.dumps(data.sha256), data.cache]
     command += [EXAMPLES / f"{name}.py", *arguments]
     return subprocess.run(command, capture_output=True, encoding="utf-8", env=env, timeout=600)
 

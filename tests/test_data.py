@@ -4,6 +4,7 @@ import hashlib
 from types import SimpleNamespace
 
 import numpy as np
+import pooch
 import pytest
 from scripts import Data, module
 
@@ -20,7 +21,7 @@ def data(tmp_path):
 @pytest.fixture
 def examples_data(data, monkeypatch):
     """The examples' module, with the checksum of the made-up file and a cache of its own."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(data.cache))
+    monkeypatch.setattr(pooch, "os_cache", data.cache.joinpath)
     found = module("_data")
     found.SHA256 = data.sha256
     return found
