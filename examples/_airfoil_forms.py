@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from _airfoil_breakers import EPS, RHO, STYLES, draw_lines
+from _airfoil import EPS, RHO, STYLES, draw_lines, train
 from matplotlib.figure import Figure
 
 from optax_adadelta import adadelta
@@ -53,7 +53,7 @@ FORMS = {
 }
 
 
-def run(train, data, seeds: int, epochs: int, smoke: bool) -> dict:
+def run(data, seeds: int, epochs: int, smoke: bool) -> dict:
     """Returns how the forms differ, what they cost, and what gradients they take."""
     shape = (100, 100) if smoke else (1000, 1000)
     grads = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
@@ -88,7 +88,7 @@ def costs(size: int, rounds: int) -> dict:
         at[name] = (jnp.zeros(size), method.init(grads))
         compiled = jax.jit(step, donate_argnums=(0, 1)).lower(*at[name], grads).compile()
         programs[name], counted = compiled, compiled.cost_analysis()
-        counts[name] = {key: counted[key] / size for key in list(COUNTED)[:3]}
+        counts[name] = {key: counted.get(key, 0) / size for key in list(COUNTED)[:3]}
     times = {name: [] for name in FORMS}
     for _ in range(rounds):
         for name, program in programs.items():
@@ -119,7 +119,7 @@ def draw(found: dict, output: Path) -> None:
     left.set_ylabel("difference, in float32's rounding")
     forms = found["costs"]["forms"]
     for place, (name, (color, _)) in enumerate(zip(forms, STYLES, strict=False)):
-        shares = [forms[name][key] / forms["adadelta"][key] for key in COUNTED]
+        shares = [forms[name][key] / (forms["adadelta"][key] or 1) for key in COUNTED]
         middle.bar(np.arange(4) + 0.27 * (place - 1), shares, 0.25, color=color, label=name)
     middle.set_xticks(range(4), ["bytes", "flops", "roots", "time"])
     middle.set(title="Cost of a step", ylabel="share of adadelta's", ylim=(0, 1.5))
@@ -145,10 +145,10 @@ def tell(found: dict) -> None:
     lost = [g for g, kept in zip(sizes, share, strict=True) if kept < 0.5]
     steps, size = found["steps"], found["costs"]["size"]
     print(
-        f"2. Without g' the updates differ by at most {max(found['apart']):.0f} times the rounding"
-        f" of float32 in {steps} steps and the final losses by {trained:.0e}, and a step is"
-        f" {verdict} here than with g' written out (for a coordinate, and in ms for {size};"
-        f" {'; '.join(words)}). But the quotient underflows where roots do not: at eps {TINY:g}"
-        " the first step"
+        f"2. Without g' the updates differ from adadelta's by at most {max(found['apart']):.0f}"
+        f" times the rounding of float32 in {steps} steps and the final losses by {trained:.0e},"
+        f" and a step is {verdict} here than with g' written out (for a coordinate, and in ms for"
+        f" {size}; {'; '.join(words)}). But the quotient underflows where roots do not: at eps"
+        f" {TINY:g} the first step"
         + (f" is lost for gradients from {min(lost):.0e} on." if lost else " is kept here.")
     )

@@ -17,7 +17,7 @@ Needs: pip install "optax_adadelta[examples]"
 """
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -26,23 +26,19 @@ import _airfoil_forms
 import _data
 import _results
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
-from _airfoil_breakers import BATCH, EPS, RHO, STYLES, draw_lines
+from _airfoil import EPS, GOOD, RHO, STYLES, draw_lines, least_squares, prepare, train
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from optax_adadelta import adadelta
 
-ROWS = 1500
 THIN = 5  # Of the losses after every step, those after every fifth are kept.
 RHOS = [0.5, 0.8, 0.9, 0.95, 0.99, 0.999]
 RATES = [10 ** (n / 2) for n in range(-8, 3)]
 EPSILONS = [10 ** (n / 2) for n in range(-20, 1)]
-DIVERGED = 1e9  # What a loss above this, infinite or NaN is counted as.
 BOOK = (0.243, 0.248)  # The losses that the book's runs end with.
-GOOD = 0.05  # How far above that of least squares a good loss may be.
 METHODS = {
     "Adagrad": (partial(optax.adagrad, initial_accumulator_value=0.0), "learning_rate", RATES),
     "RMSProp": (optax.rmsprop, "learning_rate", RATES),
@@ -50,73 +46,6 @@ METHODS = {
     "Adadelta": (partial(adadelta, rho=RHO, eps=EPS), "learning_rate", RATES),
     "Adadelta's eps": (partial(adadelta, rho=RHO), "eps", EPSILONS),
 }
-
-
-def prepare(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the first rows of the features, with a column of ones for the bias, and target."""
-    table = ((table - table.mean(axis=0)) / table.std(axis=0))[:ROWS]
-    features = np.column_stack([table[:, :-1], np.ones(len(table))])
-    return features.astype(np.float32), table[:, -1].astype(np.float32)
-
-
-def least_squares(x: np.ndarray, y: np.ndarray) -> float:
-    """Returns the smallest loss that a linear model can have, in float64."""
-    x, y = x.astype(np.float64), y.astype(np.float64)
-    return float(np.mean((x @ np.linalg.lstsq(x, y)[0] - y) ** 2) / 2)
-
-
-def start(seed: int, size: int) -> np.ndarray:
-    """Returns small random weights, of standard deviation 0.01, and a bias of zero."""
-    w = 0.01 * np.random.default_rng((seed, 1)).normal(size=size)
-    w[-1] = 0
-    return w.astype(np.float32)
-
-
-def batches(seed: int, epochs: int, rows: int) -> np.ndarray:
-    """Returns the rows of each minibatch; every epoch is shuffled anew."""
-    rng, steps = np.random.default_rng(seed), rows // BATCH
-    order = [rng.permutation(rows)[: steps * BATCH].reshape(steps, BATCH) for _ in range(epochs)]
-    return np.concatenate(order).astype(np.int32)
-
-
-def loss(w: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
-    """Returns half the mean squared error."""
-    return jnp.mean((x @ w - y) ** 2) / 2
-
-
-def train(
-    optimizer: Callable[..., optax.GradientTransformation],
-    settings: Mapping[str, list[float]],
-    data: tuple[np.ndarray, np.ndarray],
-    seeds: int,
-    epochs: int,
-) -> np.ndarray:
-    """Trains with each setting and seed, all in one compiled program.
-
-    Returns the losses on all rows before the first step and after each, [settings, seeds, steps].
-    """
-    x, y = map(jnp.asarray, data)
-
-    def run(setting, w, batches):
-        method = optimizer(**setting)
-
-        def step(at, batch):
-            w, state = at
-            updates, state = method.update(jax.grad(loss)(w, x[batch], y[batch]), state, w)
-            new = optax.apply_updates(w, updates)
-            return (new, state), loss(new, x, y)
-
-        after = jax.lax.scan(step, (w, method.init(w)), batches)[1]
-        return jnp.append(loss(w, x, y), after)
-
-    over_seeds = jax.vmap(run, in_axes=(None, 0, 0))
-    over_settings = jax.jit(jax.vmap(over_seeds, in_axes=(0, None, None)))
-    losses = over_settings(
-        {name: jnp.asarray(values, jnp.float32) for name, values in settings.items()},
-        jnp.stack([start(seed, x.shape[1]) for seed in range(seeds)]),
-        jnp.stack([batches(seed, epochs, len(y)) for seed in range(seeds)]),
-    )
-    return np.nan_to_num(np.minimum(losses, DIVERGED), nan=DIVERGED)
 
 
 def experiment(data, seeds: int, epochs: int) -> dict:
@@ -157,8 +86,8 @@ def run(data, options: argparse.Namespace) -> dict:
     parts = {
         "experiment": lambda: experiment(*few),
         "rho": lambda: vary_rho(*few),
-        "forms": lambda: _airfoil_forms.run(train, *few, smoke),
-        "breakers": lambda: _airfoil_breakers.run(train, *few, optimum, smoke),
+        "forms": lambda: _airfoil_forms.run(*few, smoke),
+        "breakers": lambda: _airfoil_breakers.run(*few, optimum, smoke),
         "methods": lambda: compare_methods(*few),
     }
     found = {"least squares": optimum, "epochs": options.epochs}

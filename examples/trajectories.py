@@ -21,13 +21,13 @@ from collections.abc import Callable
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
 
 import _results
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from _functions import FUNCTIONS, WINDOWS, Function
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -45,36 +45,6 @@ OWN = EPSILONS.index(EPS)
 LAST = 30
 FOUND = 1e-8
 SMOKE_STEPS, SMOKE_FRAMES, FRAMES = 40, 5, 90
-
-
-class Function(NamedTuple):
-    """A function of x and y, where walks on it start, and its minima, at which it is 0."""
-
-    value: Callable
-    start: tuple[float, float]
-    minima: list[tuple[float, float]]
-
-
-def beale(x, y):
-    """Returns Beale's function."""
-    return (1.5 - x + x * y) ** 2 + (2.25 - x + x * y**2) ** 2 + (2.625 - x + x * y**3) ** 2
-
-
-FUNCTIONS = {
-    "Rosenbrock": Function(lambda x, y: (1 - x) ** 2 + 100 * (y - x**2) ** 2, (-1.2, 1), [(1, 1)]),
-    "Beale": Function(beale, (1, 1), [(3, 0.5)]),
-    "Ravine": Function(lambda x, y: (x**2 + 100 * y**2) / 2, (-2, 0.5), [(0, 0)]),
-    # The start is just off the ridge between the two hollows.
-    "Saddle": Function(
-        lambda x, y: x**2 / 2 + (y**2 - 1) ** 2 / 4, (-1.5, 0.01), [(0, 1), (0, -1)]
-    ),
-}
-WINDOWS = {  # Least and greatest x, least and greatest y.
-    "Rosenbrock": (-1.7, 2, -1.3, 2.8),
-    "Beale": (0.5, 4.1, -1.2, 1.3),
-    "Ravine": (-2.3, 1, -0.65, 0.65),
-    "Saddle": (-1.8, 1.5, -1.4, 1.6),
-}
 TUNED = {
     "SGD": optax.sgd,
     "Momentum": partial(optax.sgd, momentum=0.9),

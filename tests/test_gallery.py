@@ -106,6 +106,48 @@ def test_the_figures_are_those_of_the_results():
     assert whole["cosine"][:, :, -25:].mean(axis=(1, 2)) == pytest.approx([0.0] * 3, abs=0.05)
 
 
+def test_the_textbook_s_numbers_are_those_of_the_results():
+    prose, found = " ".join(PAGE.split()), results("airfoil")["results"]
+    book, smaller = found["experiment"]["final"]
+    forms, breakers = found["forms"], found["breakers"]
+
+    def at(problem, x):
+        line = breakers[problem]["x"].index(x)
+        return [values[line] for values in breakers[problem]["lines"].values()]
+
+    early = np.array(found["rho"]["losses"])[[0, -1], 4]
+    costs = forms["costs"]["forms"]
+    quick, slow = (costs[name] for name in ("without g'", "with g'"))
+    share = forms["range"]["share"]["without g'"]
+    lost = min(g for g, s in zip(forms["range"]["gradients"], share, strict=True) if s < 0.5)
+    arrived = list(breakers["sparse"]["arrived"].values())
+    for told in (
+        f"loss of {np.mean(book):.4f} ({min(book):.4f} to {max(book):.4f} over five seeds)",
+        f"least squares at {found['least squares']:.4f}",
+        f"with eps 1e-6 it ends at {np.mean(smaller):.4f}",
+        f"the loss is {early[0]:.3f} at rho 0.5 and {early[1]:.3f} at 0.999",
+        f"to {max(forms['apart']):.0f} roundings of float32 in {forms['steps']} steps",
+        f"counts {quick['bytes accessed']:.0f} bytes and one root for each coordinate, with g'"
+        f" {slow['bytes accessed']:.0f} and two",
+        f"takes {quick['ms']:.1f} ms instead of {slow['ms']:.1f}",
+        f"gradients from 1e{np.log10(lost):.0f} on",
+        f"loss / scale² {at('scale', 1e4)[0]:.3f}; {at('scale', 1e-3)[0]:.0f} |",
+        f"| {at('scale', 1e4)[1]:.3f}; {at('scale', 1e-3)[1]:.3f} |",
+        f"| {at('curvature', 10.0)[0]:.1f} above least squares |",
+        f"| {at('curvature', 10.0)[2]:.0e} |",
+        f"finds a mean of {at('rare', 100)[0]:.2f}, not 1 |",
+        f"| rho 0.9999 | {at('rare', 100)[2]:.2f} |",
+        f"| loss {at('spike', 1e6)[0]:.3f}, not {at('spike', 1.0)[0]:.3f} |",
+        f"clip the norm, to 10 | {at('spike', 1e6)[1]:.4f} |",
+        f"{at('noise', 50)[0]:.1e} above".replace("e-0", "e-"),
+        f"| {at('noise', 50)[1]:.1e} |".replace("e-0", "e-"),
+        f"{arrived[1]} gradients to come 90 % of the way, dense ones {arrived[0]} | rho 0.999"
+        f" | {arrived[2]} |",
+    ):
+        assert told in prose
+    assert (quick["transcendentals"], slow["transcendentals"]) == (1, 2)
+
+
 def test_one_command_runs_every_other_example(monkeypatch, capsys):
     gallery = module("gallery")
     assert {*gallery.EXAMPLES, "gallery"} == ALL

@@ -1,0 +1,97 @@
+"""The noise of wings: the data, the linear model, and how airfoil.py trains it and draws lines."""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+ROWS = 1500
+BATCH = 10
+RHO, EPS = 0.9, 1e-5
+DIVERGED = 1e9  # What a loss above this, infinite or NaN is counted as.
+GOOD = 0.05  # How far above that of least squares a good loss may be.
+STYLES = (
+    ("#0072B2", "-"),
+    ("#D55E00", "--"),
+    ("#009E73", "-."),
+    ("#CC79A7", (0, (5, 1, 1, 1, 1, 1))),
+    ("#E69F00", ":"),
+    ("black", (0, (1, 1))),
+)
+
+
+def prepare(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the first rows of the features, with a column of ones for the bias, and target."""
+    table = ((table - table.mean(axis=0)) / table.std(axis=0))[:ROWS]
+    features = np.column_stack([table[:, :-1], np.ones(len(table))])
+    return features.astype(np.float32), table[:, -1].astype(np.float32)
+
+
+def least_squares(x: np.ndarray, y: np.ndarray) -> float:
+    """Returns the smallest loss that a linear model can have, in float64."""
+    x, y = x.astype(np.float64), y.astype(np.float64)
+    return float(np.mean((x @ np.linalg.lstsq(x, y)[0] - y) ** 2) / 2)
+
+
+def start(seed: int, size: int) -> np.ndarray:
+    """Returns small random weights, of standard deviation 0.01, and a bias of zero."""
+    w = 0.01 * np.random.default_rng((seed, 1)).normal(size=size)
+    w[-1] = 0
+    return w.astype(np.float32)
+
+
+def batches(seed: int, epochs: int, rows: int) -> np.ndarray:
+    """Returns the rows of each minibatch; every epoch is shuffled anew."""
+    rng, steps = np.random.default_rng(seed), rows // BATCH
+    order = [rng.permutation(rows)[: steps * BATCH].reshape(steps, BATCH) for _ in range(epochs)]
+    return np.concatenate(order).astype(np.int32)
+
+
+def loss(w: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Returns half the mean squared error."""
+    return jnp.mean((x @ w - y) ** 2) / 2
+
+
+def train(
+    optimizer: Callable[..., optax.GradientTransformation],
+    settings: Mapping[str, list[float]],
+    data: tuple[np.ndarray, np.ndarray],
+    seeds: int,
+    epochs: int,
+) -> np.ndarray:
+    """Trains with each setting and seed, all in one compiled program.
+
+    Returns the losses on all rows before the first step and after each, [settings, seeds, steps].
+    """
+    x, y = map(jnp.asarray, data)
+
+    def run(setting, w, batches):
+        method = optimizer(**setting)
+
+        def step(at, batch):
+            w, state = at
+            updates, state = method.update(jax.grad(loss)(w, x[batch], y[batch]), state, w)
+            new = optax.apply_updates(w, updates)
+            return (new, state), loss(new, x, y)
+
+        after = jax.lax.scan(step, (w, method.init(w)), batches)[1]
+        return jnp.append(loss(w, x, y), after)
+
+    over_seeds = jax.vmap(run, in_axes=(None, 0, 0))
+    over_settings = jax.jit(jax.vmap(over_seeds, in_axes=(0, None, None)))
+    losses = over_settings(
+        {name: jnp.asarray(values, jnp.float32) for name, values in settings.items()},
+        jnp.stack([start(seed, x.shape[1]) for seed in range(seeds)]),
+        jnp.stack([batches(seed, epochs, len(y)) for seed in range(seeds)]),
+    )
+    return np.nan_to_num(np.minimum(losses, DIVERGED), nan=DIVERGED)
+
+
+def draw_lines(axes, x: list, lines: dict) -> None:
+    """Draws a line for each name, every one in a colour and a dash of its own."""
+    for (name, y), (color, dashes) in zip(lines.items(), STYLES, strict=False):
+        axes.plot(x, y, color=color, linestyle=dashes, label=name)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
