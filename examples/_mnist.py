@@ -36,8 +36,7 @@ class Column(NamedTuple):
     optimizer: Callable[..., optax.GradientTransformation]
     settings: Mapping[str, Any]  # Name of an argument to the values it has in the cells.
     activation: str = "ReLU"
-    # Glorot and Bengio's rule of 2010 was the published one when the paper was written; it gives
-    # none. He's is of 2015.
+    # The paper, of 2012, gives none. Glorot and Bengio's rule is of 2010, He's of 2015.
     init: str = "Glorot uniform"
 
 

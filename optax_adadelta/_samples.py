@@ -67,7 +67,7 @@ def choose_coordinates(state: Any, size: int = 10, seed: int = 0) -> dict[str, n
 def sample(
     state: Any,
     updates: optax.Updates,
-    coordinates: Mapping[str, np.ndarray],
+    coordinates: Mapping[str, jax.typing.ArrayLike],
     eps: float | jax.Array = 1e-6,
     learning_rate: float | jax.Array = 1.0,
 ) -> Sample:
@@ -117,28 +117,30 @@ def sample(
                     f"There is no leaf {name!r}; there are {', '.join(map(repr, tree)) or 'none'}."
                 )
         e_g, e_x, update = (jnp.atleast_1d(tree[name]) for tree in leaves)
+        if not isinstance(indices, jax.core.Tracer):
+            indices = np.asarray(indices)
         _check(name, indices, e_g.shape, update.shape)
         rates[name] = rate(_at(e_g, indices), _at(e_x, indices))
         steps[name] = _at(update, indices)
     return Sample(jnp.asarray(found.count), rates, steps)
 
 
-def _check(name: str, indices: Any, shape: tuple[int, ...], update: tuple[int, ...]) -> None:
+def _check(
+    name: str, indices: jax.Array | np.ndarray, shape: tuple[int, ...], update: tuple[int, ...]
+) -> None:
     if update != shape:
         raise ValueError(f"{name!r} has updates of shape {update} and averages of shape {shape}.")
-    given, dtype = np.shape(indices), jnp.result_type(indices)
-    if len(given) != 2 or given[0] != len(shape) or not jnp.issubdtype(dtype, jnp.integer):
+    integer = jnp.issubdtype(indices.dtype, jnp.integer)
+    if indices.ndim != 2 or len(indices) != len(shape) or not integer:
         raise ValueError(
             f"The coordinates of {name!r} must be integers of shape [{len(shape)}, n], not"
-            f" {dtype} of shape {list(given)}."
+            f" {indices.dtype} of shape {list(indices.shape)}."
         )
-    if isinstance(indices, jax.core.Tracer):
-        return
-    if (np.asarray(indices) < 0).any() or (np.asarray(indices).T >= np.array(shape)).any():
+    if isinstance(indices, np.ndarray) and not ((0 <= indices.T) & (indices.T < shape)).all():
         raise ValueError(f"The coordinates of {name!r} must be within its shape, {shape}.")
 
 
-def _at(leaf: jax.Array, indices: np.ndarray) -> jax.Array:
+def _at(leaf: jax.Array, indices: jax.Array | np.ndarray) -> jax.Array:
     sharding = jax.typeof(leaf).sharding
     # A gather has no sharding of its own, which a mesh with explicit axes asks for.
     explicit = not sharding.mesh.empty and sharding.mesh.are_all_axes_explicit

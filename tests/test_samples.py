@@ -132,9 +132,10 @@ def test_the_frozen_part_of_a_model_is_left_out():
 def test_coordinates_of_one_s_own():
     optimizer = adadelta()
     updates, state = optimizer.update(PARAMS, optimizer.init(PARAMS))
-    seen = sample(state, updates, {"layer/matrix": np.array([[0, 5], [4, 0]])})
-    assert list(seen.rate) == list(seen.update) == ["layer/matrix"]
-    np.testing.assert_array_equal(seen.rate["layer/matrix"], [1, 1])
+    for own in ([[0, 5], [4, 0]], np.array([[0, 5], [4, 0]]), jnp.array([[0, 5], [4, 0]])):
+        seen = sample(state, updates, {"layer/matrix": own})
+        assert list(seen.rate) == list(seen.update) == ["layer/matrix"]
+        np.testing.assert_array_equal(seen.rate["layer/matrix"], [1, 1])
 
 
 def test_a_leaf_that_is_not_there():
