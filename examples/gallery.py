@@ -1,8 +1,8 @@
 """Make every picture of docs/gallery.md, and the numbers behind it.
 
-Runs the examples one after the other, each in full, into one folder: two hours on two cores,
-nearly all of it for the MNIST tables and figures. With --draw-only the pictures are drawn anew
-from the numbers that are there, in a minute; the two that take seconds are run again.
+Runs the examples one after the other, each in full, into one folder. That takes an hour and a half
+on two cores, nearly all of it for the MNIST tables and figures. With --draw-only the pictures are
+drawn anew from the numbers that are there, in a minute; the two that take seconds are run again.
 
 Needs: pip install "optax_adadelta[examples]"
 """
