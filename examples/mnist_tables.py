@@ -173,7 +173,7 @@ def draw_plateaus(report: dict, output: Path) -> None:
         widths.plot([low, high], [row, row], color=color, linewidth=9, solid_capstyle="butt")
         settings = knob(column)[1]
         open_end = np.isclose([low, high], [min(settings), max(settings)]).any()
-        said = f"{'at least ' * open_end}{np.log10(high / low):.1f} decades"
+        said = f"{'at least ' if open_end else ''}{np.log10(high / low):.1f} decades"
         widths.text(np.sqrt(low * high), row - 0.3, said, ha="center", va="bottom", fontsize=9)
     widths.set_yticks(range(len(bars)), bars)
     widths.set(xscale="log", ylim=(len(bars) - 0.5, -0.9), xlabel="learning rate, or eps")
