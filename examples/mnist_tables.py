@@ -111,6 +111,13 @@ def plateau(column: dict) -> tuple[float, float]:
     return 10 ** fine[first], 10 ** fine[last]
 
 
+def width(column: dict) -> str:
+    """Returns how wide the plateau is, in words."""
+    ends, settings = plateau(column), knob(column)[1]
+    cut_off = np.isclose(ends, [min(settings), max(settings)], rtol=1e-6, atol=0).any()
+    return f"{'at least ' if cut_off else ''}{np.log10(ends[1] / ends[0]):.1f} decades"
+
+
 def heat_map(axes, columns: dict, paper: dict, title: str) -> None:
     """Draws the mean of each cell over its seeds, and the paper's number beneath."""
     means = np.transpose([np.mean(column["errors"], axis=1) for column in columns.values()])
@@ -171,10 +178,8 @@ def draw_plateaus(report: dict, output: Path) -> None:
         low, high = plateau(column)
         color = "#0072B2" if knob(column)[0] == "learning_rate" else "#D55E00"
         widths.plot([low, high], [row, row], color=color, linewidth=9, solid_capstyle="butt")
-        settings = knob(column)[1]
-        open_end = np.isclose([low, high], [min(settings), max(settings)]).any()
-        said = f"{'at least ' if open_end else ''}{np.log10(high / low):.1f} decades"
-        widths.text(np.sqrt(low * high), row - 0.3, said, ha="center", va="bottom", fontsize=9)
+        where = {"ha": "center", "va": "bottom", "fontsize": 9}
+        widths.text(np.sqrt(low * high), row - 0.3, width(column), **where)
     widths.set_yticks(range(len(bars)), bars)
     widths.set(xscale="log", ylim=(len(bars) - 0.5, -0.9), xlabel="learning rate, or eps")
     widths.set_title(f"Within {GOOD} points of its best")
@@ -231,7 +236,7 @@ def tell(report: dict) -> None:
                 low, high = plateau(column)
                 print(
                     f"  {table}, {name + ':':11} {argument} {low:.1e} to {high:.1e},"
-                    f" {np.log10(high / low):.1f} decades of the"
+                    f" {width(column)} of the"
                     f" {np.log10(max(settings) / min(settings)):.0f} tried"
                 )
 

@@ -166,6 +166,18 @@ def test_plateaus_of_several_settings(tables, means, ends):
     assert high == pytest.approx(ends[1], abs=0.15)
 
 
+def test_a_plateau_that_the_settings_cut_off_is_at_least_so_wide(tables):
+    settings = [1e0, 1e-4, 1e-8, 1e-12]
+    # From 2 to 9 in four decades, the logarithm evenly: 2.5 is reached after 0.59.
+    beyond = 4 * np.log(1.25) / np.log(4.5)
+    for means, words in (
+        ([9.0, 2.0, 2.0, 9.0], f"{4 + 2 * beyond:.1f} decades"),
+        ([2.0, 2.0, 9.0, 9.0], f"at least {4 + beyond:.1f} decades"),
+        ([9.0, 9.0, 2.0, 2.0], f"at least {4 + beyond:.1f} decades"),
+    ):
+        assert tables.width(column(settings, means)) == words
+
+
 def test_the_rank_correlation_is_spearman_s():
     rows = np.array([[5.0, 4.0, 3.0, 2.0], [1.0, 10.0, 100.0, 1000.0], [1.0, 2.0, 4.0, 3.0]])
     found = module("mnist_figures").rank_correlation(rows)
