@@ -12,6 +12,7 @@ import pytest
 from scripts import EXAMPLES, ROOT, check_picture, module, run
 
 PAGE = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
+README = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
 FOLDER = ROOT / "docs" / "gallery"
 ALL = {path.stem for path in EXAMPLES.glob("[!_]*.py")}
 WITH_NUMBERS = ("airfoil", "mnist_figures", "mnist_tables", "trajectories")
@@ -59,6 +60,8 @@ def test_the_tables_are_those_of_the_results():
         for row in (2, 3, 4)
     ]
     assert f"are within {max(apart):.2f} points of the paper's" in PAGE
+    assert f"come out within {max(apart):.2f} points of its test errors" in README
+    assert f"the default at {spread(columns['rho 0.95']['errors'][3])} % (paper: 1.83)" in README
     assert max(apart) < 0.4
     assert np.mean(columns["rho 0.95"]["errors"][3]) <= 2.0
     networks = {name: spread(c["errors"][0]) for name, c in report["Networks"]["columns"].items()}
