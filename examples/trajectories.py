@@ -17,17 +17,15 @@ Needs: pip install "optax_adadelta[examples]"
 """
 
 import argparse
-from collections.abc import Callable
 from functools import partial
 from itertools import product
 from pathlib import Path
 
 import _results
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
-from _functions import FUNCTIONS, WINDOWS, Function
+from _walks import FUNCTIONS, LAST, WINDOWS, walk, walks
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -42,7 +40,6 @@ RATES = [float(f"{rate:.5g}") for rate in np.geomspace(1e-4, 10, 51)]
 EPSILONS = [1e-6, 1e-5, 1e-4, 1e-3]
 RHO, EPS = 0.95, 1e-5
 OWN = EPSILONS.index(EPS)
-LAST = 30
 FOUND = 1e-8
 SMOKE_STEPS, SMOKE_FRAMES, FRAMES = 40, 5, 90
 TUNED = {
@@ -60,34 +57,6 @@ STYLES = {
     "Adam": {"color": "#0072B2", "linestyle": (0, (1.5, 1)), "linewidth": 1.4},
     "Adadelta": {"color": "#D55E00", "linestyle": "-", "linewidth": 2.2},
 }
-
-
-def walk(optimizer: optax.GradientTransformation, function: Function, steps: int):
-    """Returns the points, the start and that after each step, and the optimizer's states there."""
-    gradient = jax.grad(lambda point: function.value(point[0], point[1]))
-
-    def step(here, _):
-        point, state = here
-        # Optax's Adam takes a power of an integer, which strict promotion refuses.
-        with jax.numpy_dtype_promotion("standard"):
-            updates, state = optimizer.update(gradient(point), state, point)
-        return (optax.apply_updates(point, updates), state), here
-
-    start = jnp.array(function.start, float)
-    return jax.lax.scan(step, (start, optimizer.init(start)), length=steps + 1)[1]
-
-
-def walks(make: Callable, settings: list[float], function: Function, steps: int):
-    """Returns each setting's points, its last value and the highest of the last ones."""
-
-    @jax.jit
-    def run(settings):
-        points = jax.vmap(lambda setting: walk(make(setting), function, steps)[0])(settings)
-        values = function.value(points[:, -LAST:, 0], points[:, -LAST:, 1])
-        values = jnp.where(jnp.isfinite(values), values, jnp.inf)
-        return points, values[:, -1], values.max(axis=1)
-
-    return [np.asarray(part, float) for part in run(jnp.array(settings, jnp.float32))]
 
 
 def measure(steps: int) -> dict:

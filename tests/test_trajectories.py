@@ -137,7 +137,7 @@ def test_sgd_walks_the_ravine_as_a_power(trajectories):
 
 
 def test_walks_tell_the_last_value_from_the_highest_of_the_last_30(trajectories):
-    bowl = trajectories.Function(lambda x, y: (x**2 + y**2) / 2, (2.0, 0.0), [(0.0, 0.0)])
+    bowl = module("_walks").Function(lambda x, y: (x**2 + y**2) / 2, (2.0, 0.0), [(0.0, 0.0)])
 
     def jump_at(step, rate):
         return optax.sgd(lambda count: (count == step - 1) * rate)
