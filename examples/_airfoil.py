@@ -7,19 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from optax_adadelta.diagnostics import plot_curves
+
 ROWS = 1500
 BATCH = 10
 RHO, EPS = 0.9, 1e-5
 DIVERGED = 1e9  # What a loss above this, infinite or NaN is counted as.
 GOOD = 0.05  # How far above that of least squares a good loss may be.
-STYLES = (
-    ("#0072B2", "-"),
-    ("#D55E00", "--"),
-    ("#009E73", "-."),
-    ("#CC79A7", (0, (5, 1, 1, 1, 1, 1))),
-    ("#E69F00", ":"),
-    ("black", (0, (1, 1))),
-)
+COLORS = ("#0072B2", "#D55E00", "#009E73")
 
 
 def prepare(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -90,8 +85,7 @@ def train(
 
 
 def draw_lines(axes, x: list, lines: dict) -> None:
-    """Draws a line for each name, every one in a colour and a dash of its own."""
-    for (name, y), (color, dashes) in zip(lines.items(), STYLES, strict=False):
-        axes.plot(x, y, color=color, linestyle=dashes, label=name)
+    """Draws a line for each name, with little around them."""
+    plot_curves(lines, axes, x)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)

@@ -218,7 +218,7 @@ def cure(name: str, value: str, works: bool) -> str:
 
 
 def tell(found: dict) -> None:
-    """Prints two sentences for each problem: what goes wrong and why, and what cures it."""
+    """Prints a few sentences for each problem: what goes wrong and why, and what cures it."""
 
     def at(problem, x):
         """Returns what the lines of a problem have at one x."""

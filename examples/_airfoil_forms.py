@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from _airfoil import EPS, RHO, STYLES, draw_lines, train
+from _airfoil import COLORS, EPS, RHO, draw_lines, train
 from matplotlib.figure import Figure
 
 from optax_adadelta import adadelta
@@ -118,7 +118,7 @@ def draw(found: dict, output: Path) -> None:
     left.set(title="Updates with and without g'", xlabel="step", ylim=(0, None))
     left.set_ylabel("difference, in float32's rounding")
     forms = found["costs"]["forms"]
-    for place, (name, (color, _)) in enumerate(zip(forms, STYLES, strict=False)):
+    for place, (name, color) in enumerate(zip(forms, COLORS, strict=True)):
         shares = [forms[name][key] / (forms["adadelta"][key] or 1) for key in COUNTED]
         middle.bar(np.arange(4) + 0.27 * (place - 1), shares, 0.25, color=color, label=name)
     middle.set_xticks(range(4), ["bytes", "flops", "roots", "time"])

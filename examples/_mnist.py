@@ -1,4 +1,4 @@
-"""The paper's networks on MNIST, as many as wanted trained by one compiled program."""
+"""The paper's networks on MNIST, many of them trained by one compiled program, and what to save."""
 
 import argparse
 import itertools
@@ -190,7 +190,7 @@ def results(description: str, parts: Mapping[str, int], make: Callable, smoke_ep
 
     file = options.output / f"{Path(parser.prog).stem}{'-smoke' * options.smoke}.json"
     if not options.draw_only:
-        _results.prepare(options.output)
+        _results.make_folder(options.output)
         made_by = _results.provenance(parser, options)
         if file.exists():
             _results.load(file)  # What cannot be read is found before the training, not after it.

@@ -36,7 +36,7 @@ def provenance(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
     }
 
 
-def prepare(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
     """Makes the folder, so that no result is lost for want of one."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -27,8 +27,8 @@ import _data
 import _results
 import jax
 import numpy as np
-import optax
-from _airfoil import EPS, GOOD, RHO, STYLES, draw_lines, least_squares, prepare, train
+from _airfoil import COLORS, EPS, GOOD, RHO, draw_lines, least_squares, prepare, train
+from _methods import METHODS
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
@@ -39,10 +39,8 @@ RHOS = [0.5, 0.8, 0.9, 0.95, 0.99, 0.999]
 RATES = [10 ** (n / 2) for n in range(-8, 3)]
 EPSILONS = [10 ** (n / 2) for n in range(-20, 1)]
 BOOK = (0.243, 0.248)  # The losses that the book's runs end with.
-METHODS = {
-    "Adagrad": (partial(optax.adagrad, initial_accumulator_value=0.0), "learning_rate", RATES),
-    "RMSProp": (optax.rmsprop, "learning_rate", RATES),
-    "Adam": (optax.adam, "learning_rate", RATES),
+GRIDS = {
+    **{name: (METHODS[name], "learning_rate", RATES) for name in ("Adagrad", "RMSProp", "Adam")},
     "Adadelta": (partial(adadelta, rho=RHO, eps=EPS), "learning_rate", RATES),
     "Adadelta's eps": (partial(adadelta, rho=RHO), "eps", EPSILONS),
 }
@@ -72,7 +70,7 @@ def vary_rho(data, seeds: int, epochs: int) -> dict:
 def compare_methods(data, seeds: int, epochs: int) -> dict:
     """Exercise 4: returns the final losses of each method over its grid."""
     found = {}
-    for name, (optimizer, setting, values) in METHODS.items():
+    for name, (optimizer, setting, values) in GRIDS.items():
         final = train(optimizer, {setting: values}, data, seeds, epochs)[:, :, -1]
         found[name] = {"x": values, "final": final.tolist()}
     return found
@@ -119,7 +117,7 @@ def draw(found: dict, output: Path, suffix: str) -> None:
     part = found["experiment"]
     histories(left, {f"seed {seed}": losses for seed, losses in enumerate(part["losses"][:6])})
     left.set(title=f"Adadelta, rho {RHO}, eps 1e-5; the line is least squares")
-    for place, (final, (color, _)) in enumerate(zip(part["final"], STYLES, strict=False)):
+    for place, (final, color) in enumerate(zip(part["final"], COLORS, strict=False)):
         right.plot([place] * len(final), final, "o", color=color, alpha=0.7)
     right.axhspan(*BOOK, color="#DDDDDD", zorder=0, label="the book's runs")
     right.axhline(optimum, color="#999999", linewidth=1, zorder=0, label="least squares")
@@ -146,13 +144,13 @@ def draw(found: dict, output: Path, suffix: str) -> None:
 
     figure, (left, right) = panels()
     part = found["methods"]
-    for axes, names in ((left, list(METHODS)[:4]), (right, list(METHODS)[4:])):
-        for name, (color, dashes) in zip(names, STYLES, strict=False):
-            y = above(part[name]["final"], optimum, np.mean)
-            axes.plot(part[name]["x"], y, "o", ls=dashes, color=color, markersize=4, label=name)
+    for axes, names in ((left, list(GRIDS)[:4]), (right, list(GRIDS)[4:])):
+        means = {name: above(part[name]["final"], optimum, np.mean) for name in names}
+        draw_lines(axes, part[names[0]]["x"], means)
+        for line in axes.get_lines():
+            line.set(marker="o", markersize=4)
         axes.axhspan(1e-4, GOOD * optimum, color="#EEEEEE", zorder=0, label=f"within {GOOD:.0%}")
         axes.set(xscale="log", yscale="log", ylim=(5e-4, 1e3), ylabel="loss above least squares")
-        axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8, loc="upper left")
     left.set(title="Final loss, mean of the seeds", xlabel="learning rate")
     right.set(title=f"Adadelta without a learning rate, rho {RHO}", xlabel="eps")
@@ -170,7 +168,7 @@ def spread(losses: list[float]) -> str:
 
 
 def tell(found: dict) -> None:
-    """Prints what came out: the experiment, and two sentences for each exercise."""
+    """Prints what came out: the experiment, and a few sentences for each exercise."""
     optimum, epochs = found["least squares"], found["epochs"]
     book, smaller = found["experiment"]["final"]
     print(f"Least squares: loss {optimum:.5f}.")
@@ -232,7 +230,7 @@ def main() -> None:
     suffix = "-smoke" * options.smoke
     file = options.output / f"airfoil{suffix}.json"
     if not options.draw_only:
-        _results.prepare(options.output)
+        _results.make_folder(options.output)
         made_by = _results.provenance(parser, options)
         found = run(prepare(_data.airfoil(options)), options)
         _results.save(file, {**made_by, "results": found})

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from _methods import METHODS
 from _mnist import Column
 from matplotlib.figure import Figure
 from tqdm import trange
@@ -38,14 +39,11 @@ from optax_adadelta.diagnostics import (
     sample,
 )
 
-METHODS = {
-    "SGD": Column(optax.sgd, {"learning_rate": [1.0]}),
-    "Momentum": Column(partial(optax.sgd, momentum=0.9), {"learning_rate": [0.1]}),
-    "Adagrad": Column(
-        partial(optax.adagrad, initial_accumulator_value=0.0), {"learning_rate": [0.01]}
-    ),
-    "Adadelta": Column(adadelta, {"rho": [0.95], "eps": [1e-6]}),
-}
+EPS = 1e-6
+COLUMNS = {
+    name: Column(METHODS[name], {"learning_rate": [rate]})
+    for name, rate in (("SGD", 1.0), ("Momentum", 0.1), ("Adagrad", 0.01))
+} | {"Adadelta": Column(adadelta, {"rho": [0.95], "eps": [EPS]})}
 # Read off the paper's curves at their end.
 PAPER = {"SGD": 1.77, "Momentum": 1.42, "Adagrad": 1.6, "Adadelta": 1.5}
 EPOCHS = {"Figure 1": 50, "Figure 2": 25}
@@ -55,18 +53,18 @@ LAYERS = ("layer 1", "layer 2", "layer 3")
 
 def figure_1(data, seeds: int, epochs: int) -> dict:
     """Returns the test errors in percent, [seeds, epochs] for each method."""
-    each = list(_mnist.train(METHODS, data, seeds, epochs, "Figure 1"))
+    each = list(_mnist.train(COLUMNS, data, seeds, epochs, "Figure 1"))
     return {
         "errors": {
             name: np.stack([errors[name][0] for errors in each], axis=1).astype(float).round(2)
-            for name in METHODS
+            for name in COLUMNS
         }
     }
 
 
 def figure_2(data, seeds: int, epochs: int) -> dict:
     """Returns samples of the first seed's run and, for each seed, means over whole matrices."""
-    optimizer = adadelta(rho=0.95, eps=1e-6)
+    optimizer = adadelta(rho=0.95, eps=EPS)
     (images, labels), _ = data
     coordinates = choose_coordinates(optimizer.init(_mnist.init(jax.random.key(0))))
     coordinates = {f"{layer}/w": coordinates[f"{layer}/w"] for layer in LAYERS}
@@ -87,19 +85,19 @@ def figure_2(data, seeds: int, epochs: int) -> dict:
 
         net, _ = jax.lax.scan(step, net, batches)
         _, state, updates, before = net
-        rates, averages = effective_learning_rate(state), find_state(state).e_x
+        rates, averages = effective_learning_rate(state, EPS), find_state(state).e_x
         whole = {
             layer: {
                 "rate": rates[layer]["w"].mean(),
                 "update": jnp.sqrt(jnp.mean(updates[layer]["w"] ** 2)),
-                "numerator": jnp.sqrt(averages[layer]["w"] + 1e-6).mean(),
+                "numerator": jnp.sqrt(averages[layer]["w"] + EPS).mean(),
                 "cosine": optax.losses.cosine_similarity(
                     updates[layer]["w"].ravel(), before[layer]["w"].ravel()
                 ),
             }
             for layer in LAYERS
         }
-        return net, (sample(state, updates, coordinates), whole)
+        return net, (sample(state, updates, coordinates, EPS), whole)
 
     nets = jax.jit(jax.vmap(start))(jnp.arange(seeds))
     advance = partial(jax.jit, donate_argnums=0)(
@@ -211,9 +209,9 @@ def tell_2(content: dict) -> None:
     print(
         f"  4. Oscillations can build up in the numerator: RMS[dx] is {numbers(size[:, 0])} first,"
         f" {numbers(size.max(axis=1))} at its highest (epoch {numbers(when, '.1f')}) and"
-        f" {numbers(size[:, -1])} at the end, sqrt(eps) being 0.001; one update and the next have"
-        f" a cosine of {numbers(turn[:, :tenth].mean(axis=1), '.2f')} in the first tenth and"
-        f" {numbers(turn[:, -tenth:].mean(axis=1), '.2f')} in the last (-1 is pure oscillation):"
+        f" {numbers(size[:, -1])} at the end, sqrt(eps) being {EPS**0.5:g}; one update and the"
+        f" next have a cosine of {numbers(turn[:, :tenth].mean(axis=1), '.2f')} in the first tenth"
+        f" and {numbers(turn[:, -tenth:].mean(axis=1), '.2f')} in the last, -1 being oscillation:"
         f" {verdict[bool(grown_by_turning.any())]} of this run."
     )
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import _mnist
 import numpy as np
-import optax
+from _methods import METHODS
 from _mnist import Column
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
@@ -38,17 +38,15 @@ LEARNING_RATE = {"learning_rate": RATES}
 DEFAULT = {"rho": [0.95], "eps": [1e-6]}
 TABLES = {
     "Table 1": {
-        "SGD": Column(optax.sgd, LEARNING_RATE),
-        "Momentum": Column(partial(optax.sgd, momentum=0.9), LEARNING_RATE),
-        "Adagrad": Column(partial(optax.adagrad, initial_accumulator_value=0.0), LEARNING_RATE),
+        name: Column(METHODS[name], LEARNING_RATE) for name in ("SGD", "Momentum", "Adagrad")
     },
     "Table 2": {
         f"rho {rho}": Column(adadelta, {"rho": [rho] * len(EPSILONS), "eps": EPSILONS})
         for rho in RHOS
     },
     "Not in the paper": {
-        "RMSProp": Column(optax.rmsprop, LEARNING_RATE),
-        "Adam": Column(optax.adam, LEARNING_RATE),
+        "RMSProp": Column(METHODS["RMSProp"], LEARNING_RATE),
+        "Adam": Column(METHODS["Adam"], LEARNING_RATE),
         "Adadelta": Column(adadelta, LEARNING_RATE),
     },
     "Networks": {

@@ -24,7 +24,7 @@ from pathlib import Path
 import _results
 import jax
 import numpy as np
-import optax
+from _methods import METHODS
 from _walks import FUNCTIONS, LAST, WINDOWS, walk, walks
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
@@ -42,13 +42,6 @@ RHO, EPS = 0.95, 1e-5
 OWN = EPSILONS.index(EPS)
 FOUND = 1e-8
 SMOKE_STEPS, SMOKE_FRAMES, FRAMES = 40, 5, 90
-TUNED = {
-    "SGD": optax.sgd,
-    "Momentum": partial(optax.sgd, momentum=0.9),
-    "Adagrad": partial(optax.adagrad, initial_accumulator_value=0.0),
-    "RMSProp": optax.rmsprop,
-    "Adam": optax.adam,
-}
 STYLES = {
     "SGD": {"color": "#E69F00", "linestyle": "-", "linewidth": 1.4},
     "Momentum": {"color": "#56B4E9", "linestyle": (0, (9, 1)), "linewidth": 1.4},
@@ -63,8 +56,8 @@ def measure(steps: int) -> dict:
     """Walks all walks, and returns what the picture and the tables show."""
     drawn, last, highest = ({name: {} for name in FUNCTIONS} for _ in range(3))
     for name, method in tqdm([*product(FUNCTIONS, STYLES)], desc="Training", unit="method"):
-        tuned = method in TUNED
-        make = TUNED[method] if tuned else partial(adadelta, 1.0, RHO)
+        tuned = method in METHODS
+        make = METHODS[method] if tuned else partial(adadelta, 1.0, RHO)
         settings = RATES if tuned else EPSILONS
         points, values, highs = walks(make, settings, FUNCTIONS[name], steps)
         setting = int(highs.argmin()) if tuned else OWN
@@ -137,7 +130,7 @@ def draw_rates(own, shared, results: dict) -> None:
     own.set(title="Adadelta's own learning rates in the ravine", ylabel="RMS[dx] / RMS[g]")
 
     means = together(results["last"])
-    for method in TUNED:
+    for method in METHODS:
         shared.plot(RATES, means[method], **STYLES[method])
         last = np.flatnonzero(np.isfinite(means[method]))[-1]
         if last + 1 < len(RATES):
@@ -228,17 +221,17 @@ def tell(results: dict) -> None:
     row("", FUNCTIONS)
     for method in STYLES:
         at = {name: results["walks"][name][method]["setting"] for name in FUNCTIONS}
-        rates = {n: f"{RATES[i]:.2g}" if method in TUNED else "none" for n, i in at.items()}
+        rates = {n: f"{RATES[i]:.2g}" if method in METHODS else "none" for n, i in at.items()}
         row(method, [f"{told(last[n][method][at[n]])} ({rates[n]})" for n in FUNCTIONS])
     print("The same where one learning rate, the best, must serve all four functions:")
     row("", [*FUNCTIONS, "mean"])
-    shown = [(m, results["shared"][m], f"{m}, {RATES[results['shared'][m]]:.2g}") for m in TUNED]
+    shown = [(m, results["shared"][m], f"{m}, {RATES[results['shared'][m]]:.2g}") for m in METHODS]
     shown += [("Adadelta", at, f"Adadelta, eps {eps:.0e}") for at, eps in enumerate(EPSILONS)]
     for method, at, label in shown:
         values = [last[name][method][at] for name in FUNCTIONS]
         row(label, map(told, [*values, means[method][at]]))
 
-    better = {method: (means[method] < means["Adadelta"][OWN]).sum() for method in TUNED}
+    better = {method: (means[method] < means["Adadelta"][OWN]).sum() for method in METHODS}
     counts = ", ".join(f"{count} of {method}" for method, count in better.items())
     print(f"Of {len(RATES)} learning rates for all four, these beat Adadelta with eps {EPS:.0e}:")
     print(f"  {counts}.")
@@ -267,7 +260,7 @@ def main() -> None:
 
     path = options.output / f"trajectories{'-smoke' if options.smoke else ''}.json"
     if not options.draw_only:
-        _results.prepare(options.output)
+        _results.make_folder(options.output)
         made = _results.provenance(parser, options)
         _results.save(path, {**made, "results": measure(steps)})
     results = _results.load(path)["results"]

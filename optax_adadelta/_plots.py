@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -103,7 +104,7 @@ def plot_curves(curves: Mapping[str, Any], axes: Axes | None = None, steps: Any 
         raise ValueError("There are no curves to draw.")
     if axes is None:
         axes = _new_figure(6.0, 4.0).subplots()
-    for (name, runs), style in zip(curves.items(), _STYLES * len(curves), strict=False):
+    for (name, runs), style in zip(curves.items(), itertools.cycle(_STYLES), strict=False):
         runs = np.atleast_2d(_real(runs))
         if runs.ndim > 2 or not runs.size:
             raise ValueError(f"{name} must be [times] or [runs, times], but is {runs.shape}.")

@@ -13,6 +13,13 @@ class Step(NamedTuple):
     e_x: np.ndarray
 
 
+def one_step(g, e_g, e_x, rho, eps):
+    """The step that Algorithm 1 makes from these averages."""
+    e_g = rho * e_g + (1 - rho) * np.abs(g) ** 2
+    dx = -np.sqrt(e_x + eps) / np.sqrt(e_g + eps) * g
+    return Step(dx, e_g, rho * e_x + (1 - rho) * np.abs(dx) ** 2)
+
+
 def algorithm_1(gradients, rho=0.95, eps=1e-6):
     """The steps of Zeiler's Algorithm 1 on these gradients, in float64, by modulus if complex.
 
@@ -24,10 +31,9 @@ def algorithm_1(gradients, rho=0.95, eps=1e-6):
     for t, g in enumerate(gradients):
         rho_t = rho(t) if callable(rho) else rho
         eps_t = eps(t) if callable(eps) else eps
-        e_g = rho_t * e_g + (1 - rho_t) * np.abs(g) ** 2
-        dx = -np.sqrt(e_x + eps_t) / np.sqrt(e_g + eps_t) * g
-        e_x = rho_t * e_x + (1 - rho_t) * np.abs(dx) ** 2
-        yield Step(dx, e_g, e_x)
+        step = one_step(g, e_g, e_x, rho_t, eps_t)
+        e_g, e_x = step.e_g, step.e_x
+        yield step
 
 
 def gradients(kind, steps, size, seed=0):

@@ -18,6 +18,14 @@ ALL = {path.stem for path in EXAMPLES.glob("[!_]*.py")}
 WITH_NUMBERS = ("airfoil", "mnist_figures", "mnist_tables", "trajectories")
 
 
+def results(name):
+    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def spread(errors):
+    return f"{np.mean(errors):.2f} ± {np.std(errors, ddof=1):.2f}"
+
+
 def test_every_picture_is_shown_and_every_command_given():
     pictures = {path.name for path in FOLDER.iterdir() if path.suffix in (".png", ".gif")}
     assert pictures == set(re.findall(r"!\[[^]]+\]\(gallery/([^)]+)\)", PAGE))
@@ -28,20 +36,12 @@ def test_every_picture_is_shown_and_every_command_given():
 
 @pytest.mark.parametrize("name", WITH_NUMBERS)
 def test_the_results_are_of_a_run_in_full(name):
-    report = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    report = results(name)
     for made in report.values() if "command" not in report else [report]:
         assert re.match(rf"python examples/{name}\.py", made["command"])
         assert "--smoke" not in made["command"]
         assert {"jax", "optax", "optax_adadelta", "numpy", "python"} <= set(made["versions"])
         assert {"date", "machine"} <= set(made)
-
-
-def results(name):
-    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
-
-
-def spread(errors):
-    return f"{np.mean(errors):.2f} ± {np.std(errors, ddof=1):.2f}"
 
 
 def test_the_tables_are_those_of_the_results():
@@ -107,6 +107,11 @@ def test_the_figures_are_those_of_the_results():
     turn = whole["cosine"][:, :, :25].mean(axis=(1, 2))
     assert f"cosine of {', '.join(f'{value:.2f}' for value in turn)} in the first tenth" in PAGE
     assert whole["cosine"][:, :, -25:].mean(axis=(1, 2)) == pytest.approx([0.0] * 3, abs=0.05)
+
+
+def test_the_ravine_s_rates_are_those_of_the_results():
+    rates = results("trajectories")["results"]["own_rates"]
+    assert f"one {rates['x'][30] / rates['y'][30]:.0f} times smaller than along it" in PAGE
 
 
 def test_the_textbook_s_numbers_are_those_of_the_results():

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from reference import one_step
 from scripts import Data, check_picture, module, numbers, refusal, run
 
 from optax_adadelta import adadelta
@@ -87,10 +88,9 @@ def by_hand(params, x, y, batches, update):
     return layers
 
 
-def adadelta_by_hand(g, e_g, e_x, rho=0.9, eps=1e-4):
-    e_g = rho * e_g + (1 - rho) * g**2
-    dx = np.sqrt(e_x + eps) / np.sqrt(e_g + eps) * g
-    return dx, (e_g, rho * e_x + (1 - rho) * dx**2)
+def adadelta_by_hand(g, e_g, e_x):
+    dx, *averages = one_step(g, e_g, e_x, rho=0.9, eps=1e-4)
+    return -dx, averages
 
 
 @pytest.mark.parametrize(
