@@ -13,18 +13,37 @@ Scalar: TypeAlias = jax.Array | np.floating
 def equation(
     g: jax.Array, e_g: jax.Array, e_x: jax.Array, rho: "Decay", eps: Scalar
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """One step of Algorithm 1 for one leaf; `dx` has the sign of `g`."""
-    e_g = rho.average(e_g, _abs_sq(g))
-    dx = rms_ratio(e_g, e_x, eps).astype(g.dtype) * g
-    e_x = rho.average(e_x, _abs_sq(dx))
-    return dx, e_g, e_x
+    """One step of Algorithm 1 for one leaf; `dx` has the sign of `g`.
+
+    With `S = E[dx^2] + eps` from before the step, the paper's `dx^2` is `S g^2 / (E[g^2] + eps)`.
+    Then `E[dx^2] + rho eps = S (rho + (1 - rho) g^2 / (E[g^2] + eps))` after it, a sum of positive
+    terms, which gives `S` back. So each result follows from `g`, its own old value and the *new*
+    values of those before it, and a compiler can write all of them where the old ones lie.
+    """
+    eps = floored(eps)
+    g_sq = _abs_sq(g)
+    e_g = rho.average(e_g, g_sq)
+    e_x = rho.average(e_x, g_sq / (e_g + eps) * (e_x + eps))
+    # For a tiny rho the product underflows, and a coordinate that never moved would be 0 / 0.
+    rho_eps = jnp.maximum(rho.high * eps, jnp.finfo(eps.dtype).tiny)
+    ratio = _root_ratio(e_x + rho_eps, rho.high * e_g + (rho.complement * g_sq + rho_eps))
+    return ratio.astype(g.dtype) * g, e_g, e_x
 
 
 def rms_ratio(e_g: jax.Array, e_x: jax.Array, eps: Scalar) -> jax.Array:
-    """Returns RMS[dx] / RMS[g]; two roots, for the quotient of the averages can underflow."""
-    # An eps that is zero in this dtype would make 0 / 0 of a coordinate that never moved.
-    eps = jnp.maximum(eps, jnp.finfo(e_g.dtype).tiny)
-    return jnp.sqrt(e_x + eps) / jnp.sqrt(e_g + eps)
+    """Returns RMS[dx] / RMS[g]."""
+    eps = floored(eps)
+    return _root_ratio(e_x + eps, e_g + eps)
+
+
+def _root_ratio(a: jax.Array, b: jax.Array) -> jax.Array:
+    # Not the root of the quotient, which can underflow.
+    return jnp.sqrt(a) / jnp.sqrt(b)
+
+
+def floored(eps: Scalar) -> jax.Array:
+    """Returns `eps`, of at least a small number some parts of which are normal numbers still."""
+    return jnp.maximum(eps, 64 * jnp.finfo(eps.dtype).tiny)
 
 
 def _abs_sq(x: jax.Array) -> jax.Array:

@@ -226,7 +226,6 @@ def _zeros_for(path, p) -> jax.Array:
 @jax.jit
 def _update_leaf(g, e_g, e_x, p, hyper: Operands):
     dtype = e_g.dtype
-    hyper = hyper.astype(dtype)
     kind = np.result_type(dtype, np.complex64) if jnp.iscomplexobj(g) else dtype
     wide = g.astype(kind)
     if p is not None:
@@ -250,7 +249,11 @@ def _update(updates, state: AdadeltaState, params, decayed: tuple[bool, ...] | N
     if decayed is not None:
         ps = [p if decays else None for p, decays in zip(ps, decayed, strict=True)]
     check_leaves(updates, e_gs, e_xs, ps)
-    leaves = [_update_leaf(*leaf, hyper) for leaf in zip(gs, e_gs, e_xs, ps, strict=True)]
+    hypers = {dtype: hyper.astype(dtype) for dtype in {e_g.dtype for e_g in e_gs}}
+    leaves = [
+        _update_leaf(g, e_g, e_x, p, hypers[e_g.dtype])
+        for g, e_g, e_x, p in zip(gs, e_gs, e_xs, ps, strict=True)
+    ]
     updates, e_g, e_x = (
         jax.tree.unflatten(structure, [leaf[i] for leaf in leaves]) for i in range(3)
     )
