@@ -61,7 +61,7 @@ def squarable(g: jax.Array) -> jax.Array:
     largest = float(jnp.finfo(g.dtype).max)
     bound = 0.99 * largest**0.5
     if not jnp.iscomplexobj(g):
-        return jnp.clip(g, -bound, bound)
+        return jax.lax.clamp(g.dtype.type(-bound), g, g.dtype.type(bound))
     bound *= 0.5**0.5
     g = jax.lax.complex(*(jnp.clip(part, -largest, largest) for part in (g.real, g.imag)))
     modulus = jnp.maximum(jnp.abs(g.real), jnp.abs(g.imag))

@@ -1,0 +1,40 @@
+"""What every benchmark's results say of themselves, and the file that they go to."""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def provenance(command: str, packages: tuple[str, ...]) -> dict[str, Any]:
+    """Returns the command, the date, the machine and the versions of the packages found."""
+    versions = {"python": platform.python_version()}
+    for name in packages:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    device = jax.devices()[0].device_kind
+    return {
+        "command": command,
+        "date": datetime.date.today().isoformat(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {device}",
+        "versions": versions,
+    }
+
+
+def save(path: Path, report: dict[str, Any]) -> None:
+    """Writes the report, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    text = re.sub(r"\n *(?=[-\d\]])", " ", json.dumps(report, indent=1))
+    part.write_text(text + "\n", encoding="utf-8")
+    part.replace(path)
