@@ -145,7 +145,9 @@ def compiled(step: Callable, params: Any, state: Any, *rest: Any) -> Contender:
     entry = program.as_text().rpartition("\nENTRY ")[2]
     memory, cost = program.memory_analysis(), program.cost_analysis()
     facts = {
-        **dict(zip(("trace", "lower", "compile"), map(median, zip(*stages)), strict=True)),
+        **dict(
+            zip(("trace", "lower", "compile"), map(median, zip(*stages, strict=True)), strict=True)
+        ),
         "bytes a parameter": cost["bytes accessed"] / size,
         "scratch bytes a parameter": memory.temp_size_in_bytes / size,
         "kernels": entry.count(" fusion("),

@@ -21,7 +21,7 @@ def equation(
     values of those before it, and a compiler can write all of them where the old ones lie.
     """
     eps = floored(eps)
-    g_sq = _abs_sq(g)
+    g, g_sq = squarable(g)
     e_g = rho.average(e_g, g_sq)
     e_x = rho.average(e_x, g_sq / (e_g + eps) * (e_x + eps))
     # For a tiny rho the product underflows, and a coordinate that never moved would be 0 / 0.
@@ -46,26 +46,23 @@ def floored(eps: Scalar) -> jax.Array:
     return jnp.maximum(eps, 64 * jnp.finfo(eps.dtype).tiny)
 
 
-def _abs_sq(x: jax.Array) -> jax.Array:
-    if jnp.iscomplexobj(x):
-        return jnp.square(x.real) + jnp.square(x.imag)
-    return jnp.square(x)
-
-
-def squarable(g: jax.Array) -> jax.Array:
-    """Returns `g`, held to the largest modulus whose square is finite.
+def squarable(g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns `g`, held to the largest modulus whose square is finite, and that square.
 
     The averages then stay finite, and the first such gradient still gives its exact update,
     which depends on its quotient with an average that is all its own.
     """
     largest = float(jnp.finfo(g.dtype).max)
-    bound = 0.99 * largest**0.5
+    square = 0.98 * largest
+    bound = square**0.5
     if not jnp.iscomplexobj(g):
-        return jax.lax.clamp(g.dtype.type(-bound), g, g.dtype.type(bound))
-    bound *= 0.5**0.5
+        held = jax.lax.clamp(g.dtype.type(-bound), g, g.dtype.type(bound))
+        return held, jnp.minimum(jnp.square(g), square)
+    g_sq = jnp.square(g.real) + jnp.square(g.imag)
     g = jax.lax.complex(*(jnp.clip(part, -largest, largest) for part in (g.real, g.imag)))
-    modulus = jnp.maximum(jnp.abs(g.real), jnp.abs(g.imag))
-    return (bound / jnp.maximum(modulus, bound)).astype(g.dtype) * g
+    # The modulus itself can be infinite, a quarter of it cannot.
+    quarter = jnp.maximum(jnp.abs(0.25 * g), 0.25 * bound)
+    return (0.25 * bound / quarter).astype(g.dtype) * g, jnp.minimum(g_sq, square)
 
 
 class Decay(NamedTuple):

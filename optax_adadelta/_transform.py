@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from optax_adadelta._equation import equation, squarable
+from optax_adadelta._equation import equation
 from optax_adadelta._hyperparameters import Operands, at_step, number_or_schedule, operands
 from optax_adadelta._trees import check_leaves, chosen_leaves, inexact_dtype, leaves_like
 
@@ -230,7 +230,7 @@ def _update_leaf(g, e_g, e_x, p, hyper: Operands):
     wide = g.astype(kind)
     if p is not None:
         wide += hyper.weight_decay.astype(kind) * p.astype(kind)
-    dx, e_g, e_x = equation(squarable(wide), e_g, e_x, hyper.rho, hyper.eps)
+    dx, e_g, e_x = equation(wide, e_g, e_x, hyper.rho, hyper.eps)
     return (hyper.scale.astype(kind) * dx).astype(g.dtype), e_g, e_x
 
 

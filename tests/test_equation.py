@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference import KINDS, algorithm_1, gradients
+from jax.sharding import NamedSharding, PartitionSpec
+from reference import KINDS, algorithm_1, gradients, one_step
 
 from optax_adadelta import AdadeltaState, adadelta, scale_by_adadelta
 
@@ -210,3 +211,75 @@ def test_scale_by_adadelta_keeps_the_sign_and_adadelta_flips_it():
     ):
         np.testing.assert_array_equal(up, -down)
         np.testing.assert_array_equal(up_state.e_x, down_state.e_x)
+
+
+WAYS = ("jit", "vmap", "shard_map", "eight devices")
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "dtype",
+    [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64, jnp.complex64, jnp.complex128],
+)
+def test_every_way_of_running_it_is_the_plain_step(way, dtype):
+    shape, eps = (8, 32), 1e-6
+    rng = np.random.default_rng(0)
+    g = rng.standard_normal(shape) * 10.0 ** rng.uniform(-6, 6, shape)
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        g = g + 1j * rng.permuted(g)
+    g = jnp.asarray(np.clip(g.real, -6e4, 6e4) if dtype == jnp.float16 else g, dtype)
+    averages = jnp.float64 if dtype in (jnp.float64, jnp.complex128) else jnp.float32
+    e_g, e_x = jnp.asarray(10.0 ** rng.uniform(-9, 6, (2, *shape)), averages)
+    optimizer = scale_by_adadelta(eps=eps)
+
+    def step(g, e_g, e_x):
+        dx, state = optimizer.update(g, AdadeltaState(jnp.int32(0), e_g, e_x))
+        return dx, state.e_g, state.e_x
+
+    mesh = jax.make_mesh((8,), ("data",))
+    spec = PartitionSpec("data")
+    if way == "vmap":
+        step = jax.vmap(step)
+    elif way == "shard_map":
+        g, e_g, e_x = jax.device_put((g, e_g, e_x), NamedSharding(mesh, spec))
+        step = jax.shard_map(step, mesh=mesh, in_specs=(spec,) * 3, out_specs=(spec,) * 3)
+    elif way == "eight devices":
+        g, e_g, e_x = jax.device_put((g, e_g, e_x), NamedSharding(mesh, spec))
+    got = jax.jit(step)(g, e_g, e_x)
+    wide = np.asarray(g, np.complex128 if jnp.iscomplexobj(g) else np.float64)
+    expected = one_step(wide, *(np.asarray(e, np.float64) for e in (e_g, e_x)), 0.95, eps)
+    tolerance = 5 * float(jnp.finfo(averages).eps)
+    half_an_ulp = float(jnp.finfo(dtype).eps) / 2 if got[0].dtype.itemsize == 2 else 0.0
+    smallest = float(jnp.finfo(dtype).smallest_subnormal)
+    for x, want, rounding in zip(
+        got, (-expected.dx, *expected[1:]), (half_an_ulp, 0, 0), strict=True
+    ):
+        np.testing.assert_allclose(
+            np.asarray(x).astype(want.dtype), want, rtol=tolerance + rounding, atol=smallest
+        )
+
+
+@pytest.mark.usefixtures("x64")
+def test_its_derivatives_are_those_of_the_plain_step():
+    rng = np.random.default_rng(0)
+    g = jnp.asarray(rng.standard_normal(64)).at[0].set(0.0)
+    e_g, e_x = jnp.asarray(10.0 ** rng.uniform(-4, 4, (2, 64)))
+    weights = jnp.asarray(rng.standard_normal((3, 64)))
+
+    def ours(g, e_g, e_x, rho, eps):
+        optimizer = scale_by_adadelta(rho=rho, eps=eps)
+        dx, state = optimizer.update(g, AdadeltaState(jnp.int32(0), e_g, e_x))
+        return jnp.sum(weights * jnp.stack([dx, state.e_g, state.e_x]))
+
+    def plain(g, e_g, e_x, rho, eps):
+        e_g = rho * e_g + (1 - rho) * g**2
+        dx = jnp.sqrt(e_x + eps) / jnp.sqrt(e_g + eps) * g
+        return jnp.sum(weights * jnp.stack([dx, e_g, rho * e_x + (1 - rho) * dx**2]))
+
+    at = g, e_g, e_x, jnp.float64(0.95), jnp.float64(1e-3)
+    every = tuple(range(5))
+    for derivative, expected in zip(
+        jax.jit(jax.grad(ours, every))(*at), jax.grad(plain, every)(*at), strict=True
+    ):
+        np.testing.assert_allclose(derivative, expected, rtol=1e-9, atol=1e-12)

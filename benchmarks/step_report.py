@@ -1,0 +1,196 @@
+"""The tables and the picture of docs/performance.md, from the results of step.py.
+
+pip install -e ".[plot]" && python benchmarks/step_report.py
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+PAGE = HERE.parent / "docs" / "performance.md"
+PICTURE = HERE.parent / "docs" / "performance" / "step.png"
+WHO = (
+    "optax_adadelta",
+    "optax",
+    "keras",
+    "torch for-loop",
+    "torch foreach",
+    "torch compiled",
+    "floor",
+)
+
+
+def versions(report: dict[str, Any]) -> str:
+    """Returns what was measured, on what."""
+    given = report["versions"]
+    names = [n for n in ("jax", "optax", "keras", "torch", "python") if n in given]
+    return ", ".join(f"{name} {given[name]}" for name in names) + f"; {report['machine']}"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Returns a table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def nanoseconds(case: dict[str, Any], setting: str, who: str) -> float:
+    """Returns the nanoseconds a parameter of a step."""
+    return 1e9 * case[setting][who]["seconds"] / case["parameters"]
+
+
+def step_table(report: dict[str, Any], setting: str) -> str:
+    """Returns nanoseconds a parameter and ratios."""
+    cases = {name: case for name, case in report["cases"].items() if setting in case}
+    who = [w for w in WHO if any(w in case[setting] for case in cases.values())]
+    rows = []
+    for name, case in cases.items():
+        cells = [f"{nanoseconds(case, setting, w):.2f}" if w in case[setting] else "" for w in who]
+        ours, theirs, least = (
+            case[setting][w]["seconds"] for w in ("optax_adadelta", "optax", "floor")
+        )
+        rows.append([name, *cells, f"{theirs / ours:.1f}", f"{ours / least:.1f}"])
+    return table(["case", *who, "times as fast as optax", "times the floor"], rows)
+
+
+def program_table(report: dict[str, Any]) -> str:
+    """Returns what the compiled programs are, ours before optax's."""
+    keys = {
+        "bytes a parameter": "{:.0f}",
+        "scratch bytes a parameter": "{:.0f}",
+        "kernels": "{:.0f}",
+        "trace": "{:.2f}",
+        "lower": "{:.2f}",
+        "compile": "{:.2f}",
+        "seconds until begun": "{:.4f}",
+        "peak bytes": "{:.0f}",
+    }
+    names = {"peak bytes": "peak MB", **{k: f"{k}, s" for k in ("trace", "lower", "compile")}}
+    names["seconds until begun"] = "dispatch, ms"
+    scale = {"peak bytes": 1e-6, "seconds until begun": 1e3}
+    rows = []
+    for name, case in report["cases"].items():
+        ours, theirs = case["alone"]["optax_adadelta"], case["alone"]["optax"]
+        cells = []
+        for key, form in keys.items():
+            form = "{:.2f}" if key == "seconds until begun" else form
+            pair = [
+                form.format(scale.get(key, 1) * facts[key]) if facts[key] is not None else "?"
+                for facts in (ours, theirs)
+            ]
+            cells.append(" / ".join(pair))
+        rows.append([name, *cells])
+    return table(["case", *(names.get(k, k) for k in keys)], rows)
+
+
+def seconds_table(measured: dict[str, Any]) -> str:
+    """Returns milliseconds a step."""
+    rows = [
+        [
+            who,
+            f"{1e3 * facts['seconds']:.2f}",
+            " to ".join(f"{1e3 * q:.2f}" for q in facts["quartiles"]),
+        ]
+        for who, facts in measured.items()
+        if who != "floor"
+    ]
+    return table(["", "ms", "quartiles"], rows)
+
+
+def parts(reports: list[dict[str, Any]]) -> dict[str, str]:
+    """Returns the page's generated parts by name."""
+    made = {}
+    for report in reports:
+        jax = ".".join(report["versions"]["jax"].split(".")[:2])
+        said = f"{versions(report)}. Made by `{report['command']}`."
+        made[f"alone {jax}"] = f"{said}\n\n{step_table(report, 'alone')}"
+        made[f"clipped {jax}"] = step_table(report, "clipped")
+        made[f"program {jax}"] = program_table(report)
+        made[f"training {jax}"] = seconds_table(report["training"])
+        made[f"eager {jax}"] = seconds_table(report["cases"]["784-500-300-10"]["eager"])
+    return made
+
+
+def filled(page: str, made: dict[str, str]) -> str:
+    """Returns the page with its generated parts put between their marks."""
+    for name, text in made.items():
+        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        if begin in page:
+            before, _, rest = page.partition(begin)
+            page = f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}"
+    return page
+
+
+def draw(reports: list[dict[str, Any]], picture: Path) -> None:
+    """Draws nanoseconds a parameter of every case and contender."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    figure, panels = plt.subplots(
+        1, len(reports), figsize=(6.2 * len(reports), 4.6), sharey=True, layout="constrained"
+    )
+    styles = dict(zip(WHO, ("D", "o", "s", "^", "v", "P", "|"), strict=True))
+    colors = dict(zip(WHO, ("C3", "C0", "C4", "C1", "C8", "C2", "black"), strict=True))
+    for panel, report in zip(panels, reports, strict=True):
+        cases = list(report["cases"])
+        for who in WHO:
+            points = [
+                (nanoseconds(report["cases"][case], "alone", who), i)
+                for i, case in enumerate(cases)
+                if who in report["cases"][case]["alone"]
+            ]
+            if points:
+                panel.scatter(
+                    *zip(*points, strict=True),
+                    marker=styles[who],
+                    color=colors[who],
+                    s=170 if who == "floor" else 48,
+                    label=who,
+                    zorder=3,
+                )
+        panel.set_yticks(range(len(cases)), cases)
+        panel.invert_yaxis()
+        panel.set_xscale("log")
+        ticks = [0.3, 0.5, 1, 2, 3, 5, 10]
+        panel.set_xticks(ticks, [str(t) for t in ticks])
+        panel.minorticks_off()
+        panel.grid(axis="x", alpha=0.4)
+        panel.set_xlabel("nanoseconds a parameter, median")
+        panel.set_title(
+            f"jax {report['versions']['jax']}, {report['machine'].split(',')[1].strip()}"
+        )
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=7)
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(picture, dpi=140)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Reads the options, writes the page and the picture."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    text = "folder of step-*.json (default: benchmarks/results)"
+    add("--results", type=Path, default=RESULTS, help=text)
+    add("--page", type=Path, default=PAGE, help="page to fill (default: docs/performance.md)")
+    text = "where to draw (default: docs/performance/step.png)"
+    add("--picture", type=Path, default=PICTURE, help=text)
+    options = parser.parse_args()
+    files = sorted(options.results.glob("step-cpu-*.json"))
+    if not files:
+        raise SystemExit(f"There is no step-cpu-*.json in {options.results}; run step.py first.")
+    reports = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    made = parts(reports)
+    page = options.page.read_text(encoding="utf-8")
+    options.page.write_text(filled(page, made), encoding="utf-8")
+    draw(reports, options.picture)
+    print(f"{len(made)} parts for {options.page}, drawn: {options.picture}")
+
+
+if __name__ == "__main__":
+    main()
