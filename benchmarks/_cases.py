@@ -36,6 +36,7 @@ CASES: dict[str, list[Shape]] = {
     "128 leaves, 16.8M": 8 * [(1024, 1024)] + 32 * [(512, 512)] + 40 * [(1024,)] + 48 * [(64,)],
     "784-500-300-10": MLP,
     "500 leaves of 4096": 500 * [(4096,)],
+    "500 leaves of 1": 500 * [(1,)],
     "1 leaf of 100M": [(100_000_000,)],
     "ResNet-50": _resnet_50(),
     "12-layer transformer": _transformer(),

@@ -9,13 +9,9 @@ not installed is left out; the committed results come from a run with all of the
 """
 
 import argparse
-import datetime
 import functools
-import importlib.metadata
-import json
 import os
 import pathlib
-import platform
 import warnings
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
@@ -24,13 +20,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from _report import RESULTS as FOLDER
+from _report import provenance, save
 from tqdm import tqdm
 
 import optax_adadelta
 
 HERE = pathlib.Path(__file__).parent
 PAGE = HERE.parent / "docs" / "numerics.md"
-RESULTS = HERE / "results" / "hazards.json"
+RESULTS = FOLDER / "hazards.json"
 BEGIN, END = "<!-- hazards -->", "<!-- /hazards -->"
 PACKAGES = ("optax_adadelta", "optax", "torch", "keras", "jax", "jaxlib", "numpy")
 HUGE_AT = 50
@@ -200,17 +198,6 @@ def run_all(smoke: bool) -> dict:
     return results
 
 
-def versions() -> dict:
-    """Which packages took part."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return {"python": platform.python_version(), **found}
-
-
 def table(report: dict) -> str:
     """The results as Markdown."""
     columns = ("float64", *OPTIMIZERS)
@@ -248,14 +235,10 @@ def main() -> None:
     options = parser.parse_args()
 
     report = {
-        "command": "python benchmarks/hazards.py" + " --smoke" * options.smoke,
-        "date": datetime.date.today().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {jax.default_backend()}",
-        "versions": versions(),
+        **provenance("python benchmarks/hazards.py" + " --smoke" * options.smoke, PACKAGES),
         "results": run_all(options.smoke),
     }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    save(options.output, report)
     if options.table:
         PAGE.write_text(with_table(PAGE.read_text("utf-8"), report), encoding="utf-8")
     print(table(report))

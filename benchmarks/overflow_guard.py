@@ -6,13 +6,8 @@ A donated step, update and apply, with and without the guard, in turns in one pr
 """
 
 import argparse
-import datetime
 import functools
-import importlib.metadata
-import json
-import os
 import pathlib
-import platform
 import statistics
 import time
 from unittest import mock
@@ -20,11 +15,10 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import optax
+from _report import RESULTS, provenance, save
 from tqdm import trange
 
-from optax_adadelta import _transform, adadelta
-
-RESULTS = pathlib.Path(__file__).parent / "results"
+from optax_adadelta import _equation, adadelta
 
 
 def stepper(size: int, guarded: bool):
@@ -38,9 +32,9 @@ def stepper(size: int, guarded: bool):
 
     params, grads = jnp.ones(size), jnp.full(size, 0.1)
     state = optimizer.init(params)
-    guard = _transform.squarable if guarded else lambda g: g
+    guard = _equation.squarable if guarded else lambda g: (g, jnp.square(g))
     jax.clear_caches()
-    with mock.patch.object(_transform, "squarable", guard):
+    with mock.patch.object(_equation, "squarable", guard):
         carry = [step.lower(params, state, grads).compile(), params, state]
 
     def once() -> float:
@@ -77,21 +71,15 @@ def main() -> None:
         name: [1e9 * q / size for q in statistics.quantiles(t, n=4)[::2]]
         for name, t in times.items()
     }
+    command = f"python benchmarks/overflow_guard.py --size {size} --steps {steps}"
     report = {
-        "command": f"python benchmarks/overflow_guard.py --size {size} --steps {steps}",
-        "date": datetime.date.today().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {jax.default_backend()}",
-        "versions": {
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "optax")},
-        },
+        **provenance(command, ("jax", "jaxlib", "optax")),
         "nanoseconds a parameter": nanoseconds,
         "quartiles": quartiles,
         "ratio": nanoseconds["with"] / nanoseconds["without"],
     }
     output = options.output or RESULTS / f"overflow_guard-jax-{jax.__version__}.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    save(output, report)
     for name, median in nanoseconds.items():
         low, high = quartiles[name]
         print(f"{name} the guard: {median:.2f} ns a parameter, quartiles {low:.2f} to {high:.2f}")

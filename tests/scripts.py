@@ -16,6 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
+BENCHMARKS = ROOT / "benchmarks"
 PNG = b"\x89PNG\r\n\x1a\n"
 BARS = ("Training", "Drawing")
 # The made-up data has its own checksums and cache folder, so that no file of the user's is touched.
@@ -93,17 +94,25 @@ def refusal(name, *arguments, data=None):
     return done.stderr
 
 
+def benchmark(name, output):
+    """Returns what the benchmark printed at smoke size, and its results."""
+    command = [sys.executable, BENCHMARKS / f"{name}.py", "--smoke", "--output", output]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=output.parent)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, json.loads(output.read_text("utf-8"))
+
+
 def numbers(pattern, printed):
     """Returns the numbers that the groups of the pattern hold, which must occur once."""
     (found,) = re.findall(pattern, printed)
     return [float(number) for number in ((found,) if isinstance(found, str) else found)]
 
 
-def module(name):
-    """Returns the example as a module."""
-    if str(EXAMPLES) not in sys.path:
-        sys.path.append(str(EXAMPLES))
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+def module(name, folder=EXAMPLES):
+    """Returns the example, or the script of another folder, as a module."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
     found = importlib.util.module_from_spec(spec)
     with warnings.catch_warnings():
         # Other packages' deprecations of one another are not the example's.

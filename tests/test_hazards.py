@@ -1,15 +1,9 @@
 """The table of hazards: that its script runs, that our column holds, that the page shows it."""
 
-import importlib.util
 import json
-import pathlib
-import subprocess
-import sys
 
-import pytest
+import scripts
 
-ROOT = pathlib.Path(__file__).parents[1]
-SCRIPT = ROOT / "benchmarks" / "hazards.py"
 # The largest error that docs/numerics.md promises; what it does not promise is beyond.
 BOUND = 1e-5
 BEYOND = {
@@ -17,13 +11,6 @@ BEYOND = {
     "gradients of 1e-17, smallest normal eps",
     "the same gradient, 20,000 steps",
 }
-
-
-def hazards():
-    spec = importlib.util.spec_from_file_location("hazards", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def assert_ours_holds(results):
@@ -37,23 +24,16 @@ def assert_ours_holds(results):
             assert ours < BOUND, hazard
 
 
-def run(script, output):
-    command = [sys.executable, script, "--smoke", "--output", output]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=output.parent)
-    assert done.returncode == 0, done.stderr
-    return done.stdout, json.loads(output.read_text("utf-8"))
-
-
 def test_at_smoke_size_our_column_holds(tmp_path):
-    printed, report = run(SCRIPT, tmp_path / "hazards.json")
+    printed, report = scripts.benchmark("hazards", tmp_path / "hazards.json")
     assert "optax_adadelta" in report["versions"]
     assert_ours_holds(report["results"])
     assert all(hazard in printed for hazard in report["results"])
 
 
 def test_the_committed_results_hold_and_are_of_every_peer():
-    report = json.loads((SCRIPT.parent / "results" / "hazards.json").read_text("utf-8"))
-    assert all(report["versions"].values())
+    report = json.loads((scripts.BENCHMARKS / "results" / "hazards.json").read_text("utf-8"))
+    assert set(scripts.module("hazards", scripts.BENCHMARKS).PACKAGES) < set(report["versions"])
     assert "not installed" not in json.dumps(report["results"])
     assert_ours_holds(report["results"])
     assert all(
@@ -63,18 +43,11 @@ def test_the_committed_results_hold_and_are_of_every_peer():
     )
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_the_page_shows_the_committed_results():
-    module = hazards()
+    module = scripts.module("hazards", scripts.BENCHMARKS)
     report = json.loads(module.RESULTS.read_text("utf-8"))
     page = module.PAGE.read_text("utf-8")
     assert module.with_table(page, report) == page
     for name in ("torch", "optax", "keras"):
         release, _, _ = report["versions"][name].partition("+")
         assert f"{name} {release}" in page.lower()
-
-
-def test_the_guard_against_overflow_is_measured(tmp_path):
-    printed, report = run(SCRIPT.with_name("overflow_guard.py"), tmp_path / "guard.json")
-    assert report["ratio"] > 0
-    assert f"{report['ratio']:.3f} times as long" in printed
