@@ -6,7 +6,7 @@ that reads and writes each number once. What is not installed is left out.
 
     pip install -e ".[peers]" && python benchmarks/step.py
 
-It takes a quarter of an hour and 12 GB. The results are drawn and tabled by step_report.py.
+It takes twenty minutes and 12 GB. The results are drawn and tabled by step_report.py.
 """
 
 import argparse

@@ -21,6 +21,7 @@ WHO = (
     "torch compiled",
     "floor",
 )
+FEW = 1000  # parameters, of which nanoseconds a parameter say nothing
 
 
 def versions(report: dict[str, Any]) -> str:
@@ -41,9 +42,14 @@ def nanoseconds(case: dict[str, Any], setting: str, who: str) -> float:
     return 1e9 * case[setting][who]["seconds"] / case["parameters"]
 
 
+def sizeable(report: dict[str, Any]) -> dict[str, Any]:
+    """Returns the cases with parameters enough to speak of nanoseconds a parameter."""
+    return {name: case for name, case in report["cases"].items() if case["parameters"] >= FEW}
+
+
 def step_table(report: dict[str, Any], setting: str) -> str:
     """Returns nanoseconds a parameter and ratios."""
-    cases = {name: case for name, case in report["cases"].items() if setting in case}
+    cases = sizeable(report)
     who = [w for w in WHO if any(w in case[setting] for case in cases.values())]
     rows = []
     for name, case in cases.items():
@@ -55,34 +61,34 @@ def step_table(report: dict[str, Any], setting: str) -> str:
     return table(["case", *who, "times as fast as optax", "times the floor"], rows)
 
 
+COLUMNS = (
+    ("step, ms", "seconds", 1e3, ".2f"),
+    ("of it until the call returns", "seconds until begun", 1e3, ".2f"),
+    ("peak, MB", "peak bytes", 1e-6, ".0f"),
+    ("bytes a parameter", "bytes a parameter", 1, ".0f"),
+    ("scratch", "scratch bytes a parameter", 1, ".0f"),
+    ("loops", "kernels", 1, "d"),
+    ("trace, s", "trace", 1, ".2f"),
+    ("lower, s", "lower", 1, ".2f"),
+    ("compile, s", "compile", 1, ".2f"),
+)
+
+
 def program_table(report: dict[str, Any]) -> str:
     """Returns what the compiled programs are, ours before optax's."""
-    keys = {
-        "bytes a parameter": "{:.0f}",
-        "scratch bytes a parameter": "{:.0f}",
-        "kernels": "{:.0f}",
-        "trace": "{:.2f}",
-        "lower": "{:.2f}",
-        "compile": "{:.2f}",
-        "seconds until begun": "{:.4f}",
-        "peak bytes": "{:.0f}",
-    }
-    names = {"peak bytes": "peak MB", **{k: f"{k}, s" for k in ("trace", "lower", "compile")}}
-    names["seconds until begun"] = "dispatch, ms"
-    scale = {"peak bytes": 1e-6, "seconds until begun": 1e3}
     rows = []
     for name, case in report["cases"].items():
-        ours, theirs = case["alone"]["optax_adadelta"], case["alone"]["optax"]
-        cells = []
-        for key, form in keys.items():
-            form = "{:.2f}" if key == "seconds until begun" else form
-            pair = [
-                form.format(scale.get(key, 1) * facts[key]) if facts[key] is not None else "?"
-                for facts in (ours, theirs)
-            ]
-            cells.append(" / ".join(pair))
+        cells = [
+            " / ".join(
+                "?"
+                if case["alone"][who][key] is None
+                else f"{scale * case['alone'][who][key]:{form}}"
+                for who in ("optax_adadelta", "optax")
+            )
+            for _, key, scale, form in COLUMNS
+        ]
         rows.append([name, *cells])
-    return table(["case", *(names.get(k, k) for k in keys)], rows)
+    return table(["case", *(head for head, *_ in COLUMNS)], rows)
 
 
 def seconds_table(measured: dict[str, Any]) -> str:
@@ -136,33 +142,35 @@ def draw(reports: list[dict[str, Any]], picture: Path) -> None:
     styles = dict(zip(WHO, ("D", "o", "s", "^", "v", "P", "|"), strict=True))
     colors = dict(zip(WHO, ("C3", "C0", "C4", "C1", "C8", "C2", "black"), strict=True))
     for panel, report in zip(panels, reports, strict=True):
-        cases = list(report["cases"])
-        for who in WHO:
+        cases = sizeable(report)
+        for place, who in enumerate(WHO):
             points = [
-                (nanoseconds(report["cases"][case], "alone", who), i)
-                for i, case in enumerate(cases)
-                if who in report["cases"][case]["alone"]
+                (
+                    nanoseconds(case, "alone", who),
+                    i + (0 if who == "floor" else 0.09 * (place - 2.5)),
+                )
+                for i, case in enumerate(cases.values())
+                if who in case["alone"]
             ]
             if points:
                 panel.scatter(
                     *zip(*points, strict=True),
                     marker=styles[who],
                     color=colors[who],
-                    s=170 if who == "floor" else 48,
+                    s=420 if who == "floor" else 42,
                     label=who,
                     zorder=3,
                 )
         panel.set_yticks(range(len(cases)), cases)
-        panel.invert_yaxis()
         panel.set_xscale("log")
         ticks = [0.3, 0.5, 1, 2, 3, 5, 10]
         panel.set_xticks(ticks, [str(t) for t in ticks])
         panel.minorticks_off()
         panel.grid(axis="x", alpha=0.4)
         panel.set_xlabel("nanoseconds a parameter, median")
-        panel.set_title(
-            f"jax {report['versions']['jax']}, {report['machine'].split(',')[1].strip()}"
-        )
+        cores = report["machine"].split(",")[1].strip()
+        panel.set_title(f"jax {report['versions']['jax']}, CPU, {cores}")
+    panels[0].invert_yaxis()
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=7)
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture, dpi=140)

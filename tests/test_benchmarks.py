@@ -35,6 +35,7 @@ def test_at_smoke_size_every_contender_is_measured_in_every_setting(tmp_path):
 
     # What was just measured can be tabled and drawn.
     module = scripts.module("step_report", BENCHMARKS)
+    module.FEW = 0
     picture = tmp_path / "step.png"
     report["cases"]["784-500-300-10"] = report["cases"]["8-6-4"]
     module.draw([report, report], picture)
