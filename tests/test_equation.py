@@ -38,9 +38,9 @@ def test_200_steps_in_float32_stay_within_rounding_of_algorithm_1(kind, rho):
     ):
         # E[dx^2] feeds on itself, so what is rounded alike at every step adds up.
         same_each_step = kind in ("constant", "alternating")
-        assert ulps(dx, expected.dx) <= (36 if same_each_step else 20)
-        assert ulps(state.e_g, expected.e_g) <= 24
-        assert ulps(state.e_x, expected.e_x) <= (88 if same_each_step else 40)
+        assert ulps(dx, expected.dx) <= (36 if same_each_step else 16)
+        assert ulps(state.e_g, expected.e_g) <= 20
+        assert ulps(state.e_x, expected.e_x) <= (88 if same_each_step else 28)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -56,7 +56,7 @@ def test_one_step_in_float32_is_within_a_few_units_in_the_last_place(kind):
         exact = -np.sqrt(e_x.astype(np.float64) + eps) / np.sqrt(e_g + eps) * g
         assert ulps(state.e_g, e_g) <= 3
         assert ulps(dx, exact) <= 5
-        assert ulps(state.e_x, rho * e_x.astype(np.float64) + (1 - rho) * exact**2) <= 10
+        assert ulps(state.e_x, rho * e_x.astype(np.float64) + (1 - rho) * exact**2) <= 5
 
 
 @pytest.mark.usefixtures("x64")
@@ -80,6 +80,16 @@ def test_a_float32_leaf_under_x64_is_stepped_as_it_is_without():
     *_, (_, without) = run(adadelta(rho=0.9999), g, jnp.float32)
     np.testing.assert_array_equal(with_x64.e_g, without.e_g)
     np.testing.assert_array_equal(with_x64.e_x, without.e_x)
+
+
+@pytest.mark.parametrize("rho", [0.0, 1e-38, 1e-8, 1e-3])
+def test_averages_that_keep_next_to_nothing_are_those_of_algorithm_1(rho):
+    g = gradients("scales", 60, SIZE)
+    g[::3] *= 1e-6
+    for (dx, _), expected in zip(
+        run(adadelta(rho=rho), g, jnp.float32), algorithm_1(g, rho), strict=True
+    ):
+        np.testing.assert_allclose(dx, expected.dx, rtol=1e-6, atol=1e-30)
 
 
 def test_complex_parameters_step_along_the_gradient_by_its_modulus():
