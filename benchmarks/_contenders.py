@@ -55,11 +55,13 @@ def of_optax(optimizer: optax.GradientTransformation, gradients: list[np.ndarray
     return compiled(step, jax.tree.map(jnp.zeros_like, grads), optimizer.init(grads), grads)
 
 
-def of_keras(gradients: list[np.ndarray]) -> Contender:
+def of_keras(gradients: list[np.ndarray], clipped: bool = False) -> Contender:
     """Returns the step of keras.optimizers.Adadelta on its JAX backend, donated too."""
     import keras
 
-    optimizer = keras.optimizers.Adadelta(learning_rate=1.0, rho=RHO, epsilon=EPS)
+    optimizer = keras.optimizers.Adadelta(
+        learning_rate=1.0, rho=RHO, epsilon=EPS, global_clipnorm=CLIP if clipped else None
+    )
     variables = [keras.Variable(np.zeros_like(g)) for g in gradients]
     optimizer.build(variables)
     state = [v.value for v in optimizer.variables]

@@ -1,6 +1,7 @@
 """The least a step can take: one pass of a compiled loop, or the bytes at the speed of a copy."""
 
 import ctypes
+import functools
 import shutil
 import subprocess
 import tempfile
@@ -17,7 +18,7 @@ _SOURCE = r"""
 static const long SHARED = 100000;  // a leaf of fewer is left to one thread
 static void loop(long n, float *restrict p, const float *restrict g,
                  float *restrict e_g, float *restrict e_x) {
-  #pragma omp parallel for simd if (n >= SHARED)
+  #pragma omp parallel for simd if (parallel: n >= SHARED)
   for (long i = 0; i < n; i++) {
     float a = 0.95f * e_g[i] + 0.05f * g[i] * g[i];
     float dx = sqrtf(e_x[i] + 1e-6f) / sqrtf(a + 1e-6f) * g[i];
@@ -39,13 +40,16 @@ void step(int leaves, const long *n, float **p, float **g, float **e_g, float **
 def floor(gradients: list[np.ndarray]) -> tuple[str, Callable[[], float]]:
     """Returns what the floor is here, and a function that returns the seconds of one step."""
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    copying = "copy bandwidth", lambda: _copying(sum(g.size for g in gradients))
     if compiler is None:
-        return "copy bandwidth", lambda: _copying(sum(g.size for g in gradients))
+        return copying
     with tempfile.TemporaryDirectory() as folder:
         source, library = Path(folder, "step.c"), Path(folder, "step.so")
         source.write_text(_SOURCE, encoding="utf-8")
         options = "-O3 -march=native -ffast-math -fopenmp -shared -fPIC".split()
-        subprocess.run([compiler, *options, "-o", library, source, "-lm"], check=True)
+        done = subprocess.run([compiler, *options, "-o", library, source, "-lm"])
+        if done.returncode != 0:
+            return copying
         step = ctypes.CDLL(str(library)).step
     arrays = [[np.zeros_like(g) for g in gradients] for _ in range(3)]
     trees = [arrays[0], gradients, arrays[1], arrays[2]]
@@ -54,14 +58,13 @@ def floor(gradients: list[np.ndarray]) -> tuple[str, Callable[[], float]]:
     ]
     sizes = (ctypes.c_long * len(gradients))(*(g.size for g in gradients))
 
-    def once() -> float:
+    def once(arrays: list[list[np.ndarray]]) -> float:
         start = time.perf_counter()
         step(len(gradients), sizes, *pointers)
-        seconds = time.perf_counter() - start
-        assert len(trees) == 4  # the arrays must outlive the pointers
-        return seconds
+        return time.perf_counter() - start
 
-    return "a one-pass C loop", once
+    # The arrays live as long as the function that has pointers into them.
+    return "a one-pass C loop", functools.partial(once, trees)
 
 
 def _copying(parameters: int) -> float:

@@ -23,12 +23,24 @@ def provenance(command: str, packages: tuple[str, ...]) -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             continue
     device = jax.devices()[0].device_kind
+    if device == "cpu":
+        device = _processor() or device
     return {
         "command": command,
         "date": datetime.date.today().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {device}",
         "versions": versions,
     }
+
+
+def _processor() -> str | None:
+    """Returns the processor's name, where Linux tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else None
 
 
 def save(path: Path, report: dict[str, Any]) -> None:

@@ -52,8 +52,8 @@ def contenders(setting: str, gradients: list[np.ndarray]) -> dict[str, Callable[
             made[f"{name}, update alone"] = lambda o=optimizer: eager_update(o, gradients)
         else:
             made[name] = lambda o=optimizer: of_optax(o, gradients)
-    if setting == "alone" and installed("keras"):
-        made["keras"] = lambda: of_keras(gradients)
+    if setting != "eager" and installed("keras"):
+        made["keras"] = lambda: of_keras(gradients, clipped)
     if installed("torch"):
         modes = ["for-loop", "foreach"]
         if setting == "alone" and len(gradients) <= LEAVES_COMPILED:
@@ -75,8 +75,9 @@ def peak(once: Callable[[], Any]) -> int | None:
         before = status("VmRSS")
     except OSError:
         return None
-    once()
-    return status("VmHWM") - before
+    for _ in range(3):
+        once()
+    return max(0, status("VmHWM") - before)
 
 
 def in_turns(steps: dict[str, Contender], rounds: int, turn: int, progress: tqdm) -> dict[str, Any]:
@@ -97,6 +98,7 @@ def in_turns(steps: dict[str, Contender], rounds: int, turn: int, progress: tqdm
         report[name] = {
             "seconds": median,
             "quartiles": [low, high],
+            "least": min(done),
             "seconds until begun": statistics.median(begun),
             "peak bytes": scratch[name],
             **steps[name].facts,

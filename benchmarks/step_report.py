@@ -137,8 +137,14 @@ def draw(reports: list[dict[str, Any]], picture: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, panels = plt.subplots(
-        1, len(reports), figsize=(6.2 * len(reports), 4.6), sharey=True, layout="constrained"
+        1,
+        len(reports),
+        figsize=(6.2 * len(reports), 4.6),
+        sharey=True,
+        layout="constrained",
+        squeeze=False,
     )
+    panels = panels[0]
     styles = dict(zip(WHO, ("D", "o", "s", "^", "v", "P", "|"), strict=True))
     colors = dict(zip(WHO, ("C3", "C0", "C4", "C1", "C8", "C2", "black"), strict=True))
     for panel, report in zip(panels, reports, strict=True):

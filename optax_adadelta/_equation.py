@@ -25,7 +25,9 @@ def equation(
     e_g = rho.average(e_g, g_sq)
     e_x = rho.average(e_x, g_sq / (e_g + eps) * (e_x + eps))
     # For a tiny rho the product underflows, and a coordinate that never moved would be 0 / 0.
-    rho_eps = jnp.maximum(rho.high * eps, jnp.finfo(eps.dtype).tiny)
+    tiny = jnp.finfo(eps.dtype).tiny
+    rho_eps = rho.high * eps
+    rho_eps += jnp.where(rho_eps < tiny, tiny, jnp.zeros_like(tiny))
     ratio = _root_ratio(e_x + rho_eps, rho.high * e_g + (rho.complement * g_sq + rho_eps))
     return ratio.astype(g.dtype) * g, e_g, e_x
 
@@ -42,7 +44,7 @@ def _root_ratio(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def floored(eps: Scalar) -> jax.Array:
-    """Returns `eps`, of at least a small number some parts of which are normal numbers still."""
+    """Returns `eps`, but no less than what is a normal number still when multiplied by rho."""
     return jnp.maximum(eps, 64 * jnp.finfo(eps.dtype).tiny)
 
 
@@ -56,9 +58,9 @@ def squarable(g: jax.Array) -> tuple[jax.Array, jax.Array]:
     square = 0.98 * largest
     bound = square**0.5
     if not jnp.iscomplexobj(g):
-        held = jax.lax.clamp(g.dtype.type(-bound), g, g.dtype.type(bound))
-        return held, jnp.minimum(jnp.square(g), square)
-    g_sq = jnp.square(g.real) + jnp.square(g.imag)
+        g = jax.lax.clamp(g.dtype.type(-bound), g, g.dtype.type(bound))
+        return g, jnp.square(g)
+    g_sq = sum(jnp.square(jnp.clip(part, -bound, bound)) for part in (g.real, g.imag))
     g = jax.lax.complex(*(jnp.clip(part, -largest, largest) for part in (g.real, g.imag)))
     # The modulus itself can be infinite, a quarter of it cannot.
     quarter = jnp.maximum(jnp.abs(0.25 * g), 0.25 * bound)

@@ -68,7 +68,7 @@ def at_step(name: str, value: Value | optax.Schedule, count: jax.typing.ArrayLik
 def number(name: str, value: Any, *, fading: bool = False) -> Value:
     """Returns a traced scalar as it is, any other number as a float that is in its range.
 
-    A `fading` one may be zero: a schedule that decays gets there, and `rms_ratio` floors it.
+    A `fading` one may be zero: a schedule that decays gets there, and `floored` raises it.
     """
     if callable(value):
         raise TypeError(f"{name} must be a number here; got {value!r}. Call it with the count.")

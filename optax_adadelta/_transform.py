@@ -249,7 +249,7 @@ def _update(updates, state: AdadeltaState, params, decayed: tuple[bool, ...] | N
     if decayed is not None:
         ps = [p if decays else None for p, decays in zip(ps, decayed, strict=True)]
     check_leaves(updates, e_gs, e_xs, ps)
-    hypers = {dtype: hyper.astype(dtype) for dtype in {e_g.dtype for e_g in e_gs}}
+    hypers = {dtype: hyper.astype(dtype) for dtype in dict.fromkeys(e_g.dtype for e_g in e_gs)}
     leaves = [
         _update_leaf(g, e_g, e_x, p, hypers[e_g.dtype])
         for g, e_g, e_x, p in zip(gs, e_gs, e_xs, ps, strict=True)

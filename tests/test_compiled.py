@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from optax_adadelta import adadelta, scale_by_adadelta
 
@@ -113,6 +113,18 @@ def test_after_clipping_only_the_clipped_gradient_is_kept():
     assert made.bytes < theirs.bytes
 
 
+def test_a_clip_that_multiplies_keeps_nothing():
+    def clip(grads, params):
+        del params
+        norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
+        return jax.tree.map(lambda g: g * (1.0 / jnp.maximum(norm, 1.0)), grads)
+
+    made = program(optax.chain(optax.stateless(clip), adadelta()))
+    assert made.copies == []
+    assert made.scratch < 0.2 * SIZE
+    assert made.bytes == pytest.approx(52 * SIZE, rel=0.01)
+
+
 def test_it_moves_fewer_bytes_than_optax_and_needs_no_scratch_where_optax_does():
     ours, theirs = program(adadelta()), program(optax.adadelta(1.0, 0.95, 1e-6))
     assert ours.bytes < 0.75 * theirs.bytes
@@ -182,9 +194,10 @@ def test_under_vmap_there_are_as_many_loops():
     assert made.scratch < SCALARS
 
 
+@pytest.mark.parametrize("types", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("spec", [PartitionSpec("data"), PartitionSpec(None, "data")])
-def test_on_eight_devices_each_steps_its_own_part_and_asks_no_other(spec):
-    sharding = NamedSharding(jax.make_mesh((8,), ("data",)), spec)
+def test_on_eight_devices_each_steps_its_own_part_and_asks_no_other(spec, types):
+    sharding = NamedSharding(jax.make_mesh((8,), ("data",), axis_types=(types,)), spec)
     optimizer = adadelta()
     params = jax.device_put({"w": jnp.ones((64, 256)), "v": jnp.ones((32, 1024))}, sharding)
     made = Program(stepper(optimizer), params, optimizer.init(params), params, donate=(0, 1))

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from reference import KINDS, algorithm_1, gradients, one_step
 
 from optax_adadelta import AdadeltaState, adadelta, scale_by_adadelta
@@ -247,7 +247,7 @@ def test_every_way_of_running_it_is_the_plain_step(way, dtype):
         dx, state = optimizer.update(g, AdadeltaState(jnp.int32(0), e_g, e_x))
         return dx, state.e_g, state.e_x
 
-    mesh = jax.make_mesh((8,), ("data",))
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     spec = PartitionSpec("data")
     if way == "vmap":
         step = jax.vmap(step)
@@ -293,3 +293,33 @@ def test_its_derivatives_are_those_of_the_plain_step():
         jax.jit(jax.grad(ours, every))(*at), jax.grad(plain, every)(*at), strict=True
     ):
         np.testing.assert_allclose(derivative, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.complex64])
+def test_derivatives_by_huge_gradients_are_zero_and_not_nan(dtype):
+    g = jnp.asarray([3e38, -2e38, 1e20, jnp.inf, 0.5], dtype)
+
+    def total(g):
+        dx, state = scale_by_adadelta().update(g, scale_by_adadelta().init(g))
+        return jnp.sum(dx.real) + jnp.sum(state.e_x)
+
+    derivative = jax.grad(total)(g)
+    np.testing.assert_allclose(derivative[:3], 0, atol=1e-20)
+    assert jnp.isfinite(derivative[4])
+    assert derivative[4] != 0
+    if dtype == jnp.float32:
+        assert derivative[3] == 0
+
+
+def test_the_derivative_by_rho_at_zero_is_that_of_the_plain_step():
+    g, e_g, e_x, eps = 0.3, 0.2, 0.1, 1e-6
+
+    def ours(rho):
+        optimizer = scale_by_adadelta(rho=rho, eps=eps)
+        averages = jnp.asarray([e_g]), jnp.asarray([e_x])
+        dx, _ = optimizer.update(jnp.asarray([g]), AdadeltaState(jnp.int32(0), *averages))
+        return dx[0]
+
+    h = 1e-6
+    plain = [-one_step(g, e_g, e_x, rho, eps).dx for rho in (0.0, h)]
+    np.testing.assert_allclose(jax.grad(ours)(0.0), (plain[1] - plain[0]) / h, rtol=1e-4)
