@@ -10,6 +10,8 @@ import scripts
 from reference import algorithm_1, one_step
 from scripts import numbers
 
+pytestmark = pytest.mark.scripts
+
 FILE = "airfoil_self_noise.dat"
 PICTURES = {f"airfoil{name}-smoke.png" for name in ("", "_rho", "_forms", "_breakers", "_methods")}
 

@@ -8,6 +8,8 @@ import pooch
 import pytest
 from scripts import Data, module
 
+pytestmark = pytest.mark.scripts
+
 NAME = "airfoil_self_noise.dat"
 ROWS = np.random.default_rng(0).normal(size=(20, 6)).round(3)
 CONTENT = "".join("\t".join(map(str, row)) + "\r\n" for row in ROWS).encode()

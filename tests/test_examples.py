@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from scripts import EXAMPLES, check_picture, module, numbers, run
 
+pytestmark = pytest.mark.scripts
+
 ALL = sorted(path.stem for path in EXAMPLES.glob("[!_]*.py"))
 
 

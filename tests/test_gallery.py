@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from scripts import EXAMPLES, ROOT, check_picture, module, run
 
+pytestmark = pytest.mark.scripts
+
 PAGE = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
 README = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
 FOLDER = ROOT / "docs" / "gallery"

@@ -2,7 +2,10 @@
 
 import json
 
+import pytest
 import scripts
+
+pytestmark = pytest.mark.scripts
 
 # The largest error that docs/numerics.md promises; what it does not promise is beyond.
 BOUND = 1e-5

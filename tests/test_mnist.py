@@ -16,6 +16,8 @@ from scripts import Data, check_picture, module, numbers, refusal, run
 
 from optax_adadelta import adadelta
 
+pytestmark = pytest.mark.scripts
+
 IMAGES = 700
 SEEDS = 2
 

@@ -15,6 +15,8 @@ from scripts import module, run
 
 from optax_adadelta import adadelta
 
+pytestmark = pytest.mark.scripts
+
 NAMES = ("Rosenbrock", "Beale", "Ravine", "Saddle")
 METHODS = ("SGD", "Momentum", "Adagrad", "RMSProp", "Adam")
 EPSILONS = (1e-6, 1e-5, 1e-4, 1e-3)
