@@ -25,6 +25,7 @@ def equation(
     e_g = rho.average(e_g, g_sq)
     e_x = rho.average(e_x, g_sq / (e_g + eps) * (e_x + eps))
     # For a tiny rho the product underflows, and a coordinate that never moved would be 0 / 0.
+    # The larger of the two would have no derivative by rho there.
     tiny = jnp.finfo(eps.dtype).tiny
     rho_eps = rho.high * eps
     rho_eps += jnp.where(rho_eps < tiny, tiny, jnp.zeros_like(tiny))
@@ -44,7 +45,7 @@ def _root_ratio(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def floored(eps: Scalar) -> jax.Array:
-    """Returns `eps`, but no less than what is a normal number still when multiplied by rho."""
+    """Returns `eps`, raised to where `rho * eps` is a normal number for rho of 1 / 64 and above."""
     return jnp.maximum(eps, 64 * jnp.finfo(eps.dtype).tiny)
 
 
