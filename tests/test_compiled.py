@@ -113,6 +113,7 @@ def test_after_clipping_only_the_clipped_gradient_is_kept():
     assert made.bytes < theirs.bytes
 
 
+@pytest.mark.skipif(jax.__version_info__ < (0, 10), reason="XLA then stores the product too")
 def test_a_clip_that_multiplies_keeps_nothing():
     def clip(grads, params):
         del params
