@@ -23,14 +23,26 @@ def equation(
     eps = floored(eps)
     g, g_sq = squarable(g)
     e_g = rho.average(e_g, g_sq)
-    e_x = rho.average(e_x, g_sq / (e_g + eps) * (e_x + eps))
+    e_x = rho.average(e_x, squared_update(g_sq, e_g, e_x, eps))
+    return update(g, g_sq, e_g, e_x, rho, eps), e_g, e_x
+
+
+def squared_update(g_sq: jax.Array, e_g: jax.Array, e_x: jax.Array, eps: Scalar) -> jax.Array:
+    """Returns `dx^2` from the new `e_g` and the old `e_x`."""
+    return g_sq / (e_g + eps) * (e_x + eps)
+
+
+def update(
+    g: jax.Array, g_sq: jax.Array, e_g: jax.Array, e_x: jax.Array, rho: "Decay", eps: Scalar
+) -> jax.Array:
+    """Returns `dx` from the new `e_g` and the new `e_x`."""
     # For a tiny rho the product underflows, and a coordinate that never moved would be 0 / 0.
     # The larger of the two would have no derivative by rho there.
     tiny = jnp.finfo(eps.dtype).tiny
     rho_eps = rho.high * eps
     rho_eps += jnp.where(rho_eps < tiny, tiny, jnp.zeros_like(tiny))
     ratio = _root_ratio(e_x + rho_eps, rho.high * e_g + (rho.complement * g_sq + rho_eps))
-    return ratio.astype(g.dtype) * g, e_g, e_x
+    return ratio.astype(g.dtype) * g
 
 
 def rms_ratio(e_g: jax.Array, e_x: jax.Array, eps: Scalar) -> jax.Array:
@@ -49,14 +61,14 @@ def floored(eps: Scalar) -> jax.Array:
     return jnp.maximum(eps, 64 * jnp.finfo(eps.dtype).tiny)
 
 
-def squarable(g: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns `g`, held to the largest modulus whose square is finite, and that square.
+def squarable(g: jax.Array, square: float | None = None) -> tuple[jax.Array, jax.Array]:
+    """Returns `g`, held to a modulus whose square is at most `square` or finite, and that square.
 
     The averages then stay finite, and the first such gradient still gives its exact update,
     which depends on its quotient with an average that is all its own.
     """
     largest = float(jnp.finfo(g.dtype).max)
-    square = 0.98 * largest
+    square = 0.98 * largest if square is None else square
     bound = square**0.5
     if not jnp.iscomplexobj(g):
         g = jax.lax.clamp(g.dtype.type(-bound), g, g.dtype.type(bound))

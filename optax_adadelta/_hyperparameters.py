@@ -30,6 +30,9 @@ class _Range(NamedTuple):
 
 _LARGEST = float(np.finfo(np.float32).max)
 
+SMALLEST_EPS = 1e-10
+"""The smallest eps for averages of 16 or 8 bits."""
+
 _RANGES = {
     "learning_rate": _Range(
         lambda value: 0 <= value <= _LARGEST,
@@ -98,6 +101,40 @@ def number(name: str, value: Any, *, fading: bool = False) -> Value:
             f"{name} must be {allowed.words}; got {concrete}. {allowed.remedy}{_cast_hint(value)}"
         )
     return concrete
+
+
+def bits_or_none(bits: Any, eps: Value | optax.Schedule) -> int | None:
+    """Returns how many bits an average may take, having checked that they can hold eps."""
+    if bits is None:
+        return None
+    if isinstance(bits, jax.Array):
+        raise TypeError(
+            f"state_bits must be known when the optimizer is built; got {bits!r}. Under"
+            " optax.inject_hyperparams name it in static_args."
+        )
+    if isinstance(bits, bool) or bits not in (8, 16):
+        raise ValueError(
+            f"state_bits must be 16, 8, or None for full precision; got {bits!r}. Fewer than 8 bits"
+            " do not train as full precision does."
+        )
+    if isinstance(eps, float) and eps < SMALLEST_EPS:
+        raise ValueError(
+            f"eps must be at least {SMALLEST_EPS:g} with state_bits={bits}, which cannot tell"
+            f" smaller averages apart; got {eps}. Use state_bits=None, or a larger eps."
+        )
+    return int(bits)
+
+
+def seed_number(seed: Any) -> jax.Array | np.uint32:
+    """Returns the seed as the compiled update takes it."""
+    if isinstance(seed, jax.Array) and jnp.issubdtype(seed.dtype, jnp.integer) and not seed.shape:
+        return seed.astype(jnp.uint32)
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
+        raise TypeError(
+            f"seed must be an integer; got {seed!r} of type {type(seed).__name__}. It is no key:"
+            " it only chooses among dithers that are equally good."
+        )
+    return np.uint32(int(seed) % 2**32)
 
 
 def _cast_hint(value: Any) -> str:

@@ -9,6 +9,7 @@ import optax
 
 from optax_adadelta._equation import rms_ratio
 from optax_adadelta._hyperparameters import number
+from optax_adadelta._storage import decoded, is_low
 from optax_adadelta._transform import AdadeltaState
 
 
@@ -56,7 +57,7 @@ def effective_learning_rate(
     """
     rate = rate_of(eps, learning_rate)
     found = find_state(state)
-    return jax.tree.map(rate, found.e_g, found.e_x)
+    return jax.tree.map(rate, found.e_g, found.e_x, is_leaf=is_low)
 
 
 def find_state(state: Any) -> AdadeltaState:
@@ -97,8 +98,9 @@ def rate_of(eps: float | jax.Array, learning_rate: float | jax.Array) -> Callabl
     given = number("learning_rate", learning_rate), number("eps", eps)
 
     def rate(e_g, e_x):
-        scale, floor = (jnp.asarray(value, e_g.dtype) for value in given)
-        return scale * rms_ratio(e_g, e_x, floor)
+        dtype = jnp.float32 if is_low(e_g) else e_g.dtype
+        scale, floor = (jnp.asarray(value, dtype) for value in given)
+        return scale * rms_ratio(*decoded(e_g, e_x, floor), floor)
 
     return rate
 

@@ -10,6 +10,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from optax_adadelta._rates import find_state, rate_of
+from optax_adadelta._storage import decoded, is_low
 
 
 class Sample(NamedTuple):
@@ -116,7 +117,9 @@ def sample(
                 raise ValueError(
                     f"There is no leaf {name!r}; there are {', '.join(map(repr, tree)) or 'none'}."
                 )
-        e_g, e_x, update = (jnp.atleast_1d(tree[name]) for tree in leaves)
+        e_g, e_x, update = (tree[name] for tree in leaves)
+        e_g, e_x = decoded(e_g, e_x, jnp.asarray(eps, jnp.float32))
+        e_g, e_x, update = map(jnp.atleast_1d, (e_g, e_x, update))
         if not isinstance(indices, jax.core.Tracer):
             indices = np.asarray(indices)
         _check(name, indices, e_g.shape, update.shape)
@@ -151,7 +154,7 @@ def _at(leaf: jax.Array, indices: jax.Array | np.ndarray) -> jax.Array:
 def _by_name(tree: Any) -> dict[str, Any]:
     named = [
         (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
-        for path, leaf in jax.tree.leaves_with_path(tree)
+        for path, leaf in jax.tree.leaves_with_path(tree, is_leaf=is_low)
     ]
     leaves = dict(named)
     if len(leaves) < len(named):

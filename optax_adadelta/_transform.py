@@ -2,17 +2,33 @@
 
 import functools
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from optax_adadelta._equation import equation
-from optax_adadelta._hyperparameters import Operands, at_step, number_or_schedule, operands
-from optax_adadelta._trees import check_leaves, chosen_leaves, inexact_dtype, leaves_like
+from optax_adadelta._hyperparameters import (
+    Operands,
+    at_step,
+    bits_or_none,
+    number_or_schedule,
+    operands,
+    seed_number,
+)
+from optax_adadelta._placement import count_sharding, zeros_like
+from optax_adadelta._rounding import dithers
+from optax_adadelta._storage import Averages, advance, is_low, zeros
+from optax_adadelta._trees import (
+    arithmetic_dtype,
+    check_leaves,
+    chosen_leaves,
+    inexact_dtype,
+    leaves_like,
+)
 
 
 class AdadeltaState(NamedTuple):
@@ -21,7 +37,8 @@ class AdadeltaState(NamedTuple):
     Attributes:
       count: how many updates were made, an int32 scalar that stops at its maximum.
       e_g: E[g^2], the running average of the squared gradients; the structure and shapes of
-        the parameters, float64 for float64 and complex128 parameters, else float32.
+        the parameters, float64 for float64 and complex128 parameters, else float32. With
+        ``state_bits``, each array is a small tree instead, of codes and of what they mean.
       e_x: E[dx^2], the running average of the squared updates, alike.
     """
 
@@ -36,6 +53,9 @@ def adadelta(
     eps: optax.ScalarOrSchedule = 1e-6,
     weight_decay: optax.ScalarOrSchedule = 0.0,
     weight_decay_mask: Any | Callable[[optax.Params], Any] | None = None,
+    *,
+    state_bits: int | None = None,
+    seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""The Adadelta optimizer: steps in the units of the parameters, no learning rate to tune.
 
@@ -67,6 +87,11 @@ def adadelta(
       weight_decay: :math:`\lambda`, at least 0; L2, that is, added to the gradient.
       weight_decay_mask: a tree of bools that is a prefix of the parameters, or a function of
         the parameters that returns one; only leaves under True decay.
+
+      state_bits: how the averages are kept: None in full precision, 8 bytes a parameter; 16 in
+        4 bytes; 8 in about 2.1, but leaves of fewer than 4096 elements in full precision. With
+        16 or 8, gradients beyond 65504 count as that, and ``eps`` must be at least 1e-10.
+      seed: an integer that chooses among dithers that are equally good, for 16 and 8 bits.
 
       The first four are each a number, a scalar array, a traced scalar, or a schedule that maps
       the count of updates made so far to a number.
@@ -108,11 +133,17 @@ def adadelta(
     """
     if learning_rate is None:
         learning_rate = 1.0
-    return _transformation(-1.0, learning_rate, rho, eps, weight_decay, weight_decay_mask)
+    return _transformation(
+        -1.0, learning_rate, rho, eps, weight_decay, weight_decay_mask, state_bits, seed
+    )
 
 
 def scale_by_adadelta(
-    rho: optax.ScalarOrSchedule = 0.95, eps: optax.ScalarOrSchedule = 1e-6
+    rho: optax.ScalarOrSchedule = 0.95,
+    eps: optax.ScalarOrSchedule = 1e-6,
+    *,
+    state_bits: int | None = None,
+    seed: int = 0,
 ) -> optax.GradientTransformation:
     r"""Rescales gradients by Adadelta's rule, keeping their sign, to be chained with others.
 
@@ -131,6 +162,8 @@ def scale_by_adadelta(
       rho: :math:`\rho`, the share that the averages keep at each step, at least 0 and below 1;
         a number, a scalar array, a traced scalar, or a schedule, as for :func:`adadelta`.
       eps: :math:`\epsilon`, positive, alike.
+      state_bits: as for :func:`adadelta`.
+      seed: as for :func:`adadelta`.
 
     Returns:
       A :class:`optax.GradientTransformation` with an :class:`AdadeltaState`; its ``update``
@@ -159,15 +192,18 @@ def scale_by_adadelta(
       Zeiler, `ADADELTA: An Adaptive Learning Rate Method
       <https://arxiv.org/abs/1212.5701>`_, 2012.
     """
-    return _transformation(1.0, 1.0, rho, eps, 0.0, None)
+    return _transformation(1.0, 1.0, rho, eps, 0.0, None, state_bits, seed)
 
 
-def _transformation(sign, learning_rate, rho, eps, weight_decay, weight_decay_mask):
+def _transformation(
+    sign, learning_rate, rho, eps, weight_decay, weight_decay_mask, state_bits, seed
+):
     learning_rate = number_or_schedule("learning_rate", learning_rate)
     rho = number_or_schedule("rho", rho)
     eps = number_or_schedule("eps", eps)
     weight_decay = number_or_schedule("weight_decay", weight_decay)
     decays = not (isinstance(weight_decay, float) and weight_decay == 0.0)
+    state_bits, seed = bits_or_none(state_bits, eps), seed_number(seed)
 
     def update(updates, state, params=None, **extra_args):
         del extra_args
@@ -185,7 +221,7 @@ def _transformation(sign, learning_rate, rho, eps, weight_decay, weight_decay_ma
             at_step("weight_decay", weight_decay, count),
         )
         if not decays:
-            return _update(updates, state, None, None, hyper)
+            return _update(updates, state, None, None, hyper, seed)
         if params is None:
             raise ValueError(
                 "params is None, but weight decay needs the parameters: call update(grads, state,"
@@ -193,49 +229,46 @@ def _transformation(sign, learning_rate, rho, eps, weight_decay, weight_decay_ma
             )
         mask = weight_decay_mask(params) if callable(weight_decay_mask) else weight_decay_mask
         decayed = None if mask is None else chosen_leaves(params, mask)
-        return _update(updates, state, params, decayed, hyper)
+        return _update(updates, state, params, decayed, hyper, seed)
 
-    return optax.GradientTransformationExtraArgs(_init, update)
-
-
-def _init(params: optax.Params) -> AdadeltaState:
-    e_g, e_x = (jax.tree.map_with_path(_zeros_for, params) for _ in range(2))
-    return AdadeltaState(jnp.zeros([], jnp.int32, device=_count_sharding(params)), e_g, e_x)
+    return optax.GradientTransformationExtraArgs(functools.partial(_init, state_bits), update)
 
 
-def _count_sharding(params: optax.Params) -> NamedSharding | None:
-    """Returns where a step leaves the count; were it elsewhere, the second step would recompile."""
-    for p in jax.tree.leaves(params):
-        sharding = None if isinstance(p, jax.core.Tracer) else getattr(p, "sharding", None)
-        if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
-            return NamedSharding(sharding.mesh, PartitionSpec())
-    return None
+def _init(state_bits: int | None, params: optax.Params) -> AdadeltaState:
+    averages = jax.tree.map_with_path(functools.partial(_zeros_for, state_bits), params)
+    e_g, e_x = (
+        jax.tree.map(itemgetter(i), averages, is_leaf=lambda leaf: isinstance(leaf, Averages))
+        for i in range(2)
+    )
+    return AdadeltaState(jnp.zeros([], jnp.int32, device=count_sharding(params)), e_g, e_x)
 
 
-def _zeros_for(path, p) -> jax.Array:
+def _zeros_for(state_bits, path, p) -> Averages:
     bits = jnp.finfo(inexact_dtype("params", path, p)).bits
+    low = zeros(p, state_bits) if state_bits else None
+    if low is not None:
+        return low
     dtype = jnp.float64 if bits > 32 else jnp.float32
-    if isinstance(p, jax.core.Tracer):
-        # Not a constant: it must depend on p for the compiler to give it p's sharding.
-        zero = jnp.zeros((), dtype)
-        return jnp.where(p == p, zero, zero)
-    return jnp.zeros_like(p, dtype=dtype)
+    return Averages(*(zeros_like(p, dtype) for _ in range(2)))
 
 
 # Compiled by itself so that leaves of one shape are traced once.
 @jax.jit
-def _update_leaf(g, e_g, e_x, p, hyper: Operands):
-    dtype = e_g.dtype
+def _update_leaf(g, e_g, e_x, p, hyper: Operands, dithers):
+    dtype = hyper.eps.dtype
     kind = np.result_type(dtype, np.complex64) if jnp.iscomplexobj(g) else dtype
     wide = g.astype(kind)
     if p is not None:
         wide += hyper.weight_decay.astype(kind) * p.astype(kind)
-    dx, e_g, e_x = equation(wide, e_g, e_x, hyper.rho, hyper.eps)
+    if is_low(e_g):
+        dx, e_g, e_x = advance(wide, Averages(e_g, e_x), hyper.rho, hyper.eps, dithers)
+    else:
+        dx, e_g, e_x = equation(wide, e_g, e_x, hyper.rho, hyper.eps)
     return (hyper.scale.astype(kind) * dx).astype(g.dtype), e_g, e_x
 
 
 @functools.partial(jax.jit, static_argnames="decayed")
-def _update(updates, state: AdadeltaState, params, decayed: tuple[bool, ...] | None, hyper):
+def _update(updates, state, params, decayed: tuple[bool, ...] | None, hyper, seed):
     """The update of a tree; with `params`, they decay, or those that `decayed` says.
 
     The checks run when it is traced, so they cost a step nothing.
@@ -249,10 +282,13 @@ def _update(updates, state: AdadeltaState, params, decayed: tuple[bool, ...] | N
     if decayed is not None:
         ps = [p if decays else None for p, decays in zip(ps, decayed, strict=True)]
     check_leaves(updates, e_gs, e_xs, ps)
-    hypers = {dtype: hyper.astype(dtype) for dtype in dict.fromkeys(e_g.dtype for e_g in e_gs)}
+    dtypes = [arithmetic_dtype(g, e_g) for g, e_g in zip(gs, e_gs, strict=True)]
+    hypers = {dtype: hyper.astype(dtype) for dtype in dict.fromkeys(dtypes)}
+    low = any(map(is_low, e_gs))
+    dither = dithers(seed, state.count, len(gs)) if low else [None] * len(gs)
     leaves = [
-        _update_leaf(g, e_g, e_x, p, hypers[e_g.dtype])
-        for g, e_g, e_x, p in zip(gs, e_gs, e_xs, ps, strict=True)
+        _update_leaf(g, e_g, e_x, p, hypers[dtype], d if is_low(e_g) else None)
+        for g, e_g, e_x, p, dtype, d in zip(gs, e_gs, e_xs, ps, dtypes, dither, strict=True)
     ]
     updates, e_g, e_x = (
         jax.tree.unflatten(structure, [leaf[i] for leaf in leaves]) for i in range(3)

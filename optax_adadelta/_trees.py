@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from optax_adadelta._storage import LowBits, is_low
+
 _REMEDY = (
     "Adadelta takes arrays of floating-point or complex numbers only. Leave the others out of the"
     " tree, or label them for optax.set_to_zero() in an optax.multi_transform."
@@ -16,7 +18,7 @@ _REMEDY = (
 
 def leaves_like(updates: optax.Updates, tree: optax.Updates, name: str) -> list:
     """Returns the leaves of `tree`, which must have the structure of `updates`."""
-    leaves, structure = jax.tree.flatten(tree)
+    leaves, structure = jax.tree.flatten(tree, is_leaf=is_low)
     if structure != jax.tree.structure(updates):
         raise ValueError(
             f"updates and {name} must have the same structure, but {_difference(updates, tree)}."
@@ -32,12 +34,14 @@ def check_leaves(updates: optax.Updates, e_gs: list, e_xs: list, ps: list) -> No
     ):
         inexact_dtype("updates", path, g)
         for name, like in (("state.e_g", e_g), ("state.e_x", e_x), ("params", p)):
-            if like is not None and jnp.shape(like) != jnp.shape(g):
+            if like is not None and like.shape != g.shape:
                 raise ValueError(
-                    f"updates{_at(path)} has shape {jnp.shape(g)}, but {name}{_at(path)} has shape"
-                    f" {jnp.shape(like)}. Call init with the parameters that these updates are for."
+                    f"updates{_at(path)} has shape {g.shape}, but {name}{_at(path)} has shape"
+                    f" {like.shape}. Call init with the parameters that these updates are for."
                 )
-        if e_g.dtype != e_x.dtype or e_g.dtype not in (np.float32, np.float64):
+        if is_low(e_g) or is_low(e_x):
+            _check_low_bits(path, e_g, e_x)
+        elif e_g.dtype != e_x.dtype or e_g.dtype not in (np.float32, np.float64):
             raise TypeError(
                 f"state.e_g{_at(path)} and state.e_x{_at(path)} are {e_g.dtype} and {e_x.dtype};"
                 " both must be float32, or both float64. If the whole training state was cast,"
@@ -48,6 +52,34 @@ def check_leaves(updates: optax.Updates, e_gs: list, e_xs: list, ps: list) -> No
                 f"updates{_at(path)} is {g.dtype}, but params{_at(path)} is {p.dtype}; either"
                 " both must be real or both complex."
             )
+
+
+def _check_low_bits(path: jax.tree_util.KeyPath, e_g: Any, e_x: Any) -> None:
+    for name, kept, codes in (("e_g", e_g, ("e16", "s8")), ("e_x", e_x, ("e16", "q8"))):
+        if not is_low(kept) or kept.code not in codes or (e_g.code == "e16") != (e_x.code == "e16"):
+            raise TypeError(
+                f"state.e_g{_at(path)} and state.e_x{_at(path)} are kept as {_form(e_g)} and as"
+                f" {_form(e_x)}, which do not belong together. Take both from the same state."
+            )
+        expected = {"codes": jnp.uint16 if kept.code == "e16" else jnp.uint8, "grid": jnp.uint16}
+        for part, dtype in expected.items():
+            array = getattr(kept, part)
+            if array is not None and array.dtype != dtype:
+                raise TypeError(
+                    f"state.{name}{_at(path)}.{part} is {array.dtype}, but holds codes and must be"
+                    f" {np.dtype(dtype)}. If the whole training state was cast, cast it back."
+                )
+
+
+def _form(kept: Any) -> str:
+    return f"{kept.code} codes" if isinstance(kept, LowBits) else str(kept.dtype)
+
+
+def arithmetic_dtype(g: jax.Array, e_g: Any) -> np.dtype:
+    """Returns the dtype in which the step of a leaf is computed."""
+    if not is_low(e_g):
+        return e_g.dtype
+    return np.dtype(np.float64 if jnp.finfo(g.dtype).bits > 32 else np.float32)
 
 
 def inexact_dtype(name: str, path: jax.tree_util.KeyPath, leaf: Any) -> np.dtype:
@@ -85,7 +117,9 @@ def _difference(updates: optax.Updates, tree: optax.Updates) -> str:
     ours, theirs = (
         {
             f"{_at(path)} as None" if leaf is None else _at(path)
-            for path, leaf in jax.tree.leaves_with_path(t, is_leaf=lambda leaf: leaf is None)
+            for path, leaf in jax.tree.leaves_with_path(
+                t, is_leaf=lambda leaf: leaf is None or is_low(leaf)
+            )
         }
         for t in (updates, tree)
     )

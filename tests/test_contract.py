@@ -183,7 +183,7 @@ def test_inject_hyperparams_is_adadelta_with_those_hyperparameters():
     params, state, _ = train(injected, steps=30)
     expected, expected_state, _ = train(adadelta(**given), steps=30)
     chex.assert_trees_all_close(params, expected, rtol=2e-5)
-    assert set(state.hyperparams) == set(given)
+    assert set(state.hyperparams) == {*given, "seed"}
     chex.assert_trees_all_close(state.inner_state.e_g, expected_state.e_g, rtol=2e-5)
 
 
