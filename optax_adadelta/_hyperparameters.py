@@ -30,9 +30,6 @@ class _Range(NamedTuple):
 
 _LARGEST = float(np.finfo(np.float32).max)
 
-SMALLEST_EPS = 1e-10
-"""The smallest eps for averages of 16 or 8 bits."""
-
 _RANGES = {
     "learning_rate": _Range(
         lambda value: 0 <= value <= _LARGEST,
@@ -103,8 +100,8 @@ def number(name: str, value: Any, *, fading: bool = False) -> Value:
     return concrete
 
 
-def bits_or_none(bits: Any, eps: Value | optax.Schedule) -> int | None:
-    """Returns how many bits an average may take, having checked that they can hold eps."""
+def bits_or_none(bits: Any, rho: Value | optax.Schedule, eps: Value | optax.Schedule) -> int | None:
+    """Returns how many bits an average may take, having checked that they are enough."""
     if bits is None:
         return None
     if isinstance(bits, jax.Array):
@@ -117,11 +114,12 @@ def bits_or_none(bits: Any, eps: Value | optax.Schedule) -> int | None:
             f"state_bits must be 16, 8, or None for full precision; got {bits!r}. Fewer than 8 bits"
             " do not train as full precision does."
         )
-    if isinstance(eps, float) and eps < SMALLEST_EPS:
-        raise ValueError(
-            f"eps must be at least {SMALLEST_EPS:g} with state_bits={bits}, which cannot tell"
-            f" smaller averages apart; got {eps}. Use state_bits=None, or a larger eps."
-        )
+    for name, value, least in (("rho", rho, 0.5), ("eps", eps, 1e-10)):
+        if isinstance(value, float) and value < least:
+            raise ValueError(
+                f"{name} must be at least {least:g} with state_bits={bits}, which is too coarse for"
+                f" less; got {value}. Use state_bits=None, or a larger {name}."
+            )
     return int(bits)
 
 

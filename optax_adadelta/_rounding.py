@@ -49,7 +49,7 @@ def dithers(
     key = _mixed(jnp.asarray(seed) + _STRIDES[-1])
     factors, offsets = jnp.split(_mixed(key + jnp.arange(2 * leaves, dtype=jnp.uint32)), 2)
     factors |= np.uint32(1)
-    offsets = offsets[:, None] + jnp.asarray(count).astype(jnp.uint32) * _STRIDES
+    offsets = offsets[:, None] + jnp.asarray(count).astype(jnp.uint32) * _STRIDES[None]
     return [
         tuple(Dither(factors[leaf], offsets[leaf, i]) for i in range(len(_STRIDES)))
         for leaf in range(leaves)
@@ -159,7 +159,7 @@ def _landing(p: jax.Array, u: jax.Array, dither: Dither) -> jax.Array:
     place = power * np.float32(2.0**-kind.nmant)
     below = jnp.floor(goal / place)
     chance = goal / place - below
-    rounded = place * (below + (dither.fractions(p.shape) < chance))
+    rounded = place * jnp.where(dither.fractions(p.shape) < chance, below + 1, below)
     return jnp.where(jnp.isfinite(goal), rounded - start, u.astype(jnp.float32))
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_adadelta._equation import Decay, Scalar, floored, squarable, squared_update, update
-from optax_adadelta._placement import in_blocks, zeros_in_blocks, zeros_like
+from optax_adadelta._placement import in_blocks, out_of_blocks, zeros_in_blocks, zeros_like
 from optax_adadelta._rounding import Dither
 
 # The largest float16. What is kept has fewer octaves than a float32, so that it has more codes
@@ -83,7 +83,7 @@ def decoded(e_g: Any, e_x: Any, eps: Scalar) -> Averages:
         return Averages(e_g, e_x)
     storage = _STORAGES[e_g.code]
     averages = storage.decode(Averages(e_g, e_x), floored(eps), eps.dtype)
-    return Averages(*(storage.restored(x, e_g) for x in averages))
+    return Averages(*(jnp.maximum(storage.restored(x, e_g, None), 0) for x in averages))
 
 
 def advance(
@@ -95,12 +95,12 @@ def advance(
     """
     storage = _STORAGES[old.e_g.code]
     eps = floored(eps)
-    g = storage.laid_out(g, old.e_g)
-    grids = storage.next_grids(old, g, rho, eps)
-    g, g_sq = squarable(g, _MOST)
+    laid_out = storage.laid_out(g, old.e_g)
+    grids = storage.next_grids(old, laid_out, rho, eps)
+    held, g_sq = squarable(laid_out, _MOST)
     kept, averages = storage.step(old, grids, g_sq, rho, eps, dithers)
-    dx = update(g, g_sq, *averages, rho, eps)
-    return storage.restored(dx, old.e_g), *kept
+    dx = update(held, g_sq, *averages, rho, eps)
+    return storage.restored(dx, old.e_g, g), *kept
 
 
 class _Sixteen:
@@ -116,7 +116,7 @@ class _Sixteen:
     def laid_out(self, x, kept: LowBits):
         return x
 
-    def restored(self, x, kept: LowBits):
+    def restored(self, x, kept: LowBits, like):
         return x
 
     def next_grids(self, old: Averages, g, rho: Decay, eps):
@@ -142,11 +142,10 @@ class _Sixteen:
     def _encode(self, average, kept, dither: Dither):
         bits = _bits(average.astype(jnp.float32) + self.unit) - self.first
         bits += dither.bits(kept.shape) >> (np.uint32(32) - self.shift)
-        # As the last operation, the choice also keeps XLA from computing the code anew in
-        # every loop that reads it, which would need the old code after it was overwritten.
-        codes = jnp.where(
-            average <= _MOST, (bits >> self.shift).astype(jnp.uint16), np.uint16(0xFFFF)
-        )
+        # A NaN leaves the average as it was. As the last operation, the choice also keeps XLA from
+        # computing the codes anew in every loop that reads them, when the old ones are gone.
+        new = (bits >> self.shift).astype(jnp.uint16)
+        codes = jnp.where(average <= _MOST, new, kept.codes)
         return dataclasses.replace(kept, codes=codes)
 
     def _decode(self, kept, dtype):
@@ -171,13 +170,14 @@ class _Eight:
         """Returns `x` in blocks."""
         return in_blocks(x, kept.codes.shape[-2], kept.block)
 
-    def restored(self, x, kept: LowBits):
-        """Returns `x`, which is in blocks, in the parameter's shape."""
-        return x.reshape(*kept.shape[:-1], -1)[..., : kept.shape[-1]]
+    def restored(self, x, kept: LowBits, like):
+        """Returns `x`, which is in blocks, in the parameter's shape, sharded as `like` is."""
+        return out_of_blocks(x, kept.shape, like)
 
     def step(self, old: Averages, grids, g_sq, rho: Decay, eps, dithers):
         """Returns the averages after a step, as they are kept and as they are read from that."""
         s_grid, z_grid = grids
+        g_sq = jnp.where(jnp.isnan(g_sq), 0, g_sq)
         e_g, e_x = self.decode(old, eps, g_sq.dtype)
         e_g = rho.average(e_g, g_sq)
         e_x = rho.average(e_x, squared_update(g_sq, e_g, e_x, eps))
@@ -197,16 +197,19 @@ class _Eight:
         return kept, self.decode(kept, eps, g_sq.dtype)
 
     def decode(self, kept: Averages, eps, dtype) -> Averages:
+        """Returns the averages, which can lie below zero by what was rounded away.
+
+        They are zero before the first step, when no eps is known, and so is `S`.
+        """
         s, z = (_Grid(one.grid).decode(one.codes) for one in kept)
-        e_x = z * _mantissa(s)
-        return Averages(*(jnp.maximum(x.astype(dtype) - eps, 0) for x in (s, e_x)))
+        sums = s.astype(dtype), (z * _mantissa(s)).astype(dtype)
+        return Averages(*(jnp.where(x > 0, jnp.maximum(x - eps, -eps / 4), x) for x in sums))
 
     def next_grids(self, old: Averages, g, rho: Decay, eps):
         """Returns grids that cover all that the averages of each block can be after this step."""
         old_share, new_share, eps = (x.astype(jnp.float32) for x in (rho.high, rho.complement, eps))
         parts = (g.real, g.imag) if jnp.iscomplexobj(g) else (g,)
         g_sq = sum(jnp.square(_of_block(jnp.max, jnp.abs(x)).astype(jnp.float32)) for x in parts)
-        # What a NaN leaves behind is the largest code.
         g_sq = jnp.where(g_sq < _MOST, g_sq, _MOST)
         (s_least, s_most), (z_least, z_most) = (
             [_Grid(one.grid).decode(_of_block(end, one.codes)) for end in (jnp.min, jnp.max)]

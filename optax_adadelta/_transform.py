@@ -90,7 +90,8 @@ def adadelta(
 
       state_bits: how the averages are kept: None in full precision, 8 bytes a parameter; 16 in
         4 bytes; 8 in about 2.1, but leaves of fewer than 4096 elements in full precision. With
-        16 or 8, gradients beyond 65504 count as that, and ``eps`` must be at least 1e-10.
+        16 or 8, gradients beyond 65504 count as that, ``rho`` must be at least 0.5 and
+        ``eps`` at least 1e-10.
       seed: an integer that chooses among dithers that are equally good, for 16 and 8 bits.
 
       The first four are each a number, a scalar array, a traced scalar, or a schedule that maps
@@ -203,7 +204,7 @@ def _transformation(
     eps = number_or_schedule("eps", eps)
     weight_decay = number_or_schedule("weight_decay", weight_decay)
     decays = not (isinstance(weight_decay, float) and weight_decay == 0.0)
-    state_bits, seed = bits_or_none(state_bits, eps), seed_number(seed)
+    state_bits, seed = bits_or_none(state_bits, rho, eps), seed_number(seed)
 
     def update(updates, state, params=None, **extra_args):
         del extra_args

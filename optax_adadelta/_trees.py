@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_adadelta._storage import LowBits, is_low
+from optax_adadelta._storage import is_low
 
 _REMEDY = (
     "Adadelta takes arrays of floating-point or complex numbers only. Leave the others out of the"
@@ -55,24 +55,26 @@ def check_leaves(updates: optax.Updates, e_gs: list, e_xs: list, ps: list) -> No
 
 
 def _check_low_bits(path: jax.tree_util.KeyPath, e_g: Any, e_x: Any) -> None:
-    for name, kept, codes in (("e_g", e_g, ("e16", "s8")), ("e_x", e_x, ("e16", "q8"))):
-        if not is_low(kept) or kept.code not in codes or (e_g.code == "e16") != (e_x.code == "e16"):
-            raise TypeError(
-                f"state.e_g{_at(path)} and state.e_x{_at(path)} are kept as {_form(e_g)} and as"
-                f" {_form(e_x)}, which do not belong together. Take both from the same state."
-            )
-        expected = {"codes": jnp.uint16 if kept.code == "e16" else jnp.uint8, "grid": jnp.uint16}
-        for part, dtype in expected.items():
+    if (_form(e_g), _form(e_x)) not in (("e16", "e16"), ("s8", "q8")):
+        raise TypeError(
+            f"state.e_g{_at(path)} and state.e_x{_at(path)} are kept as {_form(e_g)} and"
+            f" {_form(e_x)}, which do not belong together. Take both from the same state."
+        )
+    for name, kept in (("e_g", e_g), ("e_x", e_x)):
+        for part, dtype in (
+            ("codes", np.dtype(np.uint16 if kept.grid is None else np.uint8)),
+            ("grid", np.dtype(np.uint16)),
+        ):
             array = getattr(kept, part)
             if array is not None and array.dtype != dtype:
                 raise TypeError(
                     f"state.{name}{_at(path)}.{part} is {array.dtype}, but holds codes and must be"
-                    f" {np.dtype(dtype)}. If the whole training state was cast, cast it back."
+                    f" {dtype}. If the whole training state was cast, cast it back."
                 )
 
 
 def _form(kept: Any) -> str:
-    return f"{kept.code} codes" if isinstance(kept, LowBits) else str(kept.dtype)
+    return kept.code if is_low(kept) else str(kept.dtype)
 
 
 def arithmetic_dtype(g: jax.Array, e_g: Any) -> np.dtype:

@@ -1,0 +1,271 @@
+"""What it costs to keep Adadelta's two averages in few bits: the same gradients, many codes.
+
+65,536 coordinates take 2,000 steps on gradients that do not depend on where they are. Each has a
+mean, noise and a scale between 1e-8 and 1e2; a quarter are zero at 95 % of the steps; halfway all
+drop tenfold. In the arrangement "mixed" any scale stands beside any other, in "rows" those of a
+block of 128 are within about a decade. Measured is how far the sum of the updates is from that
+with averages in float32, as the root of its squares over the root of the squares of that sum.
+
+    pip install -e ".[examples]" && python benchmarks/state_error.py
+"""
+
+import argparse
+import functools
+import json
+import math
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import _codes as codes
+import jax
+import jax.numpy as jnp
+import numpy as np
+from _report import RESULTS as FOLDER
+from _report import provenance, save
+from tqdm import tqdm
+
+from optax_adadelta import scale_by_adadelta
+
+PAGE = pathlib.Path(__file__).parent.parent / "docs" / "memory.md"
+RESULTS = FOLDER / "state_error.json"
+BEGIN, END = "<!-- state errors -->", "<!-- /state errors -->"
+PACKAGES = ("optax_adadelta", "optax", "jax", "jaxlib", "numpy")
+RHOS = (0.9, 0.95, 0.99)
+ARRANGEMENTS = ("mixed", "rows")
+SHIPPED = {"state_bits=16": 16, "state_bits=8": 8}
+
+
+class Variant(NamedTuple):
+    """A way to keep the averages: bytes a parameter, the values that are kept, and the dither."""
+
+    bytes: float
+    store: Callable[..., Any]
+    dither: Callable[..., Any] = codes.weyl
+
+
+def in_blocks(bits: float, head: int = 4, block: int = codes.BLOCK) -> float:
+    """Bytes a parameter, from the bits of both averages and the bytes that a block has besides."""
+    return bits / 8 + head / block
+
+
+E, D = "E[g²]", "E[dx²]"
+FLOAT16 = codes.each(codes.short_float(10, 2.0**-32))
+OCTAVES = codes.octaves()
+FACTORED = 4 + 4 * (512 + 128) / (512 * 128)
+ALTERNATIVES = {
+    "bfloat16, to nearest": Variant(4, codes.each(codes.bfloat16)),
+    "16 bits, 7 of exponent, of E + eps": Variant(
+        4, codes.each(codes.short_float(9, 0.0), plus=codes.EPS)
+    ),
+    "16 bits, 6 of exponent": Variant(4, FLOAT16),
+    "16 bits, random dither": Variant(4, FLOAT16, codes.random),
+    "16 bits, to nearest": Variant(4, FLOAT16, codes.nearest),
+    "16 bits, rounded down": Variant(4, FLOAT16, codes.down),
+    "16 bits, dither a counter": Variant(4, FLOAT16, codes.counter),
+    f"factored {D}, {E} float32": Variant(FACTORED, codes.each(codes.exact, codes.factored)),
+    f"factored {E}, {D} float32": Variant(FACTORED, codes.each(codes.factored, codes.exact)),
+    "8 bits, octaves": Variant(in_blocks(16), codes.ratio(OCTAVES)),
+    "8 bits, octaves, random dither": Variant(in_blocks(16), codes.ratio(OCTAVES), codes.random),
+    "8 bits, octaves, to nearest": Variant(in_blocks(16), codes.ratio(OCTAVES), codes.nearest),
+    f"8 bits, octaves, {D} + eps itself": Variant(
+        in_blocks(16), codes.each(OCTAVES, plus=codes.EPS)
+    ),
+    "8 bits, octaves, the ratio itself": Variant(in_blocks(16), codes.ratio(OCTAVES, moving=False)),
+    f"8 bits, octaves, ratio to the kept {E}": Variant(
+        in_blocks(16), codes.ratio(OCTAVES, after=True)
+    ),
+    "8 bits, octaves, codes in each a power of two": Variant(
+        in_blocks(16), codes.ratio(codes.octaves(whole=True))
+    ),
+    **{
+        f"8 bits, octaves, blocks of {n}": Variant(
+            in_blocks(16, block=n), codes.ratio(codes.octaves(block=n))
+        )
+        for n in (32, 64, 256)
+    },
+    "8 bits, logarithmic from least to largest, the ratio itself": Variant(
+        in_blocks(16, 16), codes.ratio(codes.logarithmic(), moving=False)
+    ),
+    f"8 bits, {E} octaves, the ratio itself logarithmic": Variant(
+        in_blocks(16, 10), codes.ratio(OCTAVES, codes.logarithmic(), moving=False)
+    ),
+    "8 bits, linear": Variant(in_blocks(16, 8), codes.each(codes.linear)),
+    "8 bits, bitsandbytes' dynamic map": Variant(in_blocks(16, 8), codes.each(codes.dynamic)),
+    "8 bits, fp8 e4m3 of the root of E + eps": Variant(
+        in_blocks(16, 8), codes.each(codes.e4m3_root, plus=codes.EPS)
+    ),
+    "6 bits and 2 of error feedback": Variant(in_blocks(16), codes.with_feedback()),
+    **{
+        f"{s} bits for {E}, {q} for the ratio": Variant(
+            in_blocks(s + q), codes.ratio(codes.octaves(2**s), codes.octaves(2**q))
+        )
+        for s, q in ((10, 6), (6, 10), (8, 6), (8, 5), (8, 4))
+    },
+}
+
+
+def random_gradients(rows: int, steps: int):
+    """Gradients of scale 1 for all steps, and a scale for each coordinate of each arrangement."""
+    random = np.random.default_rng(0)
+    shape = (rows, codes.BLOCK)
+    mean = 0.3 * random.standard_normal(shape, np.float32)
+    rarely = random.random(shape) < 0.25
+    made = np.empty((steps, *shape), np.float32)
+    for step, g in enumerate(tqdm(made, desc="Drawing gradients", unit="step")):
+        g[:] = (mean + random.standard_normal(shape, np.float32)) * (1 if 2 * step < steps else 0.1)
+        g[rarely & (random.random(shape) > 0.05)] = 0
+    scales = {
+        "mixed": 10 ** random.uniform(-8, 2, shape),
+        "rows": 10 ** (random.uniform(-8, 2, (rows, 1)) + 0.5 * random.standard_normal(shape)),
+    }
+    return jnp.asarray(made), {name: jnp.asarray(x, jnp.float32) for name, x in scales.items()}
+
+
+@functools.partial(jax.jit, static_argnames="bits")
+def through_package(gradients, scale, rho, bits):
+    """The sum of the package's updates."""
+    optimizer = scale_by_adadelta(rho, codes.EPS, state_bits=bits)
+
+    def step(carry, g):
+        state, moved = carry
+        dx, state = optimizer.update(scale * g, state)
+        return (state, moved + dx), None
+
+    first = optimizer.init(scale), jnp.zeros_like(scale)
+    return jax.lax.scan(step, first, gradients)[0][1]
+
+
+@functools.partial(jax.jit, static_argnames=("store", "dither"))
+def through_store(gradients, scale, rho, store, dither):
+    """The sum of the updates, each computed from the averages as they are kept."""
+    eps, new = codes.EPS, 1 - rho
+    zeros = jnp.zeros_like(scale)
+    index = jnp.arange(scale.size, dtype=jnp.uint32).reshape(scale.shape)
+
+    def step(carry, given):
+        e_g, e_x, spare, moved = carry
+        count, g = given
+        g = scale * g
+        e_g = rho * e_g + new * g**2
+        e_x = rho * e_x + new * g**2 / (e_g + eps) * (e_x + eps)
+        e_g, e_x, spare = store(e_g, e_x, dither(count, index), spare)
+        # E[dx^2] + eps from before the step over E[g^2] + eps, both from the averages after it.
+        dx = g * jnp.sqrt((e_x + rho * eps) / (rho * (e_g + eps) + new * g**2))
+        return (e_g, e_x, spare, moved + dx), None
+
+    counts = jnp.arange(len(gradients), dtype=jnp.uint32)
+    return jax.lax.scan(step, (zeros, zeros, (zeros, zeros), zeros), (counts, gradients))[0][3]
+
+
+def bytes_of_state(bits: int, scale) -> float:
+    state = scale_by_adadelta(state_bits=bits).init(scale)
+    return sum(leaf.nbytes for leaf in jax.tree.leaves((state.e_g, state.e_x))) / scale.size
+
+
+def run_all(smoke: bool) -> dict:
+    """The errors of every variant, in both arrangements, for every rho."""
+    gradients, scales = random_gradients(*((32, 20) if smoke else (512, 2000)))
+
+    def everywhere(moves, *static):
+        return {
+            name: {rho: np.asarray(moves(gradients, scale, rho, *static)) for rho in RHOS}
+            for name, scale in scales.items()
+        }
+
+    exact = everywhere(through_package, None)
+    results = {}
+    for name in tqdm((*SHIPPED, *ALTERNATIVES), desc="Comparing", unit="variant"):
+        if name in SHIPPED:
+            size = bytes_of_state(SHIPPED[name], scales["mixed"])
+            moved = everywhere(through_package, SHIPPED[name])
+        else:
+            size, store, dither = ALTERNATIVES[name]
+            moved = everywhere(through_store, store, dither)
+        results[name] = {"bytes a parameter": size, "shipped": name in SHIPPED} | {
+            arrangement: {f"rho {rho}": error(moved[arrangement][rho], true[rho]) for rho in RHOS}
+            for arrangement, true in exact.items()
+        }
+    return dict(sorted(results.items(), key=place))
+
+
+def error(moved, exact) -> dict:
+    """The squared distance over the square of what is true, its root in percent, if finite."""
+    moved, exact = (x.astype(np.float64) for x in (moved, exact))
+    nmse = float(np.sum((moved - exact) ** 2) / np.sum(exact**2))
+    if not math.isfinite(nmse):
+        return {"NMSE": None, "percent": None, "diverged": True}
+    return {"NMSE": nmse, "percent": 100 * nmse**0.5, "diverged": nmse > 1}
+
+
+def place(result) -> tuple:
+    """Where a row belongs: the largest state first, then the smallest error at rho 0.95."""
+    row = result[1]
+    nmse = [row[arrangement]["rho 0.95"]["NMSE"] for arrangement in ARRANGEMENTS]
+    return -int(row["bytes a parameter"]), math.inf if None in nmse else max(nmse)
+
+
+def table(report: dict) -> str:
+    """The results as Markdown."""
+    rhos = " / ".join(map(str, RHOS))
+    errors = (f"{name}, % at rho {rhos}" for name in ARRANGEMENTS)
+    nmse = "NMSE at rho 0.95, " + " / ".join(ARRANGEMENTS)
+    head = ["state", "bytes a parameter", *errors, nmse]
+    lines = [" | ".join(head), " | ".join("---" for _ in head)]
+    for name, row in report["results"].items():
+        cells = [f"**`{name}`**" if row["shipped"] else name, f"{row['bytes a parameter']:.3g}"]
+        cells += [" / ".join(map(cell, row[a].values())) for a in ARRANGEMENTS]
+        nmse = (row[a]["rho 0.95"]["NMSE"] for a in ARRANGEMENTS)
+        cells.append(" / ".join("-" if x is None else f"{x:.1e}" for x in nmse))
+        lines.append(" | ".join(cells))
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def cell(result: dict) -> str:
+    """An error in percent with two digits."""
+    if result["diverged"]:
+        return "diverges"
+    percent = result["percent"]
+    return f"{percent:.{max(1 - math.floor(math.log10(percent)), 0)}f}" if percent else "0"
+
+
+def with_table(page: str, report: dict) -> str:
+    """The page with its table made anew."""
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise SystemExit(f"{PAGE.name} needs the lines {BEGIN} and {END}, in this order.")
+    return f"{before}{BEGIN}\n{table(report)}\n{END}{after}"
+
+
+def main() -> None:
+    """Reads the options, compares, writes, and says what came out."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    text = "where to write the results as JSON (default: benchmarks/results/state_error.json)"
+    add("--output", type=pathlib.Path, default=RESULTS, help=text)
+    text = "only put the table of the results there are into docs/memory.md (default: off)"
+    add("--table", action="store_true", help=text)
+    text = "only try that all works: 4,096 coordinates, 20 steps (default: off)"
+    add("--smoke", action="store_true", help=text)
+    options = parser.parse_args()
+
+    if options.table:
+        report = json.loads(options.output.read_text("utf-8"))
+        PAGE.write_text(with_table(PAGE.read_text("utf-8"), report), encoding="utf-8")
+        print(f"The table is in {PAGE}")
+        return
+    report = {
+        **provenance("python benchmarks/state_error.py" + " --smoke" * options.smoke, PACKAGES),
+        "results": run_all(options.smoke),
+    }
+    save(options.output, report)
+    print(table(report))
+    print("Errors are of the sum of the updates, root of squares, against averages in float32.")
+    print(f"Results: {options.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,574 @@
+"""Averages in 16 and 8 bits: what is kept, how exactly, and that it stays so wherever it is."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from reference import algorithm_1
+
+from optax_adadelta import adadelta, scale_by_adadelta
+from optax_adadelta._storage import _STORAGES, Averages, decoded, is_low
+from optax_adadelta.diagnostics import choose_coordinates, effective_learning_rate, sample
+
+LOW = pytest.mark.parametrize("bits", [16, 8])
+SHAPE = (64, 128)
+
+
+def normal(shape=SHAPE, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def made(shape, steps, decades=(-8, 2), seed=0):
+    """Gradients of many scales; a quarter is sparse, and from the middle on all are a tenth."""
+    rng = np.random.default_rng(seed)
+    scale = 10.0 ** rng.uniform(*decades, shape)
+    rare = rng.random(shape) < 0.25
+    mean = 0.3 * rng.standard_normal(shape)
+    for t in range(steps):
+        g = scale * (mean + rng.standard_normal(shape)) * (1.0 if t < steps // 2 else 0.1)
+        yield np.float32(np.where(rare & (rng.random(shape) > 0.05), 0, g))
+
+
+def run(optimizer, gradients, state=None):
+    """Returns the sum of all updates, and the last state."""
+    gradients = jnp.asarray(np.stack(list(gradients)))
+
+    def step(carry, g):
+        total, state = carry
+        updates, state = optimizer.update(g, state)
+        return (total + updates, state), None
+
+    start = jnp.zeros_like(gradients[0]), state or optimizer.init(gradients[0])
+    return jax.jit(lambda start, gradients: jax.lax.scan(step, start, gradients)[0])(
+        start, gradients
+    )
+
+
+def averages(state, eps=1e-6):
+    return [np.float64(x) for x in decoded(state.e_g, state.e_x, jnp.asarray(eps, jnp.float32))]
+
+
+def nmse(found, expected):
+    return np.sum((found - expected) ** 2) / np.sum(expected**2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("decades", [(-8, 2), (-3, -1)], ids=["mixed", "alike"])
+@pytest.mark.parametrize(
+    ("rho", "bounds"), [(0.9, (2e-7, 3e-4)), (0.95, (1e-6, 2e-3)), (0.99, (2e-5, 6e-3))]
+)
+def test_two_thousand_steps_end_where_those_of_full_precision_do(rho, bounds, decades):
+    gradients = list(made((32, 128), 2000, decades))
+    expected, _ = run(scale_by_adadelta(rho), gradients)
+    for bits, bound in zip((16, 8), bounds, strict=True):
+        found, _ = run(scale_by_adadelta(rho, state_bits=bits), gradients)
+        assert nmse(found, expected) < bound
+
+
+@pytest.mark.parametrize(("bits", "rtol"), [(16, 1e-3), (8, 0.13)])
+def test_one_step_is_that_of_algorithm_1_within_one_code(bits, rtol):
+    g = normal() * np.float32(10.0) ** np.linspace(-2, 2, SHAPE[0], dtype=np.float32)[:, None]
+    updates, state = run(scale_by_adadelta(state_bits=bits), [g])
+    (expected,) = algorithm_1(g[None])
+    e_g, e_x = averages(state)
+    np.testing.assert_allclose(updates, -expected.dx, rtol=rtol)
+    np.testing.assert_allclose(e_g + 1e-6, expected.e_g + 1e-6, rtol=rtol)
+    np.testing.assert_allclose(e_x + 1e-6, expected.e_x + 1e-6, rtol=2 * rtol)
+
+
+@LOW
+def test_what_is_kept_is_right_in_the_mean_over_seeds_and_steps(bits):
+    g = jnp.asarray(normal((32, 128)))
+    (expected,) = algorithm_1(np.float64(g)[None])
+
+    def sums(seed):
+        optimizer = scale_by_adadelta(state_bits=bits, seed=seed)
+        # At the same count the dithers of the two averages would differ by the same everywhere.
+        start = optimizer.init(g)._replace(count=7919 * seed)
+        _, state = optimizer.update(g, start)
+        # decode gives E, and E + eps is what is kept, with no clipping at zero.
+        return [x.reshape(g.shape) + 1e-6 for x in unclipped(state)]
+
+    kept = np.float64(jax.jit(jax.vmap(sums))(jnp.arange(400, dtype=jnp.int32)))
+    exact = np.array([expected.e_g, expected.e_x]) + 1e-6
+    # The standard deviation of a mean of 400 is at most half a step over 20.
+    step = {16: 2.0**-10, 8: 1 / 8}[bits]
+    off = (kept.mean(axis=1) - exact) / (step * exact / 40)
+    assert np.abs(off).max() < 6
+    assert np.abs(off.mean(axis=(1, 2))).max() < 0.1
+
+
+def unclipped(state):
+    storage = _STORAGES[state.e_g.code]
+    return storage.decode(Averages(state.e_g, state.e_x), np.float32(1e-6), np.float32)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_sixteen_bits_are_codes_of_equal_steps_within_each_octave(seed):
+    rng = np.random.default_rng(seed)
+    g = np.float32(10.0 ** rng.uniform(-7, 4.5, SHAPE))
+    _, state = run(scale_by_adadelta(0.5, state_bits=16, seed=seed), [g])
+    exact = 0.5 * np.float64(g) ** 2 + 2.0**-32
+    place = 2.0 ** (np.floor(np.log2(exact)) - 10)
+    found = averages(state)[0] + 2.0**-32
+    assert np.all(np.abs(found - exact) <= place * (1 + 1e-3))
+    np.testing.assert_allclose(found / place, np.round(found / place), rtol=2e-7)
+    assert np.mean(found > exact) == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize(("bits", "most"), [(16, 0.0), (8, 2e-8)])
+def test_without_gradients_the_averages_stay_at_zero(bits, most):
+    optimizer = scale_by_adadelta(state_bits=bits)
+    assert not np.any(averages(optimizer.init(jnp.zeros(SHAPE))))
+    _, state = run(optimizer, [np.zeros(SHAPE, np.float32)] * 200)
+    assert np.max(averages(state)) <= most
+
+
+@LOW
+@pytest.mark.parametrize("rho", [0.99, 0.999])
+def test_averages_decay_to_eps_without_gradients(bits, rho):
+    optimizer = scale_by_adadelta(rho, state_bits=bits)
+    g = normal()
+    _, state = run(optimizer, [g] * 20)
+    update = jax.jit(
+        lambda state: jax.lax.fori_loop(
+            0, round(30 / (1 - rho)), lambda _, s: optimizer.update(jnp.zeros(SHAPE), s)[1], state
+        )
+    )
+    state = update(state)
+    assert np.max(averages(state)) < 3e-8
+    np.testing.assert_allclose(effective_learning_rate(state), 1.0, rtol=0.05)
+
+
+@LOW
+def test_averages_decay_as_fast_as_they_should(bits):
+    rho, steps = 0.99, 300
+    optimizer = scale_by_adadelta(rho, state_bits=bits)
+    _, state = run(optimizer, [100 * normal()] * 20)
+    before = averages(state)[0]
+    _, state = run(optimizer, [np.zeros(SHAPE, np.float32)] * steps, state)
+    ratio = averages(state)[0] / (before * rho**steps)
+    # A bias of 1e-4 in each step's rounding would be 3 % here.
+    assert np.median(ratio) == pytest.approx(1, abs=0.02)
+    assert ratio.mean() == pytest.approx(1, abs=0.02)
+
+
+@LOW
+@pytest.mark.parametrize("huge", [1e5, 1e30, np.inf])
+def test_a_huge_gradient_fills_the_average_and_is_forgotten(bits, huge):
+    optimizer = scale_by_adadelta(state_bits=bits)
+    g = np.where(np.arange(128) == 5, np.float32(huge), normal())
+    updates, state = run(optimizer, [g])
+    assert np.isfinite(updates).all()
+    # sqrt(eps / (1 - rho)), as for every first gradient that is much larger than sqrt(eps).
+    np.testing.assert_allclose(updates[:, 5], 4.4721e-3, rtol=0.05)
+    e_g, _ = averages(state)
+    np.testing.assert_allclose(e_g[:, 5], 0.05 * 65504.0**2, rtol=0.3)
+    assert np.all(np.delete(e_g, 5, axis=1) < 10)
+    updates, state = run(optimizer, [normal(seed=t) for t in range(1000)], state)
+    exact, _ = run(scale_by_adadelta(), [normal(seed=t) for t in range(1000)])
+    assert np.abs(updates[:, 5]).mean() > 0.3 * np.abs(exact[:, 5]).mean()
+
+
+@LOW
+def test_a_huge_gradient_at_every_step_does_not_wrap(bits):
+    optimizer = scale_by_adadelta(state_bits=bits)
+    moved, state = run(optimizer, [np.full(SHAPE, 1e30, np.float32)] * 400)
+    e_g, _ = averages(state)
+    np.testing.assert_allclose(e_g, 65504.0**2, rtol=0.1)
+    exact, _ = run(scale_by_adadelta(), [np.full(SHAPE, 1e4, np.float32)] * 400)
+    np.testing.assert_allclose(moved, exact, rtol=0.1)
+
+
+@LOW
+def test_nan_stays_in_its_own_coordinate(bits):
+    optimizer = scale_by_adadelta(state_bits=bits)
+    g = normal()
+    g[3, 7] = np.nan
+    updates, state = run(optimizer, [g])
+    assert np.isnan(updates).sum() == 1
+    assert np.isnan(updates[3, 7])
+    later = [normal(seed=t) for t in range(1, 1000)]
+    updates, _ = run(optimizer, later, state)
+    assert np.isfinite(updates).all()
+    _, exact = run(scale_by_adadelta(), [normal()])
+    exact, _ = run(scale_by_adadelta(), later, exact)
+    others = np.arange(SHAPE[0]) != 3
+    assert nmse(updates[others], exact[others]) < 2e-3
+    assert nmse(updates[3], exact[3]) < 0.05
+
+
+@LOW
+@pytest.mark.parametrize("rho", [0.5, 0.9, 0.99])
+def test_a_block_of_scales_that_differ_by_1e10_does_not_diverge(bits, rho):
+    spread = np.float32(10.0) ** np.linspace(-8, 2, 128, dtype=np.float32)
+    gradients = [spread * normal(seed=t) for t in range(500)]
+    found, _ = run(scale_by_adadelta(rho, state_bits=bits), gradients)
+    exact, _ = run(scale_by_adadelta(rho), gradients)
+    for columns in (slice(0, 43), slice(43, 86), slice(86, 128)):
+        assert nmse(found[:, columns], exact[:, columns]) < (1e-4 if bits == 16 else 2e-2)
+
+
+def same_bits(a, b):
+    chex.assert_trees_all_equal(a, b)
+
+
+def tree(seed=0):
+    return {"w": normal((512, 256), seed), "b": normal((64,), seed), "v": normal((1030, 130), seed)}
+
+
+@functools.cache
+def stepped(bits, steps=4):
+    """Three leaves' state after a few steps on one device."""
+    optimizer = scale_by_adadelta(state_bits=bits)
+    state = optimizer.init(jax.tree.map(jnp.asarray, tree()))
+    update = jax.jit(optimizer.update)
+    for t in range(steps):
+        _, state = update(jax.tree.map(jnp.asarray, tree(t)), state)
+    return jax.tree.map(np.asarray, state)
+
+
+@LOW
+@pytest.mark.parametrize(
+    ("kind", "spec"),
+    [
+        (AxisType.Auto, ("x", None)),
+        (AxisType.Auto, (None, "y")),
+        (AxisType.Auto, (None, ("x", "y"))),
+        (AxisType.Explicit, ("y", "x")),
+        (AxisType.Explicit, (None, ("x", "y"))),
+        (AxisType.Explicit, (("x", "y"), None)),
+    ],
+    ids=str,
+)
+def test_eight_devices_keep_what_one_does_bit_for_bit(bits, kind, spec):
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind, kind))
+    places = {
+        "w": NamedSharding(mesh, PartitionSpec(*spec)),
+        "b": NamedSharding(mesh, PartitionSpec(None)),
+        "v": NamedSharding(mesh, PartitionSpec(None, "y")),
+    }
+    optimizer = scale_by_adadelta(state_bits=bits)
+    with jax.set_mesh(mesh):
+        state = optimizer.init(jax.device_put(tree(), places))
+        for leaf in jax.tree.leaves((state.e_g["w"], state.e_x["w"])):
+            assert leaf.sharding.mesh.shape == mesh.shape
+        update = jax.jit(optimizer.update)
+        for t in range(4):
+            _, state = update(jax.device_put(tree(t), places), state)
+    same_bits(jax.tree.map(np.asarray, state), stepped(bits))
+
+
+@LOW
+def test_state_has_its_parameters_sharding_from_the_start(bits):
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+    place = NamedSharding(mesh, PartitionSpec(None, "x"))
+    params = jax.device_put(jnp.ones((64, 4096)), place)
+    abstract = jax.ShapeDtypeStruct((64, 4096), jnp.float32, sharding=place)
+    optimizer = adadelta(state_bits=bits)
+    for state in (
+        optimizer.init(params),
+        jax.jit(optimizer.init)(params),
+        optimizer.init(abstract),
+    ):
+        codes = state.e_g.codes
+        assert {shard.data.shape for shard in codes.addressable_shards} == {
+            (64, 512) if bits == 16 else (64, 4, 128)
+        }
+        assert state.e_x.codes.sharding.is_equivalent_to(codes.sharding, codes.ndim)
+
+
+@LOW
+def test_a_sharded_step_moves_no_data_between_devices(bits):
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+    optimizer = adadelta(state_bits=bits)
+    for spec in (PartitionSpec(None, "x"), PartitionSpec("x", None)):
+        params = jax.device_put(jnp.ones((64, 8192)), NamedSharding(mesh, spec))
+        step = jax.jit(optimizer.update).lower(params, optimizer.init(params)).compile()
+        for moved in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
+            assert moved not in step.as_text()
+
+
+@LOW
+def test_a_run_that_was_saved_and_resumed_is_the_same_bit_for_bit(bits, tmp_path):
+    optimizer = adadelta(state_bits=bits)
+    gradients = list(made((40, 130), 30))
+    _, whole = run(optimizer, gradients)
+    _, half = run(optimizer, gradients[:15])
+    np.savez(tmp_path / "state.npz", *jax.tree.leaves(half))
+    with np.load(tmp_path / "state.npz") as saved:
+        target = jax.eval_shape(optimizer.init, jnp.zeros((40, 130)))
+        state = jax.tree.unflatten(jax.tree.structure(target), list(saved.values()))
+    _, resumed = run(adadelta(state_bits=bits), gradients[15:], state)
+    same_bits(resumed, whole)
+
+
+@LOW
+def test_seeds_and_leaves_have_rounding_of_their_own(bits):
+    g = {"a": normal(), "b": normal()}
+    states = [
+        scale_by_adadelta(state_bits=bits, seed=seed).update(g, adadelta(state_bits=bits).init(g))[
+            1
+        ]
+        for seed in (0, 0, 1)
+    ]
+    same_bits(states[0], states[1])
+    codes = [np.asarray(state.e_g[name].codes) for state in states[1:] for name in g]
+    for i in range(4):
+        for j in range(i):
+            assert np.mean(codes[i] != codes[j]) > 0.2
+
+
+@LOW
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16, jnp.complex64])
+def test_types_stay_those_of_init(bits, dtype):
+    optimizer = adadelta(state_bits=bits)
+    params = {
+        "w": jnp.ones((80, 100), dtype),
+        "s": jnp.ones((), dtype),
+        "e": jnp.ones((0, 3), dtype),
+    }
+    params |= {"none": None, "t": jnp.ones((2, 5000, 1), dtype)}
+    state = optimizer.init(params)
+    updates, after = jax.jit(optimizer.update)(params, state)
+    chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    eager, _ = optimizer.update(params, state)
+    chex.assert_trees_all_close(eager, updates, rtol=1e-2)
+
+
+@LOW
+@pytest.mark.usefixtures("x64")
+def test_float64_gradients_have_float64_updates_and_the_same_codes(bits):
+    g = np.float64(normal())
+    optimizer = scale_by_adadelta(state_bits=bits)
+    updates, state = optimizer.update(jnp.asarray(g), optimizer.init(jnp.asarray(g)))
+    assert updates.dtype == jnp.float64
+    (expected,) = algorithm_1(g[None])
+    np.testing.assert_allclose(updates, -expected.dx, rtol=1e-3 if bits == 16 else 0.09)
+    float32 = jnp.asarray(g, jnp.float32)
+    same, low = optimizer.update(float32, optimizer.init(float32))
+    assert same.dtype == jnp.float32
+    chex.assert_trees_all_equal_shapes_and_dtypes(low, state)
+
+
+@LOW
+def test_complex_gradients_are_taken_by_their_modulus(bits):
+    g = (normal() + 1j * normal(seed=1)).astype(np.complex64)
+    optimizer = scale_by_adadelta(state_bits=bits)
+    updates, state = optimizer.update(jnp.asarray(g), optimizer.init(jnp.asarray(g)))
+    (expected,) = algorithm_1(g[None])
+    np.testing.assert_allclose(updates, -expected.dx, rtol=1e-3 if bits == 16 else 0.09)
+    np.testing.assert_allclose(averages(state)[0], expected.e_g, rtol=1e-3 if bits == 16 else 0.2)
+
+
+@pytest.mark.parametrize(
+    ("shape", "bytes_each"),
+    [
+        ((4096,), 2 * (4096 + 32 * 2)),
+        ((4095,), 8 * 4095),
+        ((32, 128), 2 * (4096 + 32 * 2)),
+        ((100, 1009), 2 * 100 * 8 * (127 + 2)),
+        ((768, 3072), 2 * 768 * 24 * (128 + 2)),
+        ((784, 500), 2 * 784 * 4 * (125 + 2)),
+        ((4096, 1), 2 * 4096 * 3),
+        ((3, 3, 64, 64), 2 * 9 * 64 * (64 + 2)),
+    ],
+    ids=str,
+)
+def test_how_many_bytes_eight_bits_take(shape, bytes_each):
+    state = adadelta(state_bits=8).init(jnp.zeros(shape))
+    kept = jax.tree.leaves((state.e_g, state.e_x))
+    assert sum(leaf.nbytes for leaf in kept) == bytes_each
+
+
+def test_sixteen_bits_take_four_bytes_whatever_the_shape():
+    for shape in ((), (3,), (0,), (1000, 7)):
+        state = adadelta(state_bits=16).init(jnp.zeros(shape))
+        kept = jax.tree.leaves((state.e_g, state.e_x))
+        assert [leaf.nbytes for leaf in kept] == 2 * [2 * np.prod(shape, dtype=int)]
+
+
+WRAPPED = {
+    "chained": lambda inner: optax.chain(optax.clip_by_global_norm(1.0), inner),
+    "masked": lambda inner: optax.masked(inner, {"w": True, "b": False}),
+    "partition": lambda inner: optax.partition(
+        {"a": inner, "z": optax.set_to_zero()}, {"w": "a", "b": "z"}
+    ),
+    "apply_if_finite": lambda inner: optax.apply_if_finite(inner, 3),
+}
+
+
+@LOW
+@pytest.mark.parametrize("name", WRAPPED)
+def test_it_works_inside_what_optax_wraps_it_in(bits, name):
+    params = {"w": normal((50, 90)), "b": normal((4,))}
+    params = jax.tree.map(jnp.asarray, params)
+    low, full = (WRAPPED[name](adadelta(state_bits=b)) for b in (bits, None))
+    step = jax.jit(low.update, donate_argnums=1), jax.jit(full.update)
+    states = low.init(params), full.init(params)
+    (found := optax.tree.get(states[0], "e_g"))["w"]
+    assert is_low(found["w"])
+    for _ in range(6):
+        pairs = [f(params, state, params) for f, state in zip(step, states, strict=True)]
+        states = [state for _, state in pairs]
+        chex.assert_trees_all_close(pairs[0][0], pairs[1][0], rtol=0.01 if bits == 16 else 0.3)
+
+
+@LOW
+def test_multi_steps_steps_with_the_mean_gradient(bits):
+    # Optax mixes integers and floats in it.
+    with jax.numpy_dtype_promotion("standard"):
+        wrapped = optax.MultiSteps(adadelta(state_bits=bits), 2).gradient_transformation()
+        # Multiples of 1/8, whose mean is exact in float32.
+        g = jnp.asarray(np.round(8 * normal((70, 90))) / 8)
+        state = wrapped.init(g)
+        for sign in (1, 3):
+            updates, state = jax.jit(wrapped.update)(sign * g, state)
+    alone = adadelta(state_bits=bits)
+    expected, alone_state = alone.update(2 * g, alone.init(g))
+    same_bits(state.inner_opt_state, alone_state)
+    np.testing.assert_allclose(updates, expected, rtol=1e-6)
+
+
+@LOW
+def test_scan_vmap_and_eager_steps_keep_the_same_codes(bits):
+    optimizer = scale_by_adadelta(state_bits=bits)
+    gradients = jnp.stack([jnp.asarray(normal((40, 120), t)) for t in range(5)])
+    state = optimizer.init(gradients[0])
+
+    def step(state, g):
+        updates, state = optimizer.update(g, state)
+        return state, updates
+
+    scanned, _ = jax.lax.scan(step, state, gradients)
+    eager = state
+    for g in gradients:
+        _, eager = optimizer.update(g, eager)
+    same_bits(scanned, eager)
+    both = jax.vmap(lambda gs: jax.lax.scan(step, optimizer.init(gs[0]), gs)[0])(
+        jnp.stack([gradients, gradients[::-1]])
+    )
+    same_bits(jax.tree.map(lambda leaf: leaf[0], both), eager)
+
+
+@LOW
+def test_injected_hyperparameters(bits):
+    injected = optax.inject_hyperparams(adadelta, static_args="state_bits")(
+        rho=0.9, state_bits=bits
+    )
+    plain = adadelta(rho=0.9, state_bits=bits)
+    g = jnp.asarray(normal())
+    a, b = injected.init(g), plain.init(g)
+    for _ in range(3):
+        u, a = jax.jit(injected.update)(g, a, g)
+        v, b = jax.jit(plain.update)(g, b)
+        np.testing.assert_allclose(u, v, rtol=1e-3 if bits == 16 else 0.1)
+
+
+@LOW
+def test_weight_decay_counts_as_gradient(bits):
+    params, g = jnp.asarray(100 * normal(seed=1)), jnp.asarray(normal())
+    optimizer = adadelta(weight_decay=0.1, state_bits=bits)
+    updates, state = optimizer.update(g, optimizer.init(params), params)
+    (expected,) = algorithm_1(np.float64(g + 0.1 * params)[None])
+    np.testing.assert_allclose(updates, expected.dx, rtol=1e-3 if bits == 16 else 0.09)
+    np.testing.assert_allclose(averages(state)[0], expected.e_g, rtol=0.13, atol=1e-6)
+
+
+@LOW
+def test_a_falling_eps_only_lowers_the_floor(bits):
+    eps = optax.exponential_decay(1e-4, 100, 0.1, end_value=1e-8)
+    gradients = [normal(seed=t) for t in range(400)]
+    found, _ = run(scale_by_adadelta(eps=eps, state_bits=bits), gradients)
+    exact, _ = run(scale_by_adadelta(eps=eps), gradients)
+    assert nmse(found, exact) < (1e-5 if bits == 16 else 5e-2)
+
+
+@pytest.mark.parametrize("eps", [1e-10, 1e-8])
+@LOW
+def test_a_small_eps_is_kept_apart_from_zero(bits, eps):
+    gradients = [np.float32(1e-4) * normal(seed=t) for t in range(300)]
+    found, _ = run(scale_by_adadelta(eps=eps, state_bits=bits), gradients)
+    exact, _ = run(scale_by_adadelta(eps=eps), gradients)
+    assert nmse(found, exact) < (1e-4 if bits == 16 else 2e-2)
+
+
+@LOW
+def test_diagnostics_read_it(bits):
+    optimizer = scale_by_adadelta(state_bits=bits)
+    moved = []
+    for low in (optimizer, scale_by_adadelta()):
+        updates, state = run(low, list(made((64, 70), 50, (-3, 1))))
+        rates = effective_learning_rate(state)
+        seen = sample(state, jnp.asarray(updates), choose_coordinates(state))
+        moved.append((rates, seen.rate[""]))
+    assert moved[0][0].dtype == jnp.float32
+    rtol = 1e-2 if bits == 16 else 0.2
+    chex.assert_trees_all_close(*moved, rtol=rtol)
+
+
+@LOW
+def test_an_update_needs_no_second_compilation(bits, compiled):
+    g = jnp.asarray(normal((91, 77)))
+    state = adadelta(state_bits=bits).init(g)
+    _, state = adadelta(state_bits=bits).update(g, state)
+    before = compiled()
+    for seed in range(3):
+        _, state = adadelta(0.5, 0.9, state_bits=bits, seed=seed).update(g, state)
+    assert compiled() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"state_bits": 4}, ValueError, "state_bits must be 16, 8, or None"),
+        ({"state_bits": True}, ValueError, "state_bits must be"),
+        ({"state_bits": "8"}, ValueError, "state_bits must be"),
+        ({"state_bits": jnp.int32(8)}, TypeError, "static_args"),
+        ({"state_bits": 16, "eps": 1e-12}, ValueError, "eps must be at least 1e-10"),
+        ({"state_bits": 8, "rho": 0.1}, ValueError, "rho must be at least 0.5"),
+        ({"seed": 1.5}, TypeError, "seed must be an integer"),
+        ({"seed": True}, TypeError, "seed must be an integer"),
+        ({"seed": jnp.ones(2, jnp.int32)}, TypeError, "seed must be an integer"),
+    ],
+    ids=str,
+)
+def test_wrong_options_are_refused(options, error, words):
+    for make in (adadelta, scale_by_adadelta):
+        with pytest.raises(error, match=words):
+            make(**options)
+
+
+@LOW
+def test_states_that_were_cast_or_mixed_up_are_refused(bits):
+    optimizer = adadelta(state_bits=bits)
+    g = jnp.ones(SHAPE)
+    state = optimizer.init(g)
+    cast = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), state)
+    with pytest.raises(TypeError, match="codes is bfloat16"):
+        optimizer.update(g, cast._replace(count=state.count))
+    with pytest.raises(TypeError, match="do not belong together"):
+        optimizer.update(g, state._replace(e_x=jnp.zeros(SHAPE)))
+    with pytest.raises(TypeError, match="do not belong together"):
+        optimizer.update(g, state._replace(e_g=state.e_x, e_x=jnp.zeros(SHAPE)))
+    other = adadelta(state_bits=24 - bits).init(g)
+    with pytest.raises(TypeError, match="do not belong together"):
+        optimizer.update(g, state._replace(e_x=other.e_x))
+    with pytest.raises(ValueError, match=r"has shape \(64, 128\), but .* has shape \(64, 64\)"):
+        optimizer.update(g, optimizer.init(jnp.ones((64, 64))))
+
+
+@LOW
+def test_state_keeps_its_form_whatever_the_optimizer_that_goes_on_with_it(bits):
+    g = jnp.asarray(normal())
+    for made_by, goes_on in ((bits, None), (None, bits)):
+        state = adadelta(state_bits=made_by).init(g)
+        _, after = adadelta(state_bits=goes_on).update(g, state)
+        chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
