@@ -87,17 +87,24 @@ def decoded(e_g: Any, e_x: Any, eps: Scalar) -> Averages:
 
 
 def advance(
-    g: jax.Array, old: Averages, rho: Decay, eps: Scalar, dithers: tuple[Dither, ...]
+    g: jax.Array,
+    terms: list[tuple[Scalar, jax.Array]],
+    old: Averages,
+    rho: Decay,
+    eps: Scalar,
+    dithers: tuple[Dither, ...],
 ) -> tuple[jax.Array, LowBits, LowBits]:
     """One step of Algorithm 1 for one leaf whose averages are kept in few bits.
 
-    The update is computed from the averages as they are kept.
+    The update is computed from the averages as they are kept. Each of `terms` is a weight and an
+    array as it came, of which `g` is the sum: a bound for that sum can be had from them without
+    an array of its own.
     """
     storage = _STORAGES[old.e_g.code]
     eps = floored(eps)
-    laid_out = storage.laid_out(g, old.e_g)
+    laid_out = [(weight, storage.laid_out(x, old.e_g)) for weight, x in terms]
     grids = storage.next_grids(old, laid_out, rho, eps)
-    held, g_sq = squarable(laid_out, _MOST)
+    held, g_sq = squarable(storage.laid_out(g, old.e_g), _MOST)
     kept, averages = storage.step(old, grids, g_sq, rho, eps, dithers)
     dx = update(held, g_sq, *averages, rho, eps)
     return storage.restored(dx, old.e_g, g), *kept
@@ -119,7 +126,7 @@ class _Sixteen:
     def restored(self, x, kept: LowBits, like):
         return x
 
-    def next_grids(self, old: Averages, g, rho: Decay, eps):
+    def next_grids(self, old: Averages, terms, rho: Decay, eps):
         return None
 
     def step(self, old: Averages, grids, g_sq, rho: Decay, eps, dithers):
@@ -205,12 +212,10 @@ class _Eight:
         sums = s.astype(dtype), (z * _mantissa(s)).astype(dtype)
         return Averages(*(jnp.where(x > 0, jnp.maximum(x - eps, -eps / 4), x) for x in sums))
 
-    def next_grids(self, old: Averages, g, rho: Decay, eps):
+    def next_grids(self, old: Averages, terms, rho: Decay, eps):
         """Returns grids that cover all that the averages of each block can be after this step."""
         old_share, new_share, eps = (x.astype(jnp.float32) for x in (rho.high, rho.complement, eps))
-        parts = (g.real, g.imag) if jnp.iscomplexobj(g) else (g,)
-        g_sq = sum(jnp.square(_of_block(jnp.max, jnp.abs(x)).astype(jnp.float32)) for x in parts)
-        g_sq = jnp.where(g_sq < _MOST, g_sq, _MOST)
+        g_sq = jnp.minimum(jnp.square(sum(weight * _largest(x) for weight, x in terms)), _MOST)
         (s_least, s_most), (z_least, z_most) = (
             [_Grid(one.grid).decode(_of_block(end, one.codes)) for end in (jnp.min, jnp.max)]
             for one in old
@@ -259,6 +264,16 @@ class _Grid:
 
 def _of_block(end, x):
     return end(x, axis=-1, keepdims=True)
+
+
+def _largest(x):
+    """Returns the largest modulus of each block or a little more, infinity where there is a NaN."""
+    if jnp.iscomplexobj(x):
+        return _largest(x.real) + _largest(x.imag)
+    # XLA would write the array of the moduli to memory, and one of another dtype.
+    most, least = (_of_block(end, x).astype(jnp.float32) for end in (jnp.max, jnp.min))
+    largest = jnp.maximum(most, -least)
+    return jnp.where(jnp.isnan(largest), jnp.inf, largest)
 
 
 def _saturated(codes):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_adadelta._equation import equation
+from optax_adadelta._equation import Scalar, equation
 from optax_adadelta._hyperparameters import (
     Operands,
     at_step,
@@ -262,7 +262,11 @@ def _update_leaf(g, e_g, e_x, p, hyper: Operands, dithers):
     if p is not None:
         wide += hyper.weight_decay.astype(kind) * p.astype(kind)
     if is_low(e_g):
-        dx, e_g, e_x = advance(wide, Averages(e_g, e_x), hyper.rho, hyper.eps, dithers)
+        terms: list[tuple[Scalar, jax.Array]] = [(np.float32(1), g)]
+        if p is not None:
+            terms.append((hyper.weight_decay.astype(jnp.float32), p))
+        old = Averages(e_g, e_x)
+        dx, e_g, e_x = advance(wide, terms, old, hyper.rho, hyper.eps, dithers)
     else:
         dx, e_g, e_x = equation(wide, e_g, e_x, hyper.rho, hyper.eps)
     return (hyper.scale.astype(kind) * dx).astype(g.dtype), e_g, e_x

@@ -42,9 +42,11 @@ class Program:
         self.scratch = memory.temp_size_in_bytes
         self.aliased = memory.alias_size_in_bytes
         self.bytes = self.compiled.cost_analysis()["bytes accessed"]
-        entry = self.text.rpartition("\nENTRY ")[2]
+        self.entry = self.text.rpartition("\nENTRY ")[2]
         arrays = re.compile(r" = \w+\[[\d,]+\]\S* (\w+)\(")
-        self.kernels = [op for op in arrays.findall(entry) if op not in ("parameter", "bitcast")]
+        self.kernels = [
+            op for op in arrays.findall(self.entry) if op not in ("parameter", "bitcast")
+        ]
 
     @property
     def copies(self):
@@ -94,6 +96,29 @@ def test_variants_of_a_step_are_in_place_too(optimizer, dtype, bytes_accessed):
     assert made.copies == []
     assert made.scratch < SCALARS
     assert made.bytes == pytest.approx(bytes_accessed * SIZE, abs=4 * SCALARS)
+
+
+@pytest.mark.parametrize(("dtype", "bytes_accessed"), [(jnp.float32, 34), (jnp.bfloat16, 24)])
+def test_sixteen_bits_are_three_loops_in_place_with_no_float32_copy(dtype, bytes_accessed):
+    made = program(adadelta(state_bits=16), dtype)
+    assert [op for op in made.kernels if op != "constant"] == ["fusion"] * 3 * len(SHAPES)
+    assert made.copies == []
+    assert made.scratch < SCALARS
+    assert made.aliased >= (4 + jnp.dtype(dtype).itemsize) * SIZE
+    # In float32 8 for E[g^2], 10 for E[dx^2], 16 for the parameters.
+    assert made.bytes == pytest.approx(bytes_accessed * SIZE, abs=SCALARS)
+
+
+def test_eight_bits_are_three_loops_in_place_with_no_float32_copy():
+    params = {"w": jnp.ones((96, 1024))}
+    optimizer = adadelta(state_bits=8)
+    made = Program(stepper(optimizer), params, optimizer.init(params), params, donate=(0, 1))
+    size = params["w"].size
+    # A few numbers for each block of 128.
+    assert made.scratch < 0.6 * size
+    assert made.aliased >= (4 + 2 * (1 + 2 / 128)) * size
+    written = re.findall(r"= (\w+\[96,(?:1024|8,128)\])\S* (?!parameter|bitcast)", made.entry)
+    assert sorted(written) == ["f32[96,1024]", "u8[96,8,128]", "u8[96,8,128]"]
 
 
 @pytest.mark.usefixtures("x64")

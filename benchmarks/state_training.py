@@ -1,0 +1,187 @@
+"""Whether training ends as well with Adadelta's two averages in 16 or 8 bits as in float32.
+
+Four tasks are trained to the end, each with several seeds: the network of examples/digits.py on
+scikit-learn's digits, the paper's 784-500-300-10 on MNIST for its six epochs, one block of
+attention that learns to sort ten numbers, and a stress, a quadratic whose gradients differ by 1e10
+within every row. A seed chooses the first weights and the order of the batches, so that the runs of
+a seed differ only in how the averages are kept. The question is whether the mean over the seeds is
+no farther from float32's than float32's own standard deviation over the seeds.
+
+MNIST is read from a folder that has its four files as they are published, and left out without
+one. Nothing is downloaded.
+
+    pip install -e ".[examples]" && python benchmarks/state_training.py --data-dir FOLDER
+"""
+
+import argparse
+import functools
+import json
+import math
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from _report import RESULTS as FOLDER
+from _report import provenance, save
+from _tasks import MNIST, Task, tasks
+from tqdm import tqdm
+
+from optax_adadelta import adadelta
+
+PAGE = pathlib.Path(__file__).parent.parent / "docs" / "memory.md"
+RESULTS = FOLDER / "state_training.json"
+BEGIN, END = "<!-- state training -->", "<!-- /state training -->"
+PACKAGES = ("optax_adadelta", "optax", "jax", "jaxlib", "numpy", "scikit-learn")
+WIDTHS = {"float32": None, "16 bits": 16, "8 bits": 8}
+MEASURES = {
+    "training loss": "training loss",
+    "test accuracy": "test accuracy, %",
+    "distance": "distance, each scale counted alike",
+}
+
+
+def optimizer(task: Task, bits: int | None) -> optax.GradientTransformation:
+    """The task's optimizer, with averages of that width."""
+    rate = optax.linear_schedule(1.0, 0.0, task.epochs * task.steps) if task.decay else 1.0
+    rule = adadelta(rate, state_bits=bits)
+    return rule if task.clip is None else optax.chain(optax.clip_by_global_norm(task.clip), rule)
+
+
+def trainer(task: Task, bits: int | None):
+    """Returns a function that trains one model, and gives what it ends with."""
+    rule = optimizer(task, bits)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def epoch(carry, data, batches):
+        def step(carry, batch):
+            params, state = carry
+            loss, grads = jax.value_and_grad(task.loss)(params, *(part[batch] for part in data))
+            updates, state = rule.update(grads, state, params)
+            return (optax.apply_updates(params, updates), state), loss
+
+        carry, losses = jax.lax.scan(step, carry, batches)
+        return carry, losses.mean()
+
+    def train(seed: int, bar: tqdm) -> dict[str, Any]:
+        params = task.init(jax.random.key(seed))
+        carry = params, rule.init(params)
+        for number in range(task.epochs):
+            order = np.random.default_rng((seed, number)).permutation(len(task.train[0]))
+            batches = order[: task.steps * task.batch].reshape(task.steps, task.batch)
+            carry, loss = epoch(carry, task.train, batches.astype(np.int32))
+            jax.block_until_ready(carry)  # The bar shows what is done, not what is queued.
+            bar.update(task.steps)
+        ends = {"training loss": loss, **task.measure(carry[0], *task.test)}
+        return {name: np.asarray(value, float).tolist() for name, value in ends.items()}
+
+    return train
+
+
+def run(name: str, task: Task, seeds: int) -> dict[str, Any]:
+    """Returns what a task's models end with, by width and measure, in the order of the seeds."""
+    results = {}
+    total = len(WIDTHS) * seeds * task.epochs * task.steps
+    with tqdm(total=total, desc=f"Training, {name}", unit="step") as bar:
+        for width, bits in WIDTHS.items():
+            train = trainer(task, bits)
+            ends = [train(seed, bar) for seed in range(seeds)]
+            results[width] = {measure: [end[measure] for end in ends] for measure in ends[0]}
+    return {"epochs": task.epochs, "batch": task.batch, "results": results}
+
+
+def compared(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Returns the mean and spread by measure and width, and for few bits how far from float32."""
+    summary = {}
+    for measure in [m for m in MEASURES if m in results["float32"]]:
+        full = np.asarray(results["float32"][measure])
+        summary[measure] = {}
+        for width in WIDTHS:
+            values = np.asarray(results[width][measure])
+            with np.errstate(invalid="ignore"):  # A run that diverged is within no spread.
+                apart = values - full
+                summary[measure][width] = {
+                    "mean": values.mean(),
+                    "spread": values.std(ddof=1),
+                    "apart": apart.mean(),
+                    "spread apart": apart.std(ddof=1),
+                    "holds": bool(abs(apart.mean()) <= full.std(ddof=1)),
+                }
+    return summary
+
+
+def table(report: dict[str, Any]) -> str:
+    """The results as Markdown; a row has so many decimals that float32's spread has two digits."""
+    widths = list(WIDTHS)[1:]
+    heads = [f"{report['seeds']} seeds", "measured", *WIDTHS]
+    heads += [f"{width} less float32" for width in widths] + ["within float32's spread"]
+    lines = ["| " + " | ".join(heads) + " |", "| --- |" + " --- |" * (len(heads) - 1)]
+    for task, content in report["tasks"].items():
+        for measure, facts in compared(content["results"]).items():
+            spread = facts["float32"]["spread"]
+            decimals = 1 - math.floor(math.log10(spread)) if 0 < spread < math.inf else 2
+            pair = functools.partial("{:{}.{d}f} ± {:.{d}f}".format, d=max(decimals, 0))
+            cells = [task, MEASURES[measure]]
+            cells += [pair(f["mean"], "", f["spread"]) for f in facts.values()]
+            few = [facts[width] for width in widths]
+            cells += [pair(f["apart"], "+", f["spread apart"]) for f in few]
+            cells.append(", ".join("yes" if f["holds"] else "no" for f in few))
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def with_table(page: str, report: dict[str, Any]) -> str:
+    """The page with its table made anew."""
+    before, _, rest = page.partition(BEGIN)
+    return f"{before}{BEGIN}\n{table(report)}\n{END}{rest.partition(END)[2]}"
+
+
+def main() -> None:
+    """Reads the options, trains, writes, and says what came out."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    text = "a folder with the four files of MNIST (default: MNIST is left out)"
+    add("--data-dir", type=pathlib.Path, help=text)
+    text = "models of each task and width, at least 2 (default: %(default)s)"
+    add("--seeds", type=int, default=5, help=text)
+    text = "where the results are, as JSON (default: benchmarks/results/state_training.json)"
+    add("--output", type=pathlib.Path, default=RESULTS, help=text)
+    text = "train nothing; put the results of --output into docs/memory.md (default: off)"
+    add("--table", action="store_true", help=text)
+    text = "only try that all works: little data, 2 seeds, an epoch or two (default: off)"
+    add("--smoke", action="store_true", help=text)
+    options = parser.parse_args()
+    if options.seeds < 2:
+        parser.error("--seeds must be at least 2, for a spread")
+    folder = options.data_dir
+    missing = [name for names in MNIST for name in names if folder and not (folder / name).exists()]
+    if missing:
+        parser.error(f"there is no {', '.join(missing)} in --data-dir {folder}")
+
+    if options.table:
+        report = json.loads(options.output.read_text("utf-8"))
+        PAGE.write_text(with_table(PAGE.read_text("utf-8"), report), encoding="utf-8")
+    else:
+        seeds = 2 if options.smoke else options.seeds
+        if folder is None:
+            print("MNIST is left out: without --data-dir there are no files of it.")
+        command = f"python benchmarks/state_training.py --seeds {seeds}"
+        command += " --data-dir FOLDER" * bool(folder) + " --smoke" * options.smoke
+        report = {
+            **provenance(command, PACKAGES),
+            "seeds": seeds,
+            "tasks": {
+                name: run(name, task, seeds) for name, task in tasks(options.smoke, folder).items()
+            },
+        }
+        save(options.output, report)
+    print(table(report))
+    print("Means and standard deviations over the seeds, and of the differences seed by seed.")
+    print(f"Results: {options.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,250 @@
+"""The dither, which fills [0, 1) over the steps, and the rounding of parameters that it decides."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import optax
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from optax_adadelta import adadelta, stochastic_round
+from optax_adadelta._rounding import StochasticRoundState, dithers
+
+# Each with the smallest size whose last place is not subnormal in float32.
+LEAST = {np.float16: 0.0, ml_dtypes.bfloat16: 2.0**-119}
+COUNTS = jnp.arange(4096, dtype=jnp.int32)
+
+
+@jax.jit
+def numbers(seed):
+    """The bits of 50 elements of two leaves at each count, `[count, leaf, stream, element]`."""
+    return jax.vmap(
+        lambda count: jnp.array([[d.bits((50,)) for d in leaf] for leaf in dithers(seed, count, 2)])
+    )(COUNTS)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (7,), (3, 5), (2, 3, 4), (2, 1, 3, 5)])
+def test_an_elements_number_is_known_from_its_row_major_index(shape):
+    dither = dithers(np.uint32(7), 123456, 2)[1][2]
+    index = np.arange(np.prod(shape), dtype=np.uint64).reshape(shape)
+    expected = (np.uint64(dither.offset) + index * np.uint64(dither.factor)) % 2**32
+    bits, fractions = jax.jit(lambda d: (d.bits(shape), d.fractions(shape)))(dither)
+    assert bits.dtype == jnp.uint32
+    np.testing.assert_array_equal(bits, expected)
+    np.testing.assert_array_equal(fractions, np.float32(expected // 2**8) / 2**24)
+
+
+@pytest.mark.parametrize("seed", [0, 2**32 - 1])
+def test_over_the_steps_an_elements_numbers_fill_the_unit_interval_evenly(seed):
+    x = np.asarray(numbers(np.uint32(seed))) / 2**32
+    for steps in (16, 128, 1024, 4096):
+        ends = np.arange(steps + 1).reshape(-1, 1, 1, 1) / steps
+        for of in np.sort([x[:steps], x[-steps:]], axis=1):
+            # The star discrepancy, which of random numbers is about 1 / sqrt(steps).
+            assert np.maximum(ends[1:] - of, of - ends[:-1]).max() < 7 / steps
+
+
+@pytest.mark.parametrize("streams", [[0, 1], [0, 2], [1, 2], [0, 1, 2]])
+def test_over_the_steps_an_elements_streams_are_jointly_even(streams):
+    x = np.asarray(numbers(np.uint32(0)))[:, 1, streams] / 2**32
+    boxes = {2: 16, 3: 6}[len(streams)]
+    for element in range(0, 50, 5):
+        inside, _ = np.histogramdd(x[..., element], boxes, [(0, 1)] * len(streams))
+        # Of random numbers some box has 3.5 to 5 standard deviations more or less.
+        assert np.abs(inside - 4096 / inside.size).max() < 2.5 * (4096 / inside.size) ** 0.5
+
+
+def test_elements_leaves_streams_and_seeds_have_numbers_of_their_own():
+    every = np.stack([numbers(np.uint32(seed))[1:9] for seed in (0, 1, 2**31)])
+    # Of as many random numbers of 32 bits about 0.01 are met twice.
+    assert len(np.unique(every)) == every.size == 3 * 8 * 2 * 3 * 50
+    assert len(np.unique(every[..., 1] - every[..., 0])) == 3 * 2
+    plastic, golden = np.roots([1, 0, -1, -1])[0].real, (1 + 5**0.5) / 2
+    strides = [[int(2**32 / x)] for x in (plastic, plastic**2, golden)]
+    assert (np.diff(every, axis=1) == strides).all()
+
+
+@pytest.mark.parametrize("dtype", LEAST)
+@pytest.mark.parametrize(
+    "built",
+    [
+        lambda place, *last: optax.chain(optax.sgd(place / 80), *last),
+        lambda place, *last: optax.chain(optax.sgd(place / 800, 0.9, False, jnp.float32), *last),
+        lambda place, *last: optax.MultiSteps(optax.chain(optax.sgd(place / 40), *last), 2),
+        lambda place, *last: optax.chain(adadelta(2 * place), *last),
+    ],
+)
+def test_steps_far_below_the_last_place_follow_the_float32_path(built, dtype):
+    place = float(jnp.finfo(dtype).eps)
+    start = np.linspace(1.1, 1.9, 2000).astype(dtype)
+    gradient = np.where(np.arange(2000) % 3 == 0, -1, 1)
+
+    def moved(optimizer, dtype):
+        def step(carry, _):
+            params, state = carry
+            updates, state = optimizer.update(jnp.asarray(gradient, dtype), state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        params = jnp.asarray(start, dtype)
+        with jax.numpy_dtype_promotion("standard"):
+            carry = params, optimizer.init(params)
+            (params, _), _ = jax.lax.scan(step, carry, length=200)
+        return np.float64(params) - np.float64(start)
+
+    assert (moved(built(place), dtype) == 0).all()
+    got = moved(built(place, stochastic_round()), dtype)
+    expected = moved(built(place), np.float32)
+    assert (np.abs(expected) > 1.5 * place).all()
+    np.testing.assert_allclose((got * gradient).mean(), (expected * gradient).mean(), rtol=0.01)
+    # Of choices at random the worst is 4 to 7 places off.
+    assert np.abs(got - expected).max() < 2.5 * place
+
+
+@jax.jit
+@functools.partial(jax.vmap, in_axes=(None, None, 0))
+def landed(p, u, count):
+    updates, _ = stochastic_round().update(u, StochasticRoundState(count), p)
+    with jax.numpy_dtype_promotion("standard"):
+        return optax.apply_updates(p, updates)
+
+
+@given(st.sampled_from(list(LEAST)), st.integers(0, 2**32 - 1))
+def test_a_parameter_lands_on_the_sum_or_else_on_a_neighbour(dtype, seed):
+    rng = np.random.default_rng(seed)
+    p = np.float32(rng.integers(0, 2**16, 200).astype(np.uint16).view(dtype))
+    p = np.where(np.isfinite(p) & (np.abs(p) >= LEAST[dtype]), p, 0).astype(dtype)
+    u = np.float64(p) * rng.standard_normal(200) * 2.0 ** rng.integers(-14, 15, 200)
+    u[:100] = rng.permutation(p[:100])
+    u = np.clip(u, -1e38, 1e38).astype(np.float32)
+    with np.errstate(over="ignore"):
+        goal = np.float32(p) + u
+        nearest = goal.astype(dtype)
+        other = np.nextafter(nearest, np.where(goal > nearest, np.inf, -np.inf).astype(dtype))
+    got = np.asarray(landed(p, u, rng.integers(0, 2**31, 4).astype(np.int32)))
+    assert got.dtype == dtype
+    unusual = (goal != 0) & (np.abs(goal) < LEAST[dtype])
+    assert ((got == nearest) | ((got == other) & (goal != nearest)) | unusual).all(), (p, u, got)
+
+
+@pytest.mark.parametrize("dtype", LEAST)
+def test_over_the_steps_the_mean_is_the_sum(dtype):
+    rng, kind = np.random.default_rng(0), jnp.finfo(dtype)
+    eps, most, least = (float(x) for x in (kind.eps, kind.max, kind.smallest_normal))
+    p = np.float32([1, -1.5, 300, 0, 0, -2, most, -most, 16 * least, -16 * least]).repeat(20)
+    # Towards zero, so that nothing overflows, and past a power of two.
+    u = -p * eps * rng.random(200) * 2.0 ** rng.integers(-4, 5, 200)
+    u = np.where(p == 0, 1e-3 * rng.standard_normal(200), u).astype(np.float32)
+    # Float32's subnormal numbers are zero to the CPU backend.
+    u[np.minimum(np.abs(u), np.abs(p + u)) < np.finfo(np.float32).tiny] = 0
+    mean = np.float64(landed(p.astype(dtype), u, COUNTS)).mean(axis=0)
+    place = np.maximum(np.abs(p + u), max(least, LEAST[dtype])) * eps
+    # At random it would be up to 100 / 4096 of the place.
+    assert (np.abs(mean - (p + u)) < 4 / 4096 * place).all()
+
+
+@pytest.mark.parametrize("dtype", LEAST)
+def test_what_is_not_finite_is_as_in_a_plain_sum_and_with_no_update_nothing_moves(dtype):
+    most = float(jnp.finfo(dtype).max)
+    p = np.float32([np.inf, -np.inf, np.inf, np.nan, 1, 1, -1, 0, -0.0, most, -most, 1])
+    u = np.float32([1, 1, -np.inf, 1, np.inf, -np.inf, np.nan, 0, -0.0, 0, 0, 0])
+    with np.errstate(invalid="ignore"):
+        expected = np.tile(p + u, (4096, 1))
+    np.testing.assert_array_equal(np.float32(landed(p.astype(dtype), u, COUNTS)), expected)
+    beyond = landed(p[9:11].astype(dtype), p[9:11] / 2**12, COUNTS)
+    assert set(np.abs(np.float32(beyond)).ravel()) == {most, np.inf}
+
+
+P = jnp.linspace(-2, 2, 128, dtype=jnp.bfloat16).reshape(8, 16)
+
+
+@pytest.mark.usefixtures("x64")
+def test_other_leaves_pass_as_they_are():
+    others = [jnp.ones(3), jnp.ones((), jnp.float64), jnp.ones(3, jnp.complex64), jnp.arange(3)]
+    params = {"others": others, "none": None, "masked": optax.MaskedNode(), "p": jnp.bfloat16(1)}
+    masked = optax.masked(stochastic_round(), {**params, "others": True, "p": False})
+    for optimizer, p in ((stochastic_round(), jnp.float32(1)), (masked, jnp.bfloat16(1))):
+        updates, _ = optimizer.update(params, optimizer.init(params), params)
+        chex.assert_trees_all_equal(updates, {**params, "p": p}, strict=True)
+    assert stochastic_round().update({}, stochastic_round().init({}), {}) == ({}, (1,))
+
+
+def end(optimizer, around=lambda step: step):
+    """Three steps on float32 updates: XLA may keep those of fewer bits in more within a program."""
+
+    def step(carry):
+        params, state = carry
+        updates, state = optimizer.update(params.astype(jnp.float32) / 2**10, state, params)
+        return optax.apply_updates(params, updates), state
+
+    with jax.numpy_dtype_promotion("standard"):
+        carry, step = (P, optimizer.init(P)), around(step)
+        for _ in range(3):
+            carry = step(carry)
+    return carry
+
+
+def saved(step):
+    return lambda carry: step(jax.device_get(carry))
+
+
+def scanned(step):
+    return lambda carry: jax.lax.scan(lambda carry, _: (step(carry), None), carry, length=1)[0]
+
+
+@pytest.mark.parametrize("around", [jax.jit, saved, scanned, jax.disable_jit()])
+def test_a_step_has_the_same_bits_however_it_is_run(around):
+    expected = end(stochastic_round(3))
+    chex.assert_trees_all_equal(end(stochastic_round(3), around), expected)
+    assert expected[1] == StochasticRoundState(3)
+
+
+def test_a_seed_may_be_an_array_or_injected_or_scheduled_and_a_new_one_compiles_nothing(compiled):
+    expected, _ = end(stochastic_round(jnp.int32(-3)))
+    before = compiled()
+    np.testing.assert_array_equal(end(stochastic_round(np.int64(2**32 - 3)))[0], expected)
+    other, _ = end(stochastic_round(987654321))
+    assert compiled() == before
+    assert (np.asarray(other) != np.asarray(expected)).any()
+    injected = optax.inject_hyperparams(stochastic_round)
+    for seed in (-3, lambda count: 0 * count - 3):
+        np.testing.assert_array_equal(end(injected(seed))[0], expected)
+
+
+@pytest.mark.parametrize("types", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("spec", [("a",), (None, "b"), (("a", "b"),)])
+def test_eight_devices_have_the_bits_of_one(types, spec, compiled):
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(types,) * 2)
+    put = functools.partial(jax.device_put, device=NamedSharding(mesh, PartitionSpec(*spec)))
+    zeros, dither = put(jnp.zeros((8, 16), jnp.uint32)), dithers(np.uint32(3), 9, 1)[0][0]
+    bits = jax.jit(lambda x: x ^ dither.bits(x.shape))(zeros)
+    assert bits.sharding.is_equivalent_to(zeros.sharding, 2)
+    np.testing.assert_array_equal(bits, dither.bits((8, 16)))
+    optimizer, u = stochastic_round(3), jnp.full((8, 16), 1e-3)
+    state = optimizer.init(put(P))
+    for step in range(3):
+        before = compiled()
+        got, state = optimizer.update(put(u), state, put(P))
+        assert step == 0 or compiled() == before
+        expected, _ = optimizer.update(u, StochasticRoundState(jnp.int32(step)), P)
+        assert got.sharding.is_equivalent_to(zeros.sharding, 2)
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_other_seeds_and_params_are_refused():
+    for seed in (1.0, True, None, np.True_, jnp.float32(1), jnp.arange(2)):
+        with pytest.raises(TypeError, match=r"seed must be an integer; got .* only chooses"):
+            stochastic_round(seed)
+    updates = [jnp.ones(2), None]
+    for params, message in (
+        (None, r"params is None, .* update\(grads, state, params\)"),
+        ([jnp.ones(3), None], r"same structure and shapes; got .*\(2,\).*\(3,\)"),
+        ([jnp.ones(2)], "same structure and shapes"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            stochastic_round().update(updates, StochasticRoundState(0), params)
