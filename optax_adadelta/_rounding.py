@@ -20,8 +20,8 @@ class Dither(NamedTuple):
 
     An element's numbers are the multiples of an irrational number, modulo 1, from where its
     index puts it. They are as even as those of any key, more so over a few steps, and are
-    known from the step's count and the index alone: nothing has to be saved, and a shard has
-    its own part of the whole array's numbers.
+    known from the step's count and the index alone: nothing has to be saved, and under jit a shard
+    has its own part of the whole array's numbers.
     """
 
     factor: jax.Array
@@ -45,7 +45,7 @@ class Dither(NamedTuple):
 def dithers(
     seed: jax.typing.ArrayLike, count: jax.typing.ArrayLike, leaves: int
 ) -> list[tuple[Dither, ...]]:
-    """Returns three independent dithers for each leaf, at step `count`."""
+    """Returns for each leaf three dithers, which over the steps are even jointly too."""
     key = _mixed(jnp.asarray(seed) + _STRIDES[-1])
     factors, offsets = jnp.split(_mixed(key + jnp.arange(2 * leaves, dtype=jnp.uint32)), 2)
     factors |= np.uint32(1)
@@ -86,7 +86,9 @@ def stochastic_round(seed: int = 0) -> optax.GradientTransformation:
       A :class:`optax.GradientTransformation`. Its ``update(updates, state, params)`` returns for
       parameters of fewer than 32 bits what :func:`optax.apply_updates` adds to get exactly the
       rounded sum, in float32; under strict promotion, add it yourself and cast. Other updates
-      pass as they are. It must be the last of a chain, for whatever scales its updates undoes it.
+      pass as they are. It must be the last of a chain, for whatever scales its updates undoes it,
+      and outside :func:`optax.MultiSteps` and :func:`optax.apply_if_finite`, which want updates of
+      the gradients' dtype.
 
     Raises:
       TypeError: ``seed`` is not an integer.

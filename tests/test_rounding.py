@@ -40,9 +40,8 @@ def test_an_elements_number_is_known_from_its_row_major_index(shape):
     np.testing.assert_array_equal(fractions, np.float32(expected // 2**8) / 2**24)
 
 
-@pytest.mark.parametrize("seed", [0, 2**32 - 1])
-def test_over_the_steps_an_elements_numbers_fill_the_unit_interval_evenly(seed):
-    x = np.asarray(numbers(np.uint32(seed))) / 2**32
+def test_over_the_steps_an_elements_numbers_fill_the_unit_interval_evenly():
+    x = np.asarray(numbers(np.uint32(0))) / 2**32
     for steps in (16, 128, 1024, 4096):
         ends = np.arange(steps + 1).reshape(-1, 1, 1, 1) / steps
         for of in np.sort([x[:steps], x[-steps:]], axis=1):
@@ -53,8 +52,8 @@ def test_over_the_steps_an_elements_numbers_fill_the_unit_interval_evenly(seed):
 @pytest.mark.parametrize("streams", [[0, 1], [0, 2], [1, 2], [0, 1, 2]])
 def test_over_the_steps_an_elements_streams_are_jointly_even(streams):
     x = np.asarray(numbers(np.uint32(0)))[:, 1, streams] / 2**32
-    boxes = {2: 16, 3: 6}[len(streams)]
     for element in range(0, 50, 5):
+        boxes = 16 if len(streams) == 2 else 6
         inside, _ = np.histogramdd(x[..., element], boxes, [(0, 1)] * len(streams))
         # Of random numbers some box has 3.5 to 5 standard deviations more or less.
         assert np.abs(inside - 4096 / inside.size).max() < 2.5 * (4096 / inside.size) ** 0.5
@@ -74,10 +73,10 @@ def test_elements_leaves_streams_and_seeds_have_numbers_of_their_own():
 @pytest.mark.parametrize(
     "built",
     [
-        lambda place, *last: optax.chain(optax.sgd(place / 80), *last),
-        lambda place, *last: optax.chain(optax.sgd(place / 800, 0.9, False, jnp.float32), *last),
-        lambda place, *last: optax.MultiSteps(optax.chain(optax.sgd(place / 40), *last), 2),
-        lambda place, *last: optax.chain(adadelta(2 * place), *last),
+        lambda place: optax.sgd(place / 80),
+        lambda place: optax.sgd(place / 800, momentum=0.9, accumulator_dtype=jnp.float32),
+        lambda place: optax.MultiSteps(optax.sgd(place / 40), 2).gradient_transformation(),
+        lambda place: adadelta(2 * place),
     ],
 )
 def test_steps_far_below_the_last_place_follow_the_float32_path(built, dtype):
@@ -98,7 +97,7 @@ def test_steps_far_below_the_last_place_follow_the_float32_path(built, dtype):
         return np.float64(params) - np.float64(start)
 
     assert (moved(built(place), dtype) == 0).all()
-    got = moved(built(place, stochastic_round()), dtype)
+    got = moved(optax.chain(built(place), stochastic_round()), dtype)
     expected = moved(built(place), np.float32)
     assert (np.abs(expected) > 1.5 * place).all()
     np.testing.assert_allclose((got * gradient).mean(), (expected * gradient).mean(), rtol=0.01)
@@ -127,7 +126,6 @@ def test_a_parameter_lands_on_the_sum_or_else_on_a_neighbour(dtype, seed):
         nearest = goal.astype(dtype)
         other = np.nextafter(nearest, np.where(goal > nearest, np.inf, -np.inf).astype(dtype))
     got = np.asarray(landed(p, u, rng.integers(0, 2**31, 4).astype(np.int32)))
-    assert got.dtype == dtype
     unusual = (goal != 0) & (np.abs(goal) < LEAST[dtype])
     assert ((got == nearest) | ((got == other) & (goal != nearest)) | unusual).all(), (p, u, got)
 
@@ -153,9 +151,11 @@ def test_what_is_not_finite_is_as_in_a_plain_sum_and_with_no_update_nothing_move
     most = float(jnp.finfo(dtype).max)
     p = np.float32([np.inf, -np.inf, np.inf, np.nan, 1, 1, -1, 0, -0.0, most, -most, 1])
     u = np.float32([1, 1, -np.inf, 1, np.inf, -np.inf, np.nan, 0, -0.0, 0, 0, 0])
-    with np.errstate(invalid="ignore"):
-        expected = np.tile(p + u, (4096, 1))
-    np.testing.assert_array_equal(np.float32(landed(p.astype(dtype), u, COUNTS)), expected)
+    expected = np.tile(jnp.asarray(p) + u, (4097, 1))
+    # At the last of these counts the number of the last element is zero.
+    bits = int(dithers(np.uint32(0), 0, 1)[0][2].bits(p.shape)[-1])
+    counts = np.append(np.uint32(COUNTS), np.uint32(-bits * pow(0x9E3779B9, -1, 2**32) % 2**32))
+    np.testing.assert_array_equal(np.float32(landed(p.astype(dtype), u, counts)), expected)
     beyond = landed(p[9:11].astype(dtype), p[9:11] / 2**12, COUNTS)
     assert set(np.abs(np.float32(beyond)).ravel()) == {most, np.inf}
 
@@ -165,12 +165,13 @@ P = jnp.linspace(-2, 2, 128, dtype=jnp.bfloat16).reshape(8, 16)
 
 @pytest.mark.usefixtures("x64")
 def test_other_leaves_pass_as_they_are():
-    others = [jnp.ones(3), jnp.ones((), jnp.float64), jnp.ones(3, jnp.complex64), jnp.arange(3)]
+    others = [jnp.ones(3, dtype) for dtype in ("float32", "float64", "complex64", "int32")]
     params = {"others": others, "none": None, "masked": optax.MaskedNode(), "p": jnp.bfloat16(1)}
     masked = optax.masked(stochastic_round(), {**params, "others": True, "p": False})
     for optimizer, p in ((stochastic_round(), jnp.float32(1)), (masked, jnp.bfloat16(1))):
-        updates, _ = optimizer.update(params, optimizer.init(params), params)
-        chex.assert_trees_all_equal(updates, {**params, "p": p}, strict=True)
+        given_updates = {**params, "others": [jnp.full_like(x, 1e-20) for x in others]}
+        updates, _ = optimizer.update(given_updates, optimizer.init(params), params)
+        chex.assert_trees_all_equal(updates, {**given_updates, "p": p}, strict=True)
     assert stochastic_round().update({}, stochastic_round().init({}), {}) == ({}, (1,))
 
 
@@ -189,28 +190,26 @@ def end(optimizer, around=lambda step: step):
     return carry
 
 
-def saved(step):
-    return lambda carry: step(jax.device_get(carry))
-
-
-def scanned(step):
-    return lambda carry: jax.lax.scan(lambda carry, _: (step(carry), None), carry, length=1)[0]
-
-
-@pytest.mark.parametrize("around", [jax.jit, saved, scanned, jax.disable_jit()])
+@pytest.mark.parametrize(
+    "around",
+    [
+        jax.jit,
+        lambda step: lambda carry: step(jax.device_get(carry)),
+        lambda step: lambda carry: jax.lax.scan(lambda c, _: (step(c), 0), carry, length=1)[0],
+        jax.disable_jit(),
+    ],
+)
 def test_a_step_has_the_same_bits_however_it_is_run(around):
     expected = end(stochastic_round(3))
     chex.assert_trees_all_equal(end(stochastic_round(3), around), expected)
-    assert expected[1] == StochasticRoundState(3)
 
 
 def test_a_seed_may_be_an_array_or_injected_or_scheduled_and_a_new_one_compiles_nothing(compiled):
     expected, _ = end(stochastic_round(jnp.int32(-3)))
     before = compiled()
     np.testing.assert_array_equal(end(stochastic_round(np.int64(2**32 - 3)))[0], expected)
-    other, _ = end(stochastic_round(987654321))
+    assert np.any(np.asarray(end(stochastic_round(987654321))[0]) != np.asarray(expected))
     assert compiled() == before
-    assert (np.asarray(other) != np.asarray(expected)).any()
     injected = optax.inject_hyperparams(stochastic_round)
     for seed in (-3, lambda count: 0 * count - 3):
         np.testing.assert_array_equal(end(injected(seed))[0], expected)
@@ -221,10 +220,10 @@ def test_a_seed_may_be_an_array_or_injected_or_scheduled_and_a_new_one_compiles_
 def test_eight_devices_have_the_bits_of_one(types, spec, compiled):
     mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(types,) * 2)
     put = functools.partial(jax.device_put, device=NamedSharding(mesh, PartitionSpec(*spec)))
-    zeros, dither = put(jnp.zeros((8, 16), jnp.uint32)), dithers(np.uint32(3), 9, 1)[0][0]
-    bits = jax.jit(lambda x: x ^ dither.bits(x.shape))(zeros)
-    assert bits.sharding.is_equivalent_to(zeros.sharding, 2)
+    dither = dithers(np.uint32(3), 9, 1)[0][0]
+    bits = jax.jit(lambda x: x ^ dither.bits(x.shape))(put(jnp.zeros((8, 16), jnp.uint32)))
     np.testing.assert_array_equal(bits, dither.bits((8, 16)))
+    assert bits.sharding.is_equivalent_to(put(P).sharding, 2)
     optimizer, u = stochastic_round(3), jnp.full((8, 16), 1e-3)
     state = optimizer.init(put(P))
     for step in range(3):
@@ -232,7 +231,7 @@ def test_eight_devices_have_the_bits_of_one(types, spec, compiled):
         got, state = optimizer.update(put(u), state, put(P))
         assert step == 0 or compiled() == before
         expected, _ = optimizer.update(u, StochasticRoundState(jnp.int32(step)), P)
-        assert got.sharding.is_equivalent_to(zeros.sharding, 2)
+        assert got.sharding.is_equivalent_to(put(P).sharding, 2)
         np.testing.assert_array_equal(got, expected)
 
 
