@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_adadelta._equation import Decay, Scalar, floored, squarable, squared_update, update
+from optax_adadelta._grid import MANTISSA, Grid, bits_of, from_bits, mantissa, power_of_two
 from optax_adadelta._placement import in_blocks, out_of_blocks, zeros_in_blocks, zeros_like
 from optax_adadelta._rounding import Dither
 
@@ -18,9 +19,6 @@ from optax_adadelta._rounding import Dither
 _MOST = 65504.0**2
 _SMALL = 4096
 _BLOCK = 128
-_MANTISSA = 23
-_FRACTION = np.uint32((1 << _MANTISSA) - 1)
-_ONE = np.float32(1).view(np.uint32)
 
 
 @functools.partial(
@@ -118,7 +116,7 @@ class _Sixteen:
 
     unit = np.float32(2.0**-32)
     first = np.uint32(unit.view(np.uint32))
-    shift = np.uint32(_MANTISSA - 10)
+    shift = np.uint32(MANTISSA - 10)
 
     def laid_out(self, x, kept: LowBits):
         return x
@@ -147,7 +145,7 @@ class _Sixteen:
         return Averages(*(self._decode(one, dtype) for one in kept))
 
     def _encode(self, average, kept, dither: Dither):
-        bits = _bits(average.astype(jnp.float32) + self.unit) - self.first
+        bits = bits_of(average.astype(jnp.float32) + self.unit) - self.first
         bits += dither.bits(kept.shape) >> (np.uint32(32) - self.shift)
         # A NaN leaves the average as it was. As the last operation, the choice also keeps XLA from
         # computing the codes anew in every loop that reads them, when the old ones are gone.
@@ -157,7 +155,7 @@ class _Sixteen:
 
     def _decode(self, kept, dtype):
         bits = (kept.codes.astype(jnp.uint32) << self.shift) + self.first
-        return (_float(bits) - self.unit).astype(dtype)
+        return (from_bits(bits) - self.unit).astype(dtype)
 
 
 class _Eight:
@@ -191,7 +189,7 @@ class _Eight:
         s = e_g + eps
         shape = g_sq.shape
         s_code = s_grid.encode(s, dithers[0].fractions(shape))
-        power = _power(s_grid.decode(s_code))
+        power = power_of_two(s_grid.decode(s_code))
         z = (e_x + eps) / s * power.astype(s.dtype)
         z_codes = _saturated(z_grid.encode(z, dithers[1].fractions(shape)))
         # Nothing is added, but XLA does not know it, and writes the first code after the second:
@@ -208,8 +206,8 @@ class _Eight:
 
         They are zero before the first step, when no eps is known, and so is `S`.
         """
-        s, z = (_Grid(one.grid).decode(one.codes) for one in kept)
-        sums = s.astype(dtype), (z * _mantissa(s)).astype(dtype)
+        s, z = (Grid(one.grid).decode(one.codes) for one in kept)
+        sums = s.astype(dtype), (z * mantissa(s)).astype(dtype)
         return Averages(*(jnp.where(x > 0, jnp.maximum(x - eps, -eps / 4), x) for x in sums))
 
     def next_grids(self, old: Averages, terms, rho: Decay, eps):
@@ -217,49 +215,17 @@ class _Eight:
         old_share, new_share, eps = (x.astype(jnp.float32) for x in (rho.high, rho.complement, eps))
         g_sq = jnp.minimum(jnp.square(sum(weight * _largest(x) for weight, x in terms)), _MOST)
         (s_least, s_most), (z_least, z_most) = (
-            [_Grid(one.grid).decode(_of_block(end, one.codes)) for end in (jnp.min, jnp.max)]
+            [Grid(one.grid).decode(_of_block(end, one.codes)) for end in (jnp.min, jnp.max)]
             for one in old
         )
         # By 0.98 and 1.02 lies what the arithmetic rounds. E[dx^2] + eps at most doubles in a
         # step, but for eps, and z is at least half of it.
         s_least = 0.98 * jnp.maximum(old_share * s_least, eps)
         s_most = 1.02 * (old_share * s_most + new_share * g_sq + eps)
-        s_grid = _Grid.spanning(s_least, s_most)
+        s_grid = Grid.spanning(s_least, s_most)
         z_least = 0.49 * jnp.maximum(old_share * z_least, eps)
         z_most = 1.02 * (4 * z_most + 3 * eps)
-        return s_grid, _Grid.spanning(z_least, z_most * (1 + s_grid.step))
-
-
-class _Grid:
-    """What the codes of each block mean: from an octave on, so many to the octave."""
-
-    def __init__(self, packed):
-        self.packed = packed
-        per_octave = ((packed >> np.uint16(8)) + np.uint16(1)).astype(jnp.float32)[..., None]
-        octave = (packed & np.uint16(0xFF)).astype(jnp.uint32)[..., None]
-        self.step = 1 / per_octave
-        self._first = octave << np.uint32(_MANTISSA)
-        # Rounded up, so that no code of an octave is read as one of the octave below.
-        width = jnp.ceil(np.float32(1 << _MANTISSA) * self.step)
-        self._width = width.astype(jnp.uint32)
-        self._codes_per_bit = 1 / width
-
-    @classmethod
-    def spanning(cls, least, most):
-        """Returns the finest grid from the octave of `least` to the end of that of `most`."""
-        first, last = (_bits(x)[..., 0] >> np.uint32(_MANTISSA) for x in (least, most))
-        octaves = (last - first + np.uint32(1)).astype(jnp.float32)
-        per_octave = (np.float32(255.5) / octaves).astype(jnp.uint32)
-        return cls((((per_octave - np.uint32(1)) << np.uint32(8)) | first).astype(jnp.uint16))
-
-    def encode(self, x, dither):
-        """Returns the codes of `x`, which can be above 255."""
-        bits = jnp.maximum(_bits(x.astype(jnp.float32)), self._first)
-        above = (bits - self._first).astype(jnp.float32)
-        return (above * self._codes_per_bit + dither).astype(jnp.uint32)
-
-    def decode(self, codes):
-        return _float(self._first + codes.astype(jnp.uint32) * self._width)
+        return s_grid, Grid.spanning(z_least, z_most * (1 + s_grid.step))
 
 
 def _of_block(end, x):
@@ -278,24 +244,6 @@ def _largest(x):
 
 def _saturated(codes):
     return jnp.where(codes < 256, codes.astype(jnp.uint8), np.uint8(0xFF))
-
-
-def _bits(x):
-    return jax.lax.bitcast_convert_type(x, jnp.uint32)
-
-
-def _float(bits):
-    return jax.lax.bitcast_convert_type(bits, jnp.float32)
-
-
-def _power(x):
-    """Returns the largest power of two that is not above `x`."""
-    return _float(_bits(x) & ~_FRACTION)
-
-
-def _mantissa(x):
-    """Returns `x` over that power, at least 1 and below 2, and 1 for 0."""
-    return _float((_bits(x) & _FRACTION) | _ONE)
 
 
 def _blocks(shape: tuple[int, ...]) -> tuple[int, int]:

@@ -246,8 +246,7 @@ def _init(state_bits: int | None, params: optax.Params) -> AdadeltaState:
 
 def _zeros_for(state_bits, path, p) -> Averages:
     bits = jnp.finfo(inexact_dtype("params", path, p)).bits
-    low = zeros(p, state_bits) if state_bits else None
-    if low is not None:
+    if state_bits and (low := zeros(p, state_bits)):
         return low
     dtype = jnp.float64 if bits > 32 else jnp.float32
     return Averages(*(zeros_like(p, dtype) for _ in range(2)))

@@ -123,7 +123,13 @@ def test_its_version_is_the_one_in_pyproject():
 
 def test_its_public_names():
     public = {name for name in dir(optax_adadelta) if not name.startswith("_")}
-    assert public == {"AdadeltaState", "adadelta", "diagnostics", "scale_by_adadelta"}
+    assert public == {
+        "AdadeltaState",
+        "adadelta",
+        "diagnostics",
+        "scale_by_adadelta",
+        "stochastic_round",
+    }
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.name)

@@ -129,6 +129,7 @@ def test_without_gradients_the_averages_stay_at_zero(bits, most):
     assert np.max(averages(state)) <= most
 
 
+@pytest.mark.slow
 @LOW
 @pytest.mark.parametrize("rho", [0.99, 0.999])
 def test_averages_decay_to_eps_without_gradients(bits, rho):
@@ -159,7 +160,7 @@ def test_averages_decay_as_fast_as_they_should(bits):
 
 
 @LOW
-@pytest.mark.parametrize("huge", [1e5, 1e30, np.inf])
+@pytest.mark.parametrize("huge", [1e30, np.inf])
 def test_a_huge_gradient_fills_the_average_and_is_forgotten(bits, huge):
     optimizer = scale_by_adadelta(state_bits=bits)
     g = np.where(np.arange(128) == 5, np.float32(huge), normal())
@@ -203,6 +204,7 @@ def test_nan_stays_in_its_own_coordinate(bits):
     assert nmse(updates[3], exact[3]) < 0.05
 
 
+@pytest.mark.slow
 @LOW
 @pytest.mark.parametrize("rho", [0.5, 0.9, 0.99])
 def test_a_block_of_scales_that_differ_by_1e10_does_not_diverge(bits, rho):
@@ -233,6 +235,7 @@ def stepped(bits, steps=4):
     return jax.tree.map(np.asarray, state)
 
 
+@pytest.mark.slow
 @LOW
 @pytest.mark.parametrize(
     ("kind", "spec"),
@@ -325,7 +328,7 @@ def test_seeds_and_leaves_have_rounding_of_their_own(bits):
 
 
 @LOW
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16, jnp.complex64])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.complex64])
 def test_types_stay_those_of_init(bits, dtype):
     optimizer = adadelta(state_bits=bits)
     params = {
@@ -405,6 +408,7 @@ WRAPPED = {
 }
 
 
+@pytest.mark.slow
 @LOW
 @pytest.mark.parametrize("name", WRAPPED)
 def test_it_works_inside_what_optax_wraps_it_in(bits, name):
@@ -482,6 +486,7 @@ def test_weight_decay_counts_as_gradient(bits):
     np.testing.assert_allclose(averages(state)[0], expected.e_g, rtol=0.13, atol=1e-6)
 
 
+@pytest.mark.slow
 @LOW
 def test_a_falling_eps_only_lowers_the_floor(bits):
     eps = optax.exponential_decay(1e-4, 100, 0.1, end_value=1e-8)
@@ -491,6 +496,7 @@ def test_a_falling_eps_only_lowers_the_floor(bits):
     assert nmse(found, exact) < (1e-5 if bits == 16 else 5e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eps", [1e-10, 1e-8])
 @LOW
 def test_a_small_eps_is_kept_apart_from_zero(bits, eps):
@@ -500,6 +506,7 @@ def test_a_small_eps_is_kept_apart_from_zero(bits, eps):
     assert nmse(found, exact) < (1e-4 if bits == 16 else 2e-2)
 
 
+@pytest.mark.slow
 @LOW
 def test_diagnostics_read_it(bits):
     optimizer = scale_by_adadelta(state_bits=bits)
