@@ -14,8 +14,8 @@ import scripts
 
 pytestmark = pytest.mark.scripts
 
-# Means outside float32's spread over the seeds. The first is what chance can do: a rounding error in
-# the first weights moves a seed by as much. The second is not, but nearer to the minimum.
+# Means outside float32's spread over the seeds. The first is what chance can do: a rounding error
+# in the first weights moves a seed by as much. The second is not, but nearer to the minimum.
 OUTSIDE = {("MNIST", "training loss", "16 bits"), ("mixed scales", "distance", "8 bits")}
 FEW = ("16 bits", "8 bits")
 
