@@ -100,9 +100,10 @@ def stochastic_round(seed: int = 0) -> optax.GradientTransformation:
       >>> step = optax.chain(optax.sgd(1e-3), stochastic_round())
       >>> params = jnp.ones(1000, jnp.bfloat16)
       >>> state = step.init(params)
-      >>> for _ in range(100):
-      ...     updates, state = step.update(jnp.ones_like(params), state, params)
-      ...     params = optax.apply_updates(params, updates)
+      >>> with jax.numpy_dtype_promotion("standard"):  # as by default
+      ...     for _ in range(100):
+      ...         updates, state = step.update(jnp.ones_like(params), state, params)
+      ...         params = optax.apply_updates(params, updates)
       >>> print(params.dtype, f"{params.astype(float).mean():.3f}")
       bfloat16 0.900
 

@@ -391,6 +391,17 @@ def test_how_many_bytes_eight_bits_take(shape, bytes_each):
     assert sum(leaf.nbytes for leaf in kept) == bytes_each
 
 
+@pytest.mark.parametrize("shape", [(9, 1009), (5, 1, 2018), (4099,)], ids=str)
+def test_a_last_axis_that_no_block_divides_is_padded(shape):
+    gradients = [normal(shape, seed=t) for t in range(100)]
+    found, state = run(scale_by_adadelta(state_bits=8), gradients)
+    exact, _ = run(scale_by_adadelta(), gradients)
+    assert state.e_g.codes.size > found.size
+    assert found.shape == shape
+    assert nmse(found, exact) < 2e-3
+    assert effective_learning_rate(state).shape == shape
+
+
 def test_sixteen_bits_take_four_bytes_whatever_the_shape():
     for shape in ((), (3,), (0,), (1000, 7)):
         state = adadelta(state_bits=16).init(jnp.zeros(shape))
