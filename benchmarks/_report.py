@@ -1,4 +1,4 @@
-"""What every benchmark's results say of themselves, and the file that they go to."""
+"""What every benchmark's results say of themselves, and the file and the page they go to."""
 
 import datetime
 import importlib.metadata
@@ -41,6 +41,21 @@ def _processor() -> str | None:
         return None
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else None
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    """Returns a table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def filled(page: str, name: str, text: str) -> str:
+    """Returns the page with the text between the two marks of this name."""
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    if not 0 <= page.find(begin) < page.find(end):
+        raise SystemExit(f"The page needs the lines {begin} and {end}, in this order.")
+    before, _, rest = page.partition(begin)
+    return f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}"
 
 
 def save(path: Path, report: dict[str, Any]) -> None:

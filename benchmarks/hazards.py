@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from _report import RESULTS as FOLDER
-from _report import provenance, save
+from _report import filled, markdown, provenance, save
 from tqdm import tqdm
 
 import optax_adadelta
@@ -29,7 +29,7 @@ import optax_adadelta
 HERE = pathlib.Path(__file__).parent
 PAGE = HERE.parent / "docs" / "numerics.md"
 RESULTS = FOLDER / "hazards.json"
-BEGIN, END = "<!-- hazards -->", "<!-- /hazards -->"
+PART = "hazards"
 PACKAGES = ("optax_adadelta", "optax", "torch", "keras", "jax", "jaxlib", "numpy")
 HUGE_AT = 50
 NORMAL = np.random.default_rng(0).standard_normal
@@ -201,10 +201,8 @@ def run_all(smoke: bool) -> dict:
 def table(report: dict) -> str:
     """The results as Markdown."""
     columns = ("float64", *OPTIMIZERS)
-    lines = ["| hazard | " + " | ".join(columns) + " |", "| --- |" + " --- |" * len(columns)]
-    for hazard, row in report["results"].items():
-        lines.append(f"| {hazard} | " + " | ".join(cell(row.get(c)) for c in columns) + " |")
-    return "\n".join(lines)
+    rows = [[name, *(cell(row.get(c)) for c in columns)] for name, row in report["results"].items()]
+    return markdown(["hazard", *columns], rows)
 
 
 def cell(result: float | int | str | None) -> str:
@@ -216,8 +214,7 @@ def cell(result: float | int | str | None) -> str:
 
 def with_table(page: str, report: dict) -> str:
     """The page with its table made anew."""
-    before, _, rest = page.partition(BEGIN)
-    return f"{before}{BEGIN}\n{table(report)}\n{END}{rest.partition(END)[2]}"
+    return filled(page, PART, table(report))
 
 
 def main() -> None:

@@ -22,14 +22,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from _report import RESULTS as FOLDER
-from _report import provenance, save
+from _report import filled, markdown, provenance, save
 from tqdm import tqdm
 
 from optax_adadelta import scale_by_adadelta
 
 PAGE = pathlib.Path(__file__).parent.parent / "docs" / "memory.md"
 RESULTS = FOLDER / "state_error.json"
-BEGIN, END = "<!-- state errors -->", "<!-- /state errors -->"
+PART = "state errors"
 PACKAGES = ("optax_adadelta", "optax", "jax", "jaxlib", "numpy")
 RHOS = (0.9, 0.95, 0.99)
 ARRANGEMENTS = ("mixed", "rows")
@@ -211,14 +211,14 @@ def table(report: dict) -> str:
     errors = (f"{name}, % at rho {rhos}" for name in ARRANGEMENTS)
     nmse = "NMSE at rho 0.95, " + " / ".join(ARRANGEMENTS)
     head = ["state", "bytes a parameter", *errors, nmse]
-    lines = [" | ".join(head), " | ".join("---" for _ in head)]
+    rows = []
     for name, row in report["results"].items():
         cells = [f"**`{name}`**" if row["shipped"] else name, f"{row['bytes a parameter']:.3g}"]
         cells += [" / ".join(map(cell, row[a].values())) for a in ARRANGEMENTS]
         nmse = (row[a]["rho 0.95"]["NMSE"] for a in ARRANGEMENTS)
         cells.append(" / ".join("-" if x is None else f"{x:.1e}" for x in nmse))
-        lines.append(" | ".join(cells))
-    return "\n".join(f"| {line} |" for line in lines)
+        rows.append(cells)
+    return markdown(head, rows)
 
 
 def cell(result: dict) -> str:
@@ -231,11 +231,7 @@ def cell(result: dict) -> str:
 
 def with_table(page: str, report: dict) -> str:
     """The page with its table made anew."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise SystemExit(f"{PAGE.name} needs the lines {BEGIN} and {END}, in this order.")
-    return f"{before}{BEGIN}\n{table(report)}\n{END}{after}"
+    return filled(page, PART, table(report))
 
 
 def main() -> None:

@@ -34,8 +34,8 @@ from _cases import CASES as TREES
 from _cases import Shape
 from _contenders import EPS, RHO, optimizers
 from _floor import floor
-from _report import RESULTS, provenance, save
-from step_report import filled, table, versions
+from _report import RESULTS, filled, markdown, provenance, save
+from step_report import versions
 from tqdm import tqdm
 
 from optax_adadelta import adadelta
@@ -183,19 +183,17 @@ def tables(report: dict[str, Any]) -> str:
     speed = 1e-9 * statistics.median(c["bytes a second"] for c in report["cases"].values())
     said = f"{versions(report)}. Made by `{report['command']}`. The bound: {speed:.3g} GB/s."
     head = ["ns a parameter (quartiles)", *floored, *(head for head, *_ in COLUMNS)]
-    speeds, kept = table(head, rows), report["memory"]
+    speeds, kept = markdown(head, rows), report["memory"]
     if kept["float32"] is None:
         return f"{said}\n\n{speeds}\n\nWhat a process holds cannot be read on this platform."
     rows = [[who, *(f"{1e-6 * kept[who][key]:.0f}" for key in ("state", "peak"))] for who in RULES]
     head = f"{1e-6 * kept['parameters']:.0f}M parameters, MB beyond them and their gradients"
-    return f"{said}\n\n{speeds}\n\n{table([head, 'after init', 'at most, in 3 steps'], rows)}"
+    return f"{said}\n\n{speeds}\n\n{markdown([head, 'after init', 'at most, in 3 steps'], rows)}"
 
 
 def with_tables(page: str, reports: list[dict[str, Any]]) -> str:
     """Returns the page with its tables made anew."""
-    if not 0 <= page.find(f"<!-- {PART} -->") < page.find(f"<!-- /{PART} -->"):
-        raise SystemExit(f"{PAGE.name} needs <!-- {PART} --> and <!-- /{PART} -->, in this order.")
-    return filled(page, {PART: "\n\n".join(map(tables, reports))})
+    return filled(page, PART, "\n\n".join(map(tables, reports)))
 
 
 def main() -> None:

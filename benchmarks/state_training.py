@@ -24,7 +24,7 @@ import jax
 import numpy as np
 import optax
 from _report import RESULTS as FOLDER
-from _report import provenance, save
+from _report import filled, markdown, provenance, save
 from _tasks import MNIST, Task, tasks
 from tqdm import tqdm
 
@@ -32,7 +32,7 @@ from optax_adadelta import adadelta
 
 PAGE = pathlib.Path(__file__).parent.parent / "docs" / "memory.md"
 RESULTS = FOLDER / "state_training.json"
-BEGIN, END = "<!-- state training -->", "<!-- /state training -->"
+PART = "state training"
 PACKAGES = ("optax_adadelta", "optax", "jax", "jaxlib", "numpy", "scikit-learn")
 WIDTHS = {"float32": None, "16 bits": 16, "8 bits": 8}
 MEASURES = {
@@ -116,7 +116,7 @@ def table(report: dict[str, Any]) -> str:
     widths = list(WIDTHS)[1:]
     heads = [f"{report['seeds']} seeds", "measured", *WIDTHS]
     heads += [f"{width} less float32" for width in widths] + ["within float32's spread"]
-    lines = ["| " + " | ".join(heads) + " |", "| --- |" + " --- |" * (len(heads) - 1)]
+    rows = []
     for task, content in report["tasks"].items():
         for measure, facts in compared(content["results"]).items():
             spread = facts["float32"]["spread"]
@@ -127,14 +127,13 @@ def table(report: dict[str, Any]) -> str:
             few = [facts[width] for width in widths]
             cells += [pair(f["apart"], "+", f["spread apart"]) for f in few]
             cells.append(", ".join("yes" if f["holds"] else "no" for f in few))
-            lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            rows.append(cells)
+    return markdown(heads, rows)
 
 
 def with_table(page: str, report: dict[str, Any]) -> str:
     """The page with its table made anew."""
-    before, _, rest = page.partition(BEGIN)
-    return f"{before}{BEGIN}\n{table(report)}\n{END}{rest.partition(END)[2]}"
+    return filled(page, PART, table(report))
 
 
 def main() -> None:

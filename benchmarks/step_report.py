@@ -8,8 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from _report import RESULTS, filled, markdown
+
 HERE = Path(__file__).parent
-RESULTS = HERE / "results"
 PAGE = HERE.parent / "docs" / "performance.md"
 PICTURE = HERE.parent / "docs" / "performance" / "step.png"
 WHO = (
@@ -29,12 +30,6 @@ def versions(report: dict[str, Any]) -> str:
     given = report["versions"]
     names = [n for n in ("jax", "optax", "keras", "torch", "python") if n in given]
     return ", ".join(f"{name} {given[name]}" for name in names) + f"; {report['machine']}"
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """Returns a table in Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def nanoseconds(case: dict[str, Any], setting: str, who: str) -> float:
@@ -68,7 +63,7 @@ def step_table(report: dict[str, Any], setting: str) -> str:
         if "floor" in who:
             row.append(f"{ours / measured['floor']['seconds']:.1f}")
         rows.append(row)
-    return table(head, rows)
+    return markdown(head, rows)
 
 
 COLUMNS = (
@@ -98,7 +93,7 @@ def program_table(report: dict[str, Any]) -> str:
             for _, key, scale, form in COLUMNS
         ]
         rows.append([name, *cells])
-    return table(["case", *(head for head, *_ in COLUMNS)], rows)
+    return markdown(["case", *(head for head, *_ in COLUMNS)], rows)
 
 
 def seconds_table(measured: dict[str, Any]) -> str:
@@ -112,7 +107,7 @@ def seconds_table(measured: dict[str, Any]) -> str:
         for who, facts in measured.items()
         if who != "floor"
     ]
-    return table(["", "ms", "quartiles"], rows)
+    return markdown(["", "ms", "quartiles"], rows)
 
 
 def parts(reports: list[dict[str, Any]]) -> dict[str, str]:
@@ -129,13 +124,11 @@ def parts(reports: list[dict[str, Any]]) -> dict[str, str]:
     return made
 
 
-def filled(page: str, made: dict[str, str]) -> str:
-    """Returns the page with its generated parts put between their marks."""
+def with_parts(page: str, made: dict[str, str]) -> str:
+    """Returns the page with those of the parts that it has marks for."""
     for name, text in made.items():
-        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-        if begin in page:
-            before, _, rest = page.partition(begin)
-            page = f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}"
+        if f"<!-- {name} -->" in page:
+            page = filled(page, name, text)
     return page
 
 
@@ -211,7 +204,7 @@ def main() -> None:
     reports = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     made = parts(reports)
     page = options.page.read_text(encoding="utf-8")
-    options.page.write_text(filled(page, made), encoding="utf-8")
+    options.page.write_text(with_parts(page, made), encoding="utf-8")
     draw(reports, options.picture)
     print(f"{len(made)} parts for {options.page}, drawn: {options.picture}")
 

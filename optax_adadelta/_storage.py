@@ -62,11 +62,13 @@ def zeros(p: Any, bits: int) -> Averages | None:
     """Returns the averages of a parameter before the first step, if it is large enough for it."""
     shape = p.shape
     if bits == 16:
-        return Averages(*(LowBits(zeros_like(p, jnp.uint16), None, "e16", shape, 1) for _ in "gx"))
+        return Averages(
+            *(LowBits(zeros_like(p, jnp.uint16), None, "e16", shape, 1) for _ in range(2))
+        )
     if math.prod(shape) < _SMALL:
         return None
     blocks, block = _blocks(shape)
-    codes = [zeros_in_blocks(p, jnp.uint8, blocks, block) for _ in "gx"]
+    codes = [zeros_in_blocks(p, jnp.uint8, blocks, block) for _ in range(2)]
     return Averages(
         *(
             LowBits(one, jnp.max(one, axis=-1).astype(jnp.uint16), code, shape, block)

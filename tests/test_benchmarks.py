@@ -1,6 +1,7 @@
 """The benchmarks of time: that they run, what they write, and that the page shows it."""
 
 import json
+import math
 
 import pytest
 import scripts
@@ -44,7 +45,7 @@ def test_at_smoke_size_every_contender_is_measured_in_every_setting(tmp_path):
     assert picture.read_bytes().startswith(scripts.PNG)
     page = "a\n<!-- alone 0.0 -->\nold\n<!-- /alone 0.0 -->\nb"
     report["versions"]["jax"] = "0.0.1"
-    filled = module.filled(page, module.parts([report]))
+    filled = module.with_parts(page, module.parts([report]))
     assert "| 8-6-4 |" in filled
     assert "old" not in filled
     assert filled.startswith("a\n")
@@ -53,7 +54,7 @@ def test_at_smoke_size_every_contender_is_measured_in_every_setting(tmp_path):
 
 def test_the_trees_have_the_sizes_that_their_names_say():
     sizes = {
-        name: (len(shapes), sum(map(_size, shapes)))
+        name: (len(shapes), sum(map(math.prod, shapes)))
         for name, shapes in scripts.module("_cases", BENCHMARKS).CASES.items()
     }
     assert sizes == {
@@ -66,13 +67,6 @@ def test_the_trees_have_the_sizes_that_their_names_say():
         "ResNet-50": (161, 25_557_032),
         "12-layer transformer": (148, 124_439_808),
     }
-
-
-def _size(shape):
-    size = 1
-    for n in shape:
-        size *= n
-    return size
 
 
 @pytest.mark.parametrize("path", REPORTS, ids=lambda path: path.stem)
@@ -108,5 +102,5 @@ def test_the_page_shows_the_committed_results():
     page = module.PAGE.read_text("utf-8")
     made = module.parts([load(path) for path in REPORTS])
     assert all(f"<!-- {name} -->" in page for name in made)
-    assert module.filled(page, made) == page
+    assert module.with_parts(page, made) == page
     scripts.check_picture(module.PICTURE)

@@ -11,6 +11,7 @@ import scripts
 pytestmark = pytest.mark.scripts
 
 MODULE = scripts.module("state_error", scripts.BENCHMARKS)
+BEGIN, END = f"<!-- {MODULE.PART} -->", f"<!-- /{MODULE.PART} -->"
 CODES = MODULE.codes
 BLOCKED = {
     "octaves": CODES.octaves(),
@@ -135,12 +136,12 @@ def test_at_smoke_size_every_variant_is_compared(tmp_path, monkeypatch):
 
     # The saved results fill a page, and nothing else on it changes.
     page = tmp_path / "memory.md"
-    page.write_text(f"a\n{MODULE.BEGIN}\nold\n{MODULE.END}\nb\n", encoding="utf-8")
+    page.write_text(f"a\n{BEGIN}\nold\n{END}\nb\n", encoding="utf-8")
     monkeypatch.setattr(MODULE, "PAGE", page)
     monkeypatch.setattr("sys.argv", ["state_error.py", "--table", "--output", str(output)])
     MODULE.main()
     filled = page.read_text("utf-8")
-    assert filled == f"a\n{MODULE.BEGIN}\n{MODULE.table(report)}\n{MODULE.END}\nb\n"
+    assert filled == f"a\n{BEGIN}\n{MODULE.table(report)}\n{END}\nb\n"
     MODULE.main()
     assert page.read_text("utf-8") == filled
 
@@ -182,3 +183,16 @@ def test_the_committed_results_are_of_every_variant_and_keep_the_promises():
 def test_the_page_shows_the_committed_results():
     page = MODULE.PAGE.read_text("utf-8")
     assert MODULE.with_table(page, committed()) == page
+
+
+def test_the_readme_says_what_the_committed_results_do():
+    readme = " ".join((scripts.ROOT / "README.md").read_text("utf-8").split())
+    worst = {
+        bits: max(
+            committed()["results"][f"state_bits={bits}"][arrangement]["rho 0.95"]["percent"]
+            for arrangement in MODULE.ARRANGEMENTS
+        )
+        for bits in (16, 8)
+    }
+    said = f"differs from float32's by {worst[16]:.2f} % and by {worst[8]:.0f} %."
+    assert f"After two thousand steps at rho 0.95 a path {said}" in readme

@@ -1,6 +1,7 @@
 """The steps with averages in few bits: that the script runs, what it measures, what it found."""
 
 import json
+import math
 import sys
 
 import pytest
@@ -122,7 +123,7 @@ def test_where_memory_cannot_be_read_none_is_given(tmp_path, monkeypatch):
 
 
 def test_the_trees_have_the_sizes_that_their_names_say():
-    sizes = {name: sum(_size(shape) for shape in shapes) for name, shapes in MODULE.CASES.items()}
+    sizes = {name: sum(map(math.prod, shapes)) for name, shapes in MODULE.CASES.items()}
     assert sizes == {
         "2 leaves of 2048 x 4096": 16_777_216,
         "1 leaf of 10000 x 10000": 100_000_000,
@@ -130,13 +131,6 @@ def test_the_trees_have_the_sizes_that_their_names_say():
         "ResNet-50": 25_557_032,
         "2 leaves of 8M": 16_000_000,
     }
-
-
-def _size(shape):
-    size = 1
-    for n in shape:
-        size *= n
-    return size
 
 
 @pytest.mark.parametrize("path", REPORTS, ids=lambda path: path.stem)
@@ -162,3 +156,22 @@ def test_the_page_shows_the_committed_results():
     page = MODULE.PAGE.read_text("utf-8")
     assert BEGIN in page
     assert MODULE.with_tables(page, [load(path) for path in REPORTS]) == page
+
+
+def test_the_page_says_what_the_committed_results_do():
+    cases = [(name, case) for path in REPORTS for name, case in load(path)["cases"].items()]
+    page = " ".join(MODULE.PAGE.read_text("utf-8").split())
+
+    def span(form, key, names):
+        ratios = [case[form][key] / case["float32"][key] for name, case in cases if name in names]
+        return min(ratios), max(ratios)
+
+    flat = "2 leaves of 8M"
+    low, high = span("16 bits", "seconds", set(MODULE.CASES) - {flat})
+    assert f"a step takes {low:.1f} to {high:.1f} times as long as float32's" in page
+    assert f"up to {span('16 bits', 'seconds', {flat})[1]:.1f} times on those of one" in page
+    low, high = span("8 bits", "seconds", MODULE.CASES)
+    assert f"on a CPU a step takes {low:.1f} to {high:.1f} times as long" in page
+    many = {"12-layer transformer", "ResNet-50"}
+    low, high = span("16 bits", "compile", many)[0], span("8 bits", "compile", many)[1]
+    assert f"{low:.0f} to {high:.0f} times as long with 150 leaves" in page

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.scripts
 # Means outside float32's spread over the seeds. The first is what chance can do: a rounding error
 # in the first weights moves a seed by as much. The second is not, but nearer to the minimum.
 OUTSIDE = {("MNIST", "training loss", "16 bits"), ("mixed scales", "distance", "8 bits")}
+BEGIN, END = "<!-- state training -->", "<!-- /state training -->"
 FEW = ("16 bits", "8 bits")
 
 
@@ -151,10 +152,10 @@ def test_a_mean_outside_the_spread_is_said_to_be(script):
 
 
 def test_only_the_table_of_a_page_changes(script, committed):
-    page = f"a\n\n{script.BEGIN}\nold\n{script.END}\n\nb\n"
+    page = f"a\n\n{BEGIN}\nold\n{END}\n\nb\n"
     filled = script.with_table(page, committed)
-    assert filled.startswith(f"a\n\n{script.BEGIN}\n| ")
-    assert filled.endswith(f" |\n{script.END}\n\nb\n")
+    assert filled.startswith(f"a\n\n{BEGIN}\n| ")
+    assert filled.endswith(f" |\n{END}\n\nb\n")
     assert "old" not in filled
     assert script.with_table(filled, committed) == filled
 
@@ -173,5 +174,5 @@ def test_the_committed_results_are_of_every_task_and_of_five_seeds(script, commi
 
 def test_the_page_shows_the_committed_results(script, committed):
     page = script.PAGE.read_text("utf-8")
-    assert script.BEGIN in page
+    assert BEGIN in page
     assert script.with_table(page, committed) == page
