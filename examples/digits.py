@@ -29,7 +29,8 @@ from optax_adadelta.diagnostics import effective_learning_rate
 LAYERS = {"hidden 1": (64, 256), "hidden 2": (256, 128), "output": (128, 10)}
 BATCH = 32
 SMOKE_EPOCHS = 2
-OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), adadelta(rho=0.95))
+EPS = 1e-6
+OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), adadelta(rho=0.95, eps=EPS))
 
 
 def load(seed: int):
@@ -77,7 +78,7 @@ def step(params: dict, state: optax.OptState, x: jax.Array, y: jax.Array):
 def measure(params: dict, state: optax.OptState, train, test) -> dict:
     """Returns what the picture shows."""
     sets = {"train": train, "test": test}
-    rates = effective_learning_rate(state)
+    rates = effective_learning_rate(state, EPS)
     return {
         "loss": {name: loss(params, x, y) for name, (x, y) in sets.items()},
         "accuracy": {

@@ -1,4 +1,4 @@
-"""Algorithm 1 of the paper on one leaf, and how it stays exact and finite."""
+"""Algorithm 1 of the paper on one leaf, exact and finite for every gradient."""
 
 from typing import NamedTuple, TypeAlias
 
@@ -13,18 +13,19 @@ Scalar: TypeAlias = jax.Array | np.floating
 def equation(
     g: jax.Array, e_g: jax.Array, e_x: jax.Array, rho: "Decay", eps: Scalar
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """One step of Algorithm 1 for one leaf; `dx` has the sign of `g`.
+    """Makes one step of Algorithm 1 and returns `dx`, with the sign of `g`, and both averages.
 
     With `S = E[dx^2] + eps` from before the step, the paper's `dx^2` is `S g^2 / (E[g^2] + eps)`.
-    Then `E[dx^2] + rho eps = S (rho + (1 - rho) g^2 / (E[g^2] + eps))` after it, a sum of positive
-    terms, which gives `S` back. So each result follows from `g`, its own old value and the *new*
-    values of those before it, and a compiler can write all of them where the old ones lie.
+    After the step, `E[dx^2] + rho eps = S (rho + (1 - rho) g^2 / (E[g^2] + eps))`. This is a sum of
+    positive terms, so `S` can be computed back from it. Then each result depends only on `g`, on
+    its own old value and on the *new* values of the results before it, and a compiler can write
+    every result where its old value was.
     """
     eps = floored(eps)
-    g, g_sq = squarable(g)
+    g, g_sq = clip_to_squarable(g)
     e_g = rho.average(e_g, g_sq)
     e_x = rho.average(e_x, squared_update(g_sq, e_g, e_x, eps))
-    return update(g, g_sq, e_g, e_x, rho, eps), e_g, e_x
+    return delta(g, g_sq, e_g, e_x, rho, eps), e_g, e_x
 
 
 def squared_update(g_sq: jax.Array, e_g: jax.Array, e_x: jax.Array, eps: Scalar) -> jax.Array:
@@ -32,7 +33,7 @@ def squared_update(g_sq: jax.Array, e_g: jax.Array, e_x: jax.Array, eps: Scalar)
     return g_sq / (e_g + eps) * (e_x + eps)
 
 
-def update(
+def delta(
     g: jax.Array, g_sq: jax.Array, e_g: jax.Array, e_x: jax.Array, rho: "Decay", eps: Scalar
 ) -> jax.Array:
     """Returns `dx` from the new `e_g` and the new `e_x`."""
@@ -41,7 +42,7 @@ def update(
     tiny = jnp.finfo(eps.dtype).tiny
     rho_eps = rho.high * eps
     rho_eps += jnp.where(rho_eps < tiny, tiny, jnp.zeros_like(tiny))
-    ratio = _root_ratio(e_x + rho_eps, rho.high * e_g + (rho.complement * g_sq + rho_eps))
+    ratio = _root_ratio(e_x + rho_eps, rho.high * e_g + (rho.one_minus_rho * g_sq + rho_eps))
     return ratio.astype(g.dtype) * g
 
 
@@ -57,21 +58,26 @@ def _root_ratio(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def floored(eps: Scalar) -> jax.Array:
-    """Returns `eps`, raised to where `rho * eps` is a normal number for rho of 1 / 64 and above."""
+    """Returns `eps`, but at least so much that `rho * eps` is a normal number for rho >= 1 / 64."""
     return jnp.maximum(eps, 64 * jnp.finfo(eps.dtype).tiny)
 
 
-def squarable(g: jax.Array, square: float | None = None) -> tuple[jax.Array, jax.Array]:
-    """Returns `g`, held to a modulus whose square is at most `square` or finite, and that square.
+def clip_to_squarable(
+    g: jax.Array, largest_square: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Returns `g` clamped to the largest modulus whose square is finite, and that square.
 
-    The averages then stay finite, and the first such gradient still gives its exact update,
-    which depends on its quotient with an average that is all its own.
+    With `largest_square` the square is also at most that. So the averages stay finite. The first
+    such gradient still gets its exact update, which depends only on its quotient with an average
+    that it fills alone.
     """
     largest = float(jnp.finfo(g.dtype).max)
-    square = 0.98 * largest if square is None else square
-    bound = square**0.5
+    square = jnp.finfo(g.dtype).dtype.type(0.98 * largest)
+    if largest_square is not None:
+        square = jnp.minimum(largest_square, square)
+    bound = jnp.sqrt(square)
     if not jnp.iscomplexobj(g):
-        g = jax.lax.clamp(g.dtype.type(-bound), g, g.dtype.type(bound))
+        g = jax.lax.clamp(-bound, g, bound)
         return g, jnp.square(g)
     g_sq = sum(jnp.square(jnp.clip(part, -bound, bound)) for part in (g.real, g.imag))
     g = jax.lax.complex(*(jnp.clip(part, -largest, largest) for part in (g.real, g.imag)))
@@ -81,23 +87,23 @@ def squarable(g: jax.Array, square: float | None = None) -> tuple[jax.Array, jax
 
 
 class Decay(NamedTuple):
-    """The weights of a running average, `rho` of the old and `1 - rho` of the new.
+    """The weights of a running average, `rho` for the old value and `1 - rho` for the new one.
 
-    `rho` is the unevaluated sum `high + low`, and `complement` is not computed from it: a
-    float32 near one is too coarse to hold `1 - rho`. For rho = 0.9999 rounding alone would
-    put a bias of 2e-4 into every average.
+    `rho` is the unevaluated sum `high + low`, and `one_minus_rho` is not computed from it, because
+    a float32 near one is too coarse for that. For rho = 0.9999, rounding alone would put a bias of
+    2e-4 into every average.
     """
 
     high: Scalar
     low: Scalar
-    complement: Scalar
+    one_minus_rho: Scalar
 
     def average(self, old: jax.Array, new: jax.Array) -> jax.Array:
         """Returns `rho * old + (1 - rho) * new`."""
-        return self.high * old + (self.low * old + self.complement * new)
+        return self.high * old + (self.low * old + self.one_minus_rho * new)
 
     def astype(self, dtype: np.dtype) -> "Decay":
-        """Returns the same weights in `dtype`, what `high` loses being kept in `low`."""
+        """Returns the same weights in `dtype`; what `high` loses goes to `low`."""
         high = self.high.astype(dtype)
         low = (self.high - high.astype(self.high.dtype)) + self.low
-        return Decay(high, low.astype(dtype), self.complement.astype(dtype))
+        return Decay(high, low.astype(dtype), self.one_minus_rho.astype(dtype))

@@ -18,6 +18,10 @@ import optax
 
 from optax_adadelta._equation import Decay, Scalar
 
+# Below these, quantized averages do not resolve what the equation needs of them.
+MIN_QUANTIZED_RHO = 0.5
+MIN_QUANTIZED_EPS = 1e-12
+
 Value: TypeAlias = float | jax.Array
 """A checked number or a traced scalar."""
 
@@ -100,21 +104,24 @@ def number(name: str, value: Any, *, fading: bool = False) -> Value:
     return concrete
 
 
-def bits_or_none(bits: Any, rho: Value | optax.Schedule, eps: Value | optax.Schedule) -> int | None:
-    """Returns how many bits an average may take, having checked that they are enough."""
+def checked_state_bits(
+    bits: Any, rho: Value | optax.Schedule, eps: Value | optax.Schedule
+) -> int | None:
+    """Returns `state_bits`, having checked that it suits the other hyperparameters."""
     if bits is None:
         return None
     if isinstance(bits, jax.Array):
         raise TypeError(
             f"state_bits must be known when the optimizer is built; got {bits!r}. Under"
-            " optax.inject_hyperparams name it in static_args."
+            " optax.inject_hyperparams, name it in static_args."
         )
     if isinstance(bits, bool) or bits not in (8, 16):
         raise ValueError(
             f"state_bits must be 16, 8, or None for full precision; got {bits!r}. Fewer than 8 bits"
             " do not train as full precision does."
         )
-    for name, value, least in (("rho", rho, 0.5), ("eps", eps, 1e-10)):
+    limits = (("rho", rho, MIN_QUANTIZED_RHO), ("eps", eps, MIN_QUANTIZED_EPS))
+    for name, value, least in limits:
         if isinstance(value, float) and value < least:
             raise ValueError(
                 f"{name} must be at least {least:g} with state_bits={bits}, which is too coarse for"
@@ -123,14 +130,14 @@ def bits_or_none(bits: Any, rho: Value | optax.Schedule, eps: Value | optax.Sche
     return int(bits)
 
 
-def seed_number(seed: Any) -> jax.Array | np.uint32:
-    """Returns the seed as the compiled update takes it."""
+def seed_scalar(seed: Any) -> jax.Array | np.uint32:
+    """Returns the seed as the uint32 scalar that the compiled update takes."""
     if isinstance(seed, jax.Array) and jnp.issubdtype(seed.dtype, jnp.integer) and not seed.shape:
         return seed.astype(jnp.uint32)
     if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
         raise TypeError(
-            f"seed must be an integer; got {seed!r} of type {type(seed).__name__}. It is no key:"
-            " it only chooses among dithers that are equally good."
+            f"seed must be an integer; got {seed!r} of type {type(seed).__name__}. It is a plain"
+            " number, not a PRNG key: any integer works equally well."
         )
     return np.uint32(int(seed) % 2**32)
 

@@ -98,27 +98,20 @@ def test_variants_of_a_step_are_in_place_too(optimizer, dtype, bytes_accessed):
     assert made.bytes == pytest.approx(bytes_accessed * SIZE, abs=4 * SCALARS)
 
 
-@pytest.mark.parametrize(("dtype", "bytes_accessed"), [(jnp.float32, 34), (jnp.bfloat16, 24)])
-def test_sixteen_bits_are_three_loops_in_place_with_no_float32_copy(dtype, bytes_accessed):
-    made = program(adadelta(state_bits=16), dtype)
+@pytest.mark.parametrize(
+    ("bits", "dtype", "bytes_accessed"),
+    [(16, jnp.float32, 34), (16, jnp.bfloat16, 24), (8, jnp.float32, 28), (8, jnp.bfloat16, 18)],
+)
+def test_quantized_averages_are_three_loops_in_place_with_no_float32_copy(
+    bits, dtype, bytes_accessed
+):
+    made = program(adadelta(state_bits=bits), dtype)
     assert [op for op in made.kernels if op != "constant"] == ["fusion"] * 3 * len(SHAPES)
     assert made.copies == []
     assert made.scratch < SCALARS
-    assert made.aliased >= (4 + jnp.dtype(dtype).itemsize) * SIZE
-    # In float32 8 for E[g^2], 10 for E[dx^2], 16 for the parameters.
+    assert made.aliased >= (bits // 4 + jnp.dtype(dtype).itemsize) * SIZE
+    # In float32 16 bits take 8 for E[g^2], 10 for E[dx^2], 16 for the parameters; 8 bits 7, 7, 14.
     assert made.bytes == pytest.approx(bytes_accessed * SIZE, abs=SCALARS)
-
-
-def test_eight_bits_are_three_loops_in_place_with_no_float32_copy():
-    params = {"w": jnp.ones((96, 1024))}
-    optimizer = adadelta(state_bits=8)
-    made = Program(stepper(optimizer), params, optimizer.init(params), params, donate=(0, 1))
-    size = params["w"].size
-    # A few numbers for each block of 128.
-    assert made.scratch < 0.6 * size
-    assert made.aliased >= (4 + 2 * (1 + 2 / 128)) * size
-    written = re.findall(r"= (\w+\[96,(?:1024|8,128)\])\S* (?!parameter|bitcast)", made.entry)
-    assert sorted(written) == ["f32[96,1024]", "u8[96,8,128]", "u8[96,8,128]"]
 
 
 @pytest.mark.usefixtures("x64")

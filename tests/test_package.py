@@ -44,7 +44,7 @@ def train(optimizer):
         updates, state = optimizer.update(grads, state, params)
         params = optax.apply_updates(params, updates)
         assert loss(params) < value
-    rates = optax_adadelta.diagnostics.effective_learning_rate(state)
+    rates = optax_adadelta.diagnostics.effective_learning_rate(state, 1e-6)
     assert all(rate.min() > 0 for rate in jax.tree.leaves(rates))
     return state
 
@@ -126,6 +126,7 @@ def test_its_public_names():
     assert public == {
         "AdadeltaState",
         "adadelta",
+        "convert",
         "diagnostics",
         "scale_by_adadelta",
         "stochastic_round",

@@ -35,25 +35,29 @@ def test_it_is_what_multiplies_the_next_gradient_if_the_average_stays():
     state = trained(adadelta())
     same = jnp.sqrt(state.e_g["w"])
     updates, _ = adadelta().update({"w": same}, state)
-    np.testing.assert_allclose(updates["w"], -effective_learning_rate(state)["w"] * same, rtol=1e-5)
+    np.testing.assert_allclose(
+        updates["w"], -effective_learning_rate(state, 1e-6)["w"] * same, rtol=1e-5
+    )
 
 
 def test_it_starts_at_the_learning_rate_and_returns_there_without_gradients():
     optimizer = adadelta(rho=0.5)
     state = optimizer.init(jnp.ones(3))
     np.testing.assert_array_equal(
-        effective_learning_rate(state, learning_rate=0.5), 0.5 * np.ones(3)
+        effective_learning_rate(state, 1e-6, learning_rate=0.5), 0.5 * np.ones(3)
     )
     np.testing.assert_array_equal(effective_learning_rate(state, eps=1e-300), np.ones(3))
     for t in range(100):
         _, state = optimizer.update(jnp.full(3, 10.0 if t < 50 else 0.0), state)
-    np.testing.assert_allclose(effective_learning_rate(state), np.ones(3), rtol=1e-6)
+    np.testing.assert_allclose(effective_learning_rate(state, 1e-6), np.ones(3), rtol=1e-6)
 
 
 @pytest.mark.usefixtures("x64")
 def test_it_has_the_dtype_of_the_state():
-    assert effective_learning_rate(trained(adadelta(), jnp.float64))["w"].dtype == jnp.float64
-    assert effective_learning_rate(trained(adadelta(), jnp.bfloat16))["w"].dtype == jnp.float32
+    assert effective_learning_rate(trained(adadelta(), jnp.float64), 1e-6)["w"].dtype == jnp.float64
+    assert (
+        effective_learning_rate(trained(adadelta(), jnp.bfloat16), 1e-6)["w"].dtype == jnp.float32
+    )
 
 
 @pytest.mark.parametrize(
@@ -71,19 +75,19 @@ def test_the_state_is_found_however_deep(wrap):
     expected = trained(adadelta())
     found = find_state(trained(wrap(adadelta())))
     np.testing.assert_allclose(found.e_x["w"], expected.e_x["w"], rtol=1e-5)
-    assert effective_learning_rate(trained(wrap(adadelta())))["w"].shape == (8,)
+    assert effective_learning_rate(trained(wrap(adadelta())), 1e-6)["w"].shape == (8,)
 
 
 def test_none_to_be_found():
     with pytest.raises(ValueError, match=r"no AdadeltaState in PyTreeDef"):
-        effective_learning_rate(optax.adam(1e-3).init(jnp.ones(2)))
+        effective_learning_rate(optax.adam(1e-3).init(jnp.ones(2)), 1e-6)
 
 
 def test_several_to_choose_from():
     state = optax.chain(adadelta(), optax.sgd(1.0), adadelta()).init(jnp.ones(2))
     with pytest.raises(ValueError, match=r"2 AdadeltaStates, at state\[0\], state\[2\]; pass one"):
-        effective_learning_rate(state)
-    assert effective_learning_rate(state[2]).shape == (2,)
+        effective_learning_rate(state, 1e-6)
+    assert effective_learning_rate(state[2], 1e-6).shape == (2,)
 
 
 def test_arguments_are_checked():
@@ -91,6 +95,24 @@ def test_arguments_are_checked():
     with pytest.raises(ValueError, match="eps must be positive"):
         effective_learning_rate(state, eps=0.0)
     with pytest.raises(ValueError, match="learning_rate must be"):
-        effective_learning_rate(state, learning_rate=-1.0)
-    with pytest.raises(TypeError, match=r"eps must be a number here; got .*Call it"):
-        effective_learning_rate(state, eps=lambda count: 1e-6)
+        effective_learning_rate(state, 1e-6, learning_rate=-1.0)
+    with pytest.raises(TypeError, match="eps"):
+        effective_learning_rate(state)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_schedules_are_evaluated_at_the_count_of_the_state(jit):
+    def eps(count):
+        return jnp.float32(1e-6) * jnp.float32(10) ** -count.astype(jnp.float32)
+
+    def rate(count):
+        return 1 / (1 + count.astype(jnp.float32))
+
+    state = trained(adadelta())._replace(count=jnp.int32(3))
+
+    def read(state):
+        return effective_learning_rate(state, eps, rate)["w"]
+
+    found = jax.jit(read)(state) if jit else read(state)
+    expected = effective_learning_rate(state, 1e-9, 0.25)["w"]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)

@@ -103,7 +103,7 @@ def test_scan_and_vmap_stack_samples():
     def one(gradients):
         def step(state, g):
             updates, state = optimizer.update(g, state)
-            return state, sample(state, updates, coordinates)
+            return state, sample(state, updates, coordinates, 1e-6)
 
         return jax.lax.scan(step, optimizer.init(zeros), gradients)[1]
 
@@ -125,7 +125,7 @@ def test_the_frozen_part_of_a_model_is_left_out():
     coordinates = choose_coordinates(state)
     assert list(coordinates) == ["a"]
     updates, state = optimizer.update(params, state, params)
-    seen = sample(state, updates, coordinates)
+    seen = sample(state, updates, coordinates, 1e-6)
     np.testing.assert_array_equal(seen.update["a"], updates["a"][coordinates["a"][0]])
 
 
@@ -133,7 +133,7 @@ def test_coordinates_of_one_s_own():
     optimizer = adadelta()
     updates, state = optimizer.update(PARAMS, optimizer.init(PARAMS))
     for own in ([[0, 5], [4, 0]], np.array([[0, 5], [4, 0]]), jnp.array([[0, 5], [4, 0]])):
-        seen = sample(state, updates, {"layer/matrix": own})
+        seen = sample(state, updates, {"layer/matrix": own}, 1e-6)
         assert list(seen.rate) == list(seen.update) == ["layer/matrix"]
         np.testing.assert_array_equal(seen.rate["layer/matrix"], [1, 1])
 
@@ -141,9 +141,9 @@ def test_coordinates_of_one_s_own():
 def test_a_leaf_that_is_not_there():
     state = adadelta().init({"a": jnp.ones(3)})
     with pytest.raises(ValueError, match="no leaf 'b'; there are 'a'"):
-        sample(state, {"a": jnp.ones(3)}, {"b": np.array([[0]])})
+        sample(state, {"a": jnp.ones(3)}, {"b": np.array([[0]])}, 1e-6)
     with pytest.raises(ValueError, match="no leaf 'a'; there are none"):
-        sample(state, {}, {"a": np.array([[0]])})
+        sample(state, {}, {"a": np.array([[0]])}, 1e-6)
 
 
 @pytest.mark.parametrize(
@@ -160,15 +160,15 @@ def test_a_leaf_that_is_not_there():
 def test_coordinates_that_are_not_inside(indices, message):
     updates, state = adadelta().update(PARAMS, adadelta().init(PARAMS))
     with pytest.raises(ValueError, match=f"'layer/matrix' must be {message}"):
-        sample(state, updates, {"layer/matrix": np.array(indices)})
+        sample(state, updates, {"layer/matrix": np.array(indices)}, 1e-6)
 
 
 def test_coordinates_may_be_traced():
     updates, state = adadelta().update(PARAMS, adadelta().init(PARAMS))
     coordinates = choose_coordinates(state)
     for both in zip(
-        jax.tree.leaves(jax.jit(sample)(state, updates, coordinates)),
-        jax.tree.leaves(sample(state, updates, coordinates)),
+        jax.tree.leaves(jax.jit(sample)(state, updates, coordinates, 1e-6)),
+        jax.tree.leaves(sample(state, updates, coordinates, 1e-6)),
         strict=True,
     ):
         np.testing.assert_array_equal(*both)
@@ -177,7 +177,7 @@ def test_coordinates_may_be_traced():
 def test_updates_of_another_shape():
     state = adadelta().init({"a": jnp.ones(3)})
     with pytest.raises(ValueError, match=r"'a' has updates of shape \(2,\) and .* shape \(3,\)"):
-        sample(state, {"a": jnp.ones(2)}, {"a": np.array([[0]])})
+        sample(state, {"a": jnp.ones(2)}, {"a": np.array([[0]])}, 1e-6)
 
 
 def test_two_leaves_of_one_name():
@@ -196,7 +196,7 @@ def test_the_leaves_of_eight_devices(kind, wrap):
 
     def look(g):
         updates, state = optimizer.update(g, optimizer.init(g))
-        return sample(state, updates, coordinates)
+        return sample(state, updates, coordinates, 1e-6)
 
     with jax.set_mesh(mesh):
         spread = wrap(look)(jax.device_put(alone, NamedSharding(mesh, PartitionSpec("x", "y"))))

@@ -11,8 +11,9 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from reference import algorithm_1
 
-from optax_adadelta import adadelta, scale_by_adadelta
-from optax_adadelta._storage import _STORAGES, Averages, decoded, is_low
+from optax_adadelta import adadelta, diagnostics, scale_by_adadelta
+from optax_adadelta._storage import storage_with
+from optax_adadelta._storage._eight import _S_GRID, _Z_GRID
 from optax_adadelta.diagnostics import choose_coordinates, effective_learning_rate, sample
 
 LOW = pytest.mark.parametrize("bits", [16, 8])
@@ -49,8 +50,8 @@ def run(optimizer, gradients, state=None):
     )
 
 
-def averages(state, eps=1e-6):
-    return [np.float64(x) for x in decoded(state.e_g, state.e_x, jnp.asarray(eps, jnp.float32))]
+def averages(state):
+    return [np.float64(x) for x in diagnostics.averages(state)]
 
 
 def nmse(found, expected):
@@ -60,7 +61,7 @@ def nmse(found, expected):
 @pytest.mark.slow
 @pytest.mark.parametrize("decades", [(-8, 2), (-3, -1)], ids=["mixed", "alike"])
 @pytest.mark.parametrize(
-    ("rho", "bounds"), [(0.9, (2e-7, 3e-4)), (0.95, (1e-6, 2e-3)), (0.99, (2e-5, 6e-3))]
+    ("rho", "bounds"), [(0.9, (1e-7, 6e-4)), (0.95, (6e-7, 2e-3)), (0.99, (1e-5, 6e-3))]
 )
 def test_two_thousand_steps_end_where_those_of_full_precision_do(rho, bounds, decades):
     gradients = list(made((32, 128), 2000, decades))
@@ -70,7 +71,99 @@ def test_two_thousand_steps_end_where_those_of_full_precision_do(rho, bounds, de
         assert nmse(found, expected) < bound
 
 
-@pytest.mark.parametrize(("bits", "rtol"), [(16, 1e-3), (8, 0.13)])
+@pytest.mark.slow
+def test_so_do_those_with_heavy_tailed_gradients():
+    rng = np.random.default_rng(0)
+    shape, steps = (64, 128), 2000
+    gradients = 10 ** rng.uniform(-8, 2, shape) * rng.standard_t(3, (steps, *shape))
+    rarely = rng.random(shape) < 0.1
+    gradients[:, rarely] *= rng.random((steps, rarely.sum())) < 0.05
+    gradients[steps // 2 :] /= 10
+    gradients = gradients.astype(np.float32)
+    expected, _ = run(scale_by_adadelta(), gradients)
+    for bits, bound in ((16, 1e-6), (8, 3e-3)):
+        found, _ = run(scale_by_adadelta(state_bits=bits), gradients)
+        assert nmse(found, expected) < bound
+
+
+@pytest.mark.parametrize("grid", [_S_GRID, _Z_GRID], ids=["s", "z"])
+def test_a_grid_has_its_codes_in_order_and_evenly_spaced_within_each_octave(grid):
+    codes = jnp.arange(255, dtype=jnp.uint8)
+    values = np.float64(jax.jit(grid.decode)(codes))
+    np.testing.assert_array_equal(jax.jit(grid.encode)(jnp.float32(values), np.float32(0)), codes)
+    octave = np.floor(np.log2(values))
+    within = np.diff(octave) == 0
+    steps = (np.diff(values) / 2.0 ** octave[:-1])[within]
+    # One step for each segment, none finer than the one before it.
+    segments = np.unique(np.round(1 / steps))
+    np.testing.assert_allclose(1 / steps, np.round(1 / steps), rtol=1e-3)
+    assert len(segments) <= 2
+    assert (np.diff(steps) >= -1e-5).all()
+    powers = values[1:][~within]
+    np.testing.assert_allclose(powers, 2.0 ** np.round(np.log2(powers)), rtol=1e-4)
+    assert (powers >= 2.0 ** np.round(np.log2(powers))).all()
+
+
+@LOW
+def test_what_is_read_is_written_as_the_same_codes(bits):
+    _, state = run(adadelta(state_bits=bits), made(SHAPE, 50))
+    back = storage_with(bits).write(diagnostics.averages(state), state.unit)
+    # What rounding put below zero is read as zero.
+    positive = np.asarray(diagnostics.averages(state).e_x) > 0
+    np.testing.assert_array_equal(back.e_g, state.e_g)
+    np.testing.assert_array_equal(back.e_x[positive], state.e_x[positive])
+    assert positive.mean() > 0.5
+
+
+@LOW
+@pytest.mark.parametrize("after", [1.0, 1e-3, 1e3])
+def test_a_gradient_that_jumps_by_1e6_moves_nothing_much_further_than_in_full_precision(
+    bits, after
+):
+    def moved(bits):
+        optimizer = scale_by_adadelta(state_bits=bits)
+        _, state = run(optimizer, [scale * normal(seed=t) for t in range(100)])
+        jumped, state = run(optimizer, [1e6 * scale * normal(seed=100)], state)
+        gradients = [after * scale * normal(seed=t) for t in range(101, 200)]
+        later, _ = run(optimizer, gradients, state)
+        return np.abs(jumped), np.abs(jumped + later)
+
+    scale = np.float32(10.0) ** np.linspace(-6, 0, SHAPE[0], dtype=np.float32)[:, None]
+    for found, expected in zip(moved(bits), moved(None), strict=True):
+        assert np.isfinite(found).all()
+        # The largest movement of each scale; a single coordinate can end where it began.
+        assert (found.max(axis=1) < 2 * expected.max(axis=1)).all()
+        assert (found.max(axis=1) > 0.5 * expected.max(axis=1)).all()
+    assert (moved(bits)[0] < 2 * moved(None)[0]).all()
+
+
+@pytest.mark.slow
+@LOW
+@pytest.mark.parametrize(("size", "eps"), [(1e-6, 1e-6), (1e-6, 1e-12), (1, 1e-6), (1e4, 1e-2)])
+def test_parameters_of_any_size_are_fitted_as_in_full_precision(bits, size, eps):
+    target = size * normal((16, 128))
+    curvature = 10.0 ** np.linspace(-2, 0, 16, dtype=np.float32)[:, None]
+    noise = 0.1 * size * curvature
+
+    def distances(bits):
+        optimizer = adadelta(eps=eps, state_bits=bits)
+
+        def step(carry, key):
+            params, state = carry
+            g = curvature * (params - target) + noise * jax.random.normal(key, params.shape)
+            updates, state = optimizer.update(g, state)
+            return (params + updates, state), None
+
+        params = jnp.zeros(target.shape)
+        keys = jax.random.split(jax.random.key(0), 3000)
+        with jax.numpy_rank_promotion("allow"):
+            (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), keys)
+        return np.sqrt(np.mean(np.square((params - target) / size), axis=1))
+
+    np.testing.assert_allclose(distances(bits), distances(None), rtol=0.1)
+
+
+@pytest.mark.parametrize(("bits", "rtol"), [(16, 1e-3), (8, 0.17)])
 def test_one_step_is_that_of_algorithm_1_within_one_code(bits, rtol):
     g = normal() * np.float32(10.0) ** np.linspace(-2, 2, SHAPE[0], dtype=np.float32)[:, None]
     updates, state = run(scale_by_adadelta(state_bits=bits), [g])
@@ -91,8 +184,7 @@ def test_what_is_kept_is_right_in_the_mean_over_seeds_and_steps(bits):
         # At the same count the dithers of the two averages would differ by the same everywhere.
         start = optimizer.init(g)._replace(count=7919 * seed)
         _, state = optimizer.update(g, start)
-        # decode gives E, and E + eps is what is kept, with no clipping at zero.
-        return [x.reshape(g.shape) + 1e-6 for x in unclipped(state)]
+        return [1e-6 * (x + 1) for x in unclipped(state, bits)]
 
     kept = np.float64(jax.jit(jax.vmap(sums))(jnp.arange(400, dtype=jnp.int32)))
     exact = np.array([expected.e_g, expected.e_x]) + 1e-6
@@ -103,30 +195,34 @@ def test_what_is_kept_is_right_in_the_mean_over_seeds_and_steps(bits):
     assert np.abs(off.mean(axis=(1, 2))).max() < 0.1
 
 
-def unclipped(state):
-    storage = _STORAGES[state.e_g.code]
-    return storage.decode(Averages(state.e_g, state.e_x), np.float32(1e-6), np.float32)
+def unclipped(state, bits):
+    """The averages in units of eps, which rounding can put below zero."""
+    return storage_with(bits).decode(diagnostics.Averages(state.e_g, state.e_x), np.float32)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_sixteen_bits_are_codes_of_equal_steps_within_each_octave(seed):
     rng = np.random.default_rng(seed)
-    g = np.float32(10.0 ** rng.uniform(-7, 4.5, SHAPE))
+    g = np.float32(10.0 ** rng.uniform(-7, 6, SHAPE))
     _, state = run(scale_by_adadelta(0.5, state_bits=16, seed=seed), [g])
-    exact = 0.5 * np.float64(g) ** 2 + 2.0**-32
+    exact = 0.5 * np.float64(g) ** 2 / 1e-6 + 1
     place = 2.0 ** (np.floor(np.log2(exact)) - 10)
-    found = averages(state)[0] + 2.0**-32
+    found = averages(state)[0] / 1e-6 + 1
     assert np.all(np.abs(found - exact) <= place * (1 + 1e-3))
     np.testing.assert_allclose(found / place, np.round(found / place), rtol=2e-7)
-    assert np.mean(found > exact) == pytest.approx(0.5, abs=0.05)
+    assert np.mean((found > exact)[exact > 2]) == pytest.approx(0.5, abs=0.05)
 
 
-@pytest.mark.parametrize(("bits", "most"), [(16, 0.0), (8, 2e-8)])
-def test_without_gradients_the_averages_stay_at_zero(bits, most):
+@LOW
+def test_without_gradients_the_averages_stay_at_zero(bits):
     optimizer = scale_by_adadelta(state_bits=bits)
     assert not np.any(averages(optimizer.init(jnp.zeros(SHAPE))))
     _, state = run(optimizer, [np.zeros(SHAPE, np.float32)] * 200)
-    assert np.max(averages(state)) <= most
+    e_g, e_x = averages(state)
+    assert not e_g.any()
+    # With 8 bits, the code of the ratio 1 is not exactly 1: once in many steps it is left by one.
+    assert e_x.mean() <= (0 if bits == 16 else 1e-5 * 1e-6)
+    assert e_x.max() <= (0 if bits == 16 else 0.06 * 1e-6)
 
 
 @pytest.mark.slow
@@ -142,8 +238,8 @@ def test_averages_decay_to_eps_without_gradients(bits, rho):
         )
     )
     state = update(state)
-    assert np.max(averages(state)) < 3e-8
-    np.testing.assert_allclose(effective_learning_rate(state), 1.0, rtol=0.05)
+    assert np.max(averages(state)) < (3e-8 if bits == 16 else 6e-8)
+    np.testing.assert_allclose(effective_learning_rate(state, 1e-6), 1.0, rtol=0.05)
 
 
 @LOW
@@ -154,25 +250,31 @@ def test_averages_decay_as_fast_as_they_should(bits):
     before = averages(state)[0]
     _, state = run(optimizer, [np.zeros(SHAPE, np.float32)] * steps, state)
     ratio = averages(state)[0] / (before * rho**steps)
-    # A bias of 1e-4 in each step's rounding would be 3 % here.
-    assert np.median(ratio) == pytest.approx(1, abs=0.02)
-    assert ratio.mean() == pytest.approx(1, abs=0.02)
+    # A bias of 1e-4 in each step's rounding would be 3 % here. Six codes per octave are so coarse
+    # that a decay which is right on average is 5 % faster in the logarithm.
+    times = 1 + np.log(ratio) / (steps * np.log(rho))
+    assert times.mean() == pytest.approx(1, abs=0.01 if bits == 16 else 0.07)
+    assert np.median(times) == pytest.approx(1, abs=0.01 if bits == 16 else 0.07)
+
+
+# The root of the largest E[g^2], for eps = 1e-6.
+LARGEST = {16: 1e-3 * 2.0**32, 8: 1e-3 * 2.0**37.5}
 
 
 @LOW
 @pytest.mark.parametrize("huge", [1e30, np.inf])
 def test_a_huge_gradient_fills_the_average_and_is_forgotten(bits, huge):
-    optimizer = scale_by_adadelta(state_bits=bits)
+    optimizer = scale_by_adadelta(0.5, state_bits=bits)
     g = np.where(np.arange(128) == 5, np.float32(huge), normal())
     updates, state = run(optimizer, [g])
     assert np.isfinite(updates).all()
     # sqrt(eps / (1 - rho)), as for every first gradient that is much larger than sqrt(eps).
-    np.testing.assert_allclose(updates[:, 5], 4.4721e-3, rtol=0.05)
+    np.testing.assert_allclose(updates[:, 5], np.sqrt(2e-6), rtol=1e-3 if bits == 16 else 0.2)
     e_g, _ = averages(state)
-    np.testing.assert_allclose(e_g[:, 5], 0.05 * 65504.0**2, rtol=0.3)
+    np.testing.assert_allclose(e_g[:, 5], 0.5 * LARGEST[bits] ** 2, rtol=1e-2 if bits == 16 else 1)
     assert np.all(np.delete(e_g, 5, axis=1) < 10)
     updates, state = run(optimizer, [normal(seed=t) for t in range(1000)], state)
-    exact, _ = run(scale_by_adadelta(), [normal(seed=t) for t in range(1000)])
+    exact, _ = run(scale_by_adadelta(0.5), [normal(seed=t) for t in range(1000)])
     assert np.abs(updates[:, 5]).mean() > 0.3 * np.abs(exact[:, 5]).mean()
 
 
@@ -180,10 +282,12 @@ def test_a_huge_gradient_fills_the_average_and_is_forgotten(bits, huge):
 def test_a_huge_gradient_at_every_step_does_not_wrap(bits):
     optimizer = scale_by_adadelta(state_bits=bits)
     moved, state = run(optimizer, [np.full(SHAPE, 1e30, np.float32)] * 400)
+    moved = np.asarray(moved)
     e_g, _ = averages(state)
-    np.testing.assert_allclose(e_g, 65504.0**2, rtol=0.1)
+    assert (e_g > 0.4 * LARGEST[bits] ** 2).all()
     exact, _ = run(scale_by_adadelta(), [np.full(SHAPE, 1e4, np.float32)] * 400)
-    np.testing.assert_allclose(moved, exact, rtol=0.1)
+    np.testing.assert_allclose(moved, exact, rtol=0.01 if bits == 16 else 0.4)
+    assert moved.mean() == pytest.approx(float(exact.mean()), rel=0.15)
 
 
 @LOW
@@ -200,14 +304,14 @@ def test_nan_stays_in_its_own_coordinate(bits):
     _, exact = run(scale_by_adadelta(), [normal()])
     exact, _ = run(scale_by_adadelta(), later, exact)
     others = np.arange(SHAPE[0]) != 3
-    assert nmse(updates[others], exact[others]) < 2e-3
+    assert nmse(updates[others], exact[others]) < 6e-3
     assert nmse(updates[3], exact[3]) < 0.05
 
 
 @pytest.mark.slow
 @LOW
 @pytest.mark.parametrize("rho", [0.5, 0.9, 0.99])
-def test_a_block_of_scales_that_differ_by_1e10_does_not_diverge(bits, rho):
+def test_scales_that_differ_by_1e10_do_not_diverge(bits, rho):
     spread = np.float32(10.0) ** np.linspace(-8, 2, 128, dtype=np.float32)
     gradients = [spread * normal(seed=t) for t in range(500)]
     found, _ = run(scale_by_adadelta(rho, state_bits=bits), gradients)
@@ -268,36 +372,6 @@ def test_eight_devices_keep_what_one_does_bit_for_bit(bits, kind, spec):
 
 
 @LOW
-def test_state_has_its_parameters_sharding_from_the_start(bits):
-    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
-    place = NamedSharding(mesh, PartitionSpec(None, "x"))
-    params = jax.device_put(jnp.ones((64, 4096)), place)
-    abstract = jax.ShapeDtypeStruct((64, 4096), jnp.float32, sharding=place)
-    optimizer = adadelta(state_bits=bits)
-    for state in (
-        optimizer.init(params),
-        jax.jit(optimizer.init)(params),
-        optimizer.init(abstract),
-    ):
-        codes = state.e_g.codes
-        assert {shard.data.shape for shard in codes.addressable_shards} == {
-            (64, 512) if bits == 16 else (64, 4, 128)
-        }
-        assert state.e_x.codes.sharding.is_equivalent_to(codes.sharding, codes.ndim)
-
-
-@LOW
-def test_a_sharded_step_moves_no_data_between_devices(bits):
-    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
-    optimizer = adadelta(state_bits=bits)
-    for spec in (PartitionSpec(None, "x"), PartitionSpec("x", None)):
-        params = jax.device_put(jnp.ones((64, 8192)), NamedSharding(mesh, spec))
-        step = jax.jit(optimizer.update).lower(params, optimizer.init(params)).compile()
-        for moved in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
-            assert moved not in step.as_text()
-
-
-@LOW
 def test_a_run_that_was_saved_and_resumed_is_the_same_bit_for_bit(bits, tmp_path):
     optimizer = adadelta(state_bits=bits)
     gradients = list(made((40, 130), 30))
@@ -312,19 +386,18 @@ def test_a_run_that_was_saved_and_resumed_is_the_same_bit_for_bit(bits, tmp_path
 
 
 @LOW
-def test_seeds_and_leaves_have_rounding_of_their_own(bits):
-    g = {"a": normal(), "b": normal()}
-    states = [
-        scale_by_adadelta(state_bits=bits, seed=seed).update(g, adadelta(state_bits=bits).init(g))[
-            1
-        ]
-        for seed in (0, 0, 1)
-    ]
-    same_bits(states[0], states[1])
-    codes = [np.asarray(state.e_g[name].codes) for state in states[1:] for name in g]
-    for i in range(4):
-        for j in range(i):
-            assert np.mean(codes[i] != codes[j]) > 0.2
+def test_seeds_have_rounding_of_their_own_and_leaves_do_not_depend_on_one_another(bits):
+    g = {"a": normal(), "b": normal(seed=1)}
+    alone = {"b": g["b"]}
+
+    def codes(seed, g):
+        optimizer = scale_by_adadelta(state_bits=bits, seed=seed)
+        _, state = optimizer.update(g, optimizer.init(g))
+        return np.asarray(state.e_g["b"])
+
+    np.testing.assert_array_equal(codes(0, g), codes(0, alone))
+    for seed, other in ((0, 1), (1, 2), (0, 2**31)):
+        assert np.mean(codes(seed, g) != codes(other, g)) > 0.2
 
 
 @LOW
@@ -371,42 +444,13 @@ def test_complex_gradients_are_taken_by_their_modulus(bits):
     np.testing.assert_allclose(averages(state)[0], expected.e_g, rtol=1e-3 if bits == 16 else 0.2)
 
 
-@pytest.mark.parametrize(
-    ("shape", "bytes_each"),
-    [
-        ((4096,), 2 * (4096 + 32 * 2)),
-        ((4095,), 8 * 4095),
-        ((32, 128), 2 * (4096 + 32 * 2)),
-        ((100, 1009), 2 * 100 * 8 * (127 + 2)),
-        ((768, 3072), 2 * 768 * 24 * (128 + 2)),
-        ((784, 500), 2 * 784 * 4 * (125 + 2)),
-        ((4096, 1), 2 * 4096 * 3),
-        ((3, 3, 64, 64), 2 * 9 * 64 * (64 + 2)),
-    ],
-    ids=str,
-)
-def test_how_many_bytes_eight_bits_take(shape, bytes_each):
-    state = adadelta(state_bits=8).init(jnp.zeros(shape))
-    kept = jax.tree.leaves((state.e_g, state.e_x))
-    assert sum(leaf.nbytes for leaf in kept) == bytes_each
-
-
-@pytest.mark.parametrize("shape", [(9, 1009), (5, 1, 2018), (4099,)], ids=str)
-def test_a_last_axis_that_no_block_divides_is_padded(shape):
-    gradients = [normal(shape, seed=t) for t in range(100)]
-    found, state = run(scale_by_adadelta(state_bits=8), gradients)
-    exact, _ = run(scale_by_adadelta(), gradients)
-    assert state.e_g.codes.size > found.size
-    assert found.shape == shape
-    assert nmse(found, exact) < 2e-3
-    assert effective_learning_rate(state).shape == shape
-
-
-def test_sixteen_bits_take_four_bytes_whatever_the_shape():
-    for shape in ((), (3,), (0,), (1000, 7)):
-        state = adadelta(state_bits=16).init(jnp.zeros(shape))
-        kept = jax.tree.leaves((state.e_g, state.e_x))
-        assert [leaf.nbytes for leaf in kept] == 2 * [2 * np.prod(shape, dtype=int)]
+@LOW
+def test_the_state_takes_its_bits_whatever_the_shape(bits):
+    for shape in ((), (3,), (0,), (1000, 7), (3, 3, 64, 64)):
+        state = adadelta(state_bits=bits).init(jnp.zeros(shape))
+        stored = jax.tree.leaves((state.e_g, state.e_x))
+        assert [leaf.nbytes for leaf in stored] == 2 * [bits // 8 * np.prod(shape, dtype=int)]
+        assert [leaf.shape for leaf in stored] == 2 * [shape]
 
 
 WRAPPED = {
@@ -428,7 +472,7 @@ def test_it_works_inside_what_optax_wraps_it_in(bits, name):
     low, full = (WRAPPED[name](adadelta(state_bits=b)) for b in (bits, None))
     step = jax.jit(low.update, donate_argnums=1), jax.jit(full.update)
     states = low.init(params), full.init(params)
-    assert is_low(optax.tree.get(states[0], "e_g")["w"])
+    assert optax.tree.get(states[0], "e_g")["w"].dtype.itemsize == bits // 8
     for _ in range(6):
         pairs = [f(params, state, params) for f, state in zip(step, states, strict=True)]
         states = [state for _, state in pairs]
@@ -493,7 +537,7 @@ def test_weight_decay_counts_as_gradient(bits):
     updates, state = optimizer.update(g, optimizer.init(params), params)
     (expected,) = algorithm_1(np.float64(g + 0.1 * params)[None])
     np.testing.assert_allclose(updates, expected.dx, rtol=1e-3 if bits == 16 else 0.09)
-    np.testing.assert_allclose(averages(state)[0], expected.e_g, rtol=0.13, atol=1e-6)
+    np.testing.assert_allclose(averages(state)[0], expected.e_g, rtol=0.17, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -507,7 +551,7 @@ def test_a_falling_eps_only_lowers_the_floor(bits):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("eps", [1e-10, 1e-8])
+@pytest.mark.parametrize("eps", [1e-12, 1e-10, 1e-8])
 @LOW
 def test_a_small_eps_is_kept_apart_from_zero(bits, eps):
     gradients = [np.float32(1e-4) * normal(seed=t) for t in range(300)]
@@ -523,11 +567,11 @@ def test_diagnostics_read_it(bits):
     moved = []
     for low in (optimizer, scale_by_adadelta()):
         updates, state = run(low, list(made((64, 70), 50, (-3, 1))))
-        rates = effective_learning_rate(state)
-        seen = sample(state, jnp.asarray(updates), choose_coordinates(state))
+        rates = effective_learning_rate(state, 1e-6)
+        seen = sample(state, jnp.asarray(updates), choose_coordinates(state), 1e-6)
         moved.append((rates, seen.rate[""]))
     assert moved[0][0].dtype == jnp.float32
-    rtol = 1e-2 if bits == 16 else 0.2
+    rtol = 1e-2 if bits == 16 else 0.3
     chex.assert_trees_all_close(*moved, rtol=rtol)
 
 
@@ -549,7 +593,7 @@ def test_an_update_needs_no_second_compilation(bits, compiled):
         ({"state_bits": True}, ValueError, "state_bits must be"),
         ({"state_bits": "8"}, ValueError, "state_bits must be"),
         ({"state_bits": jnp.int32(8)}, TypeError, "static_args"),
-        ({"state_bits": 16, "eps": 1e-12}, ValueError, "eps must be at least 1e-10"),
+        ({"state_bits": 16, "eps": 1e-13}, ValueError, "eps must be at least 1e-12"),
         ({"state_bits": 8, "rho": 0.1}, ValueError, "rho must be at least 0.5"),
         ({"seed": 1.5}, TypeError, "seed must be an integer"),
         ({"seed": True}, TypeError, "seed must be an integer"),
@@ -561,25 +605,6 @@ def test_wrong_options_are_refused(options, error, words):
     for make in (adadelta, scale_by_adadelta):
         with pytest.raises(error, match=words):
             make(**options)
-
-
-@LOW
-def test_states_that_were_cast_or_mixed_up_are_refused(bits):
-    optimizer = adadelta(state_bits=bits)
-    g = jnp.ones(SHAPE)
-    state = optimizer.init(g)
-    cast = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), state)
-    with pytest.raises(TypeError, match="codes is bfloat16"):
-        optimizer.update(g, cast._replace(count=state.count))
-    with pytest.raises(TypeError, match="do not belong together"):
-        optimizer.update(g, state._replace(e_x=jnp.zeros(SHAPE)))
-    with pytest.raises(TypeError, match="do not belong together"):
-        optimizer.update(g, state._replace(e_g=state.e_x, e_x=jnp.zeros(SHAPE)))
-    other = adadelta(state_bits=24 - bits).init(g)
-    with pytest.raises(TypeError, match="do not belong together"):
-        optimizer.update(g, state._replace(e_x=other.e_x))
-    with pytest.raises(ValueError, match=r"has shape \(64, 128\), but .* has shape \(64, 64\)"):
-        optimizer.update(g, optimizer.init(jnp.ones((64, 64))))
 
 
 @LOW

@@ -11,8 +11,9 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from reference import algorithm_1, gradients
 
-from optax_adadelta import AdadeltaState, _transform, adadelta
+from optax_adadelta import AdadeltaState, adadelta
 from optax_adadelta._equation import equation
+from optax_adadelta._storage import _full
 
 DTYPES = (
     jnp.float16,
@@ -307,7 +308,7 @@ def test_the_second_step_of_a_sharded_state_compiles_nothing(types, compiled):
 def test_leaves_of_one_shape_are_traced_once(monkeypatch):
     traced = []
     monkeypatch.setattr(
-        _transform, "equation", lambda g, *rest: traced.append(g.shape) or equation(g, *rest)
+        _full, "equation", lambda g, *rest: traced.append(g.shape) or equation(g, *rest)
     )
     # Shapes of no other test, whose traces JAX would remember.
     params = [jnp.ones((2, 1013)) for _ in range(20)] + [jnp.ones(1019) for _ in range(20)]

@@ -7,19 +7,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
 
-from optax_adadelta._rates import find_state, rate_of
-from optax_adadelta._storage import decoded, is_low
+from optax_adadelta._sharding import gathered
+from optax_adadelta._storage import Averages
+from optax_adadelta._validation import storages_of
+from optax_adadelta.diagnostics._averages import find_state
+from optax_adadelta.diagnostics._rates import rate_of
 
 
 class Sample(NamedTuple):
-    """A few coordinates of a run: how far along it was, and two arrays for each leaf.
+    """A few coordinates of a run after one step.
 
     Attributes:
       count: the number of steps made.
-      rate: the effective learning rates, by the leaf's name.
-      update: what was added to the parameters in that step, by the leaf's name.
+      rate: the effective learning rates, an array for each leaf by its name.
+      update: what was added to the parameters in that step, likewise.
     """
 
     count: jax.Array
@@ -69,12 +71,12 @@ def sample(
     state: Any,
     updates: optax.Updates,
     coordinates: Mapping[str, jax.typing.ArrayLike],
-    eps: float | jax.Array = 1e-6,
-    learning_rate: float | jax.Array = 1.0,
+    eps: optax.ScalarOrSchedule,
+    learning_rate: optax.ScalarOrSchedule = 1.0,
 ) -> Sample:
     """Returns the effective learning rates and the updates of a few coordinates.
 
-    It is cheap, and made for the training step: inside ``jax.jit``, ``jax.lax.scan`` or
+    It is cheap enough for every training step, and works inside ``jax.jit``, ``jax.lax.scan`` and
     ``jax.vmap``.
 
     Args:
@@ -102,12 +104,12 @@ def sample(
       >>> state = optimizer.init(params)
       >>> coordinates = choose_coordinates(state, size=4)
       >>> updates, state = optimizer.update({"w": jnp.full((2, 3), 0.1)}, state, params)
-      >>> seen = sample(state, updates, coordinates)
+      >>> seen = sample(state, updates, coordinates, eps=1e-6)
       >>> print(seen.count, f"{seen.rate['w'].mean():.3f} {seen.update['w'].mean():.5f}")
       1 0.063 -0.00447
     """
-    rate = rate_of(eps, learning_rate)
     found = find_state(state)
+    rate = rate_of(eps, learning_rate, found.count)
     leaves = _by_name(found.e_g), _by_name(found.e_x), _by_name(updates)
     rates: dict[str, jax.Array] = {}
     steps: dict[str, jax.Array] = {}
@@ -117,14 +119,14 @@ def sample(
                 raise ValueError(
                     f"There is no leaf {name!r}; there are {', '.join(map(repr, tree)) or 'none'}."
                 )
-        e_g, e_x, update = (tree[name] for tree in leaves)
-        e_g, e_x = decoded(e_g, e_x, jnp.asarray(eps, jnp.float32))
-        e_g, e_x, update = map(jnp.atleast_1d, (e_g, e_x, update))
+        e_g, e_x, update = (jnp.atleast_1d(tree[name]) for tree in leaves)
         if not isinstance(indices, jax.core.Tracer):
             indices = np.asarray(indices)
         _check(name, indices, e_g.shape, update.shape)
-        rates[name] = rate(_at(e_g, indices), _at(e_x, indices))
-        steps[name] = _at(update, indices)
+        (storage,) = storages_of(e_g, [e_g], [e_x], found.unit)
+        stored = Averages(*(gathered(x, tuple(indices)) for x in (e_g, e_x)))
+        rates[name] = rate(*storage.read(stored, found.unit))
+        steps[name] = gathered(update, tuple(indices))
     return Sample(jnp.asarray(found.count), rates, steps)
 
 
@@ -143,18 +145,10 @@ def _check(
         raise ValueError(f"The coordinates of {name!r} must be within its shape, {shape}.")
 
 
-def _at(leaf: jax.Array, indices: jax.Array | np.ndarray) -> jax.Array:
-    sharding = jax.typeof(leaf).sharding
-    # A gather has no sharding of its own, which a mesh with explicit axes asks for.
-    explicit = not sharding.mesh.empty and sharding.mesh.are_all_axes_explicit
-    out = NamedSharding(sharding.mesh, PartitionSpec()) if explicit else None
-    return leaf.at[tuple(indices)].get(out_sharding=out)
-
-
 def _by_name(tree: Any) -> dict[str, Any]:
     named = [
         (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
-        for path, leaf in jax.tree.leaves_with_path(tree, is_leaf=is_low)
+        for path, leaf in jax.tree.leaves_with_path(tree)
     ]
     leaves = dict(named)
     if len(leaves) < len(named):

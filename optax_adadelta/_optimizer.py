@@ -1,50 +1,22 @@
-"""The public transformations, their state, and the pass over the tree."""
+"""The public transformations."""
 
 import functools
 from collections.abc import Callable
-from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
 
-from optax_adadelta._equation import Scalar, equation
 from optax_adadelta._hyperparameters import (
-    Operands,
     at_step,
-    bits_or_none,
+    checked_state_bits,
     number_or_schedule,
     operands,
-    seed_number,
+    seed_scalar,
 )
-from optax_adadelta._placement import count_sharding, zeros_like
-from optax_adadelta._rounding import dithers
-from optax_adadelta._storage import Averages, advance, is_low, zeros
-from optax_adadelta._trees import (
-    arithmetic_dtype,
-    check_leaves,
-    chosen_leaves,
-    inexact_dtype,
-    leaves_like,
-)
-
-
-class AdadeltaState(NamedTuple):
-    """What Adadelta carries from step to step.
-
-    Attributes:
-      count: how many updates were made, an int32 scalar that stops at its maximum.
-      e_g: E[g^2], the running average of the squared gradients; the structure and shapes of
-        the parameters, float64 for float64 and complex128 parameters, else float32. With
-        ``state_bits``, each array is a small tree instead, of codes and of what they mean.
-      e_x: E[dx^2], the running average of the squared updates, alike.
-    """
-
-    count: jax.typing.ArrayLike
-    e_g: optax.Updates
-    e_x: optax.Updates
+from optax_adadelta._state import AdadeltaState, init
+from optax_adadelta._storage import storage_with
+from optax_adadelta._update import update_tree
+from optax_adadelta._validation import chosen_leaves
 
 
 def adadelta(
@@ -73,26 +45,25 @@ def adadelta(
         \end{align*}
 
     where :math:`\theta` are the parameters, :math:`\alpha` is the learning rate,
-    :math:`\lambda` the weight decay, and both averages start at zero. The arithmetic and both
+    :math:`\lambda` is the weight decay, and both averages start at zero. The arithmetic and both
     averages are float64 for float64 and complex128 parameters, and float32 for all others. A
-    gradient too large to square is held to the largest that is not, so that the averages stay
-    finite. A NaN stays in its own coordinate.
+    gradient whose square would overflow is clamped to the largest value whose square is finite, so
+    the averages stay finite. A NaN stays in its own coordinate.
 
     Args:
       learning_rate: :math:`\alpha`, at least 0; None means 1.0, the paper's algorithm. It
         scales the updates and never enters the averages.
       rho: :math:`\rho`, the share that the averages keep at each step, at least 0 and below 1.
-      eps: :math:`\epsilon`, positive. It makes the first steps, of at most
-        ``sqrt(eps / (1 - rho))``, and floors both roots.
+      eps: :math:`\epsilon`, positive. Sets the size of the first steps (at most
+        ``sqrt(eps / (1 - rho))``) and keeps both square roots away from zero.
       weight_decay: :math:`\lambda`, at least 0; L2, that is, added to the gradient.
       weight_decay_mask: a tree of bools that is a prefix of the parameters, or a function of
         the parameters that returns one; only leaves under True decay.
-
-      state_bits: how the averages are kept: None in full precision, 8 bytes a parameter; 16 in
-        4 bytes; 8 in about 2.1, but leaves of fewer than 4096 elements in full precision. With
-        16 or 8, gradients beyond 65504 count as that, ``rho`` must be at least 0.5 and
-        ``eps`` at least 1e-10.
-      seed: an integer that chooses among dithers that are equally good, for 16 and 8 bits.
+      state_bits: the size of each average: None for full precision, 8 bytes per parameter for
+        both; 16 for 4 bytes; 8 for 2 bytes. With 16 or 8, ``rho`` must be at least 0.5 and ``eps``
+        at least 1e-12.
+      seed: a plain integer, not a PRNG key, for the rounding with 16 or 8 bits. Any value works
+        equally well.
 
       The first four are each a number, a scalar array, a traced scalar, or a schedule that maps
       the count of updates made so far to a number.
@@ -204,7 +175,7 @@ def _transformation(
     eps = number_or_schedule("eps", eps)
     weight_decay = number_or_schedule("weight_decay", weight_decay)
     decays = not (isinstance(weight_decay, float) and weight_decay == 0.0)
-    state_bits, seed = bits_or_none(state_bits, rho, eps), seed_number(seed)
+    state_bits, seed = checked_state_bits(state_bits, rho, eps), seed_scalar(seed)
 
     def update(updates, state, params=None, **extra_args):
         del extra_args
@@ -222,7 +193,7 @@ def _transformation(
             at_step("weight_decay", weight_decay, count),
         )
         if not decays:
-            return _update(updates, state, None, None, hyper, seed)
+            return update_tree(updates, state, None, None, hyper, seed)
         if params is None:
             raise ValueError(
                 "params is None, but weight decay needs the parameters: call update(grads, state,"
@@ -230,71 +201,8 @@ def _transformation(
             )
         mask = weight_decay_mask(params) if callable(weight_decay_mask) else weight_decay_mask
         decayed = None if mask is None else chosen_leaves(params, mask)
-        return _update(updates, state, params, decayed, hyper, seed)
+        return update_tree(updates, state, params, decayed, hyper, seed)
 
-    return optax.GradientTransformationExtraArgs(functools.partial(_init, state_bits), update)
-
-
-def _init(state_bits: int | None, params: optax.Params) -> AdadeltaState:
-    averages = jax.tree.map_with_path(functools.partial(_zeros_for, state_bits), params)
-    e_g, e_x = (
-        jax.tree.map(itemgetter(i), averages, is_leaf=lambda leaf: isinstance(leaf, Averages))
-        for i in range(2)
+    return optax.GradientTransformationExtraArgs(
+        functools.partial(init, storage_with(state_bits)), update
     )
-    return AdadeltaState(jnp.zeros([], jnp.int32, device=count_sharding(params)), e_g, e_x)
-
-
-def _zeros_for(state_bits, path, p) -> Averages:
-    bits = jnp.finfo(inexact_dtype("params", path, p)).bits
-    if state_bits and (low := zeros(p, state_bits)):
-        return low
-    dtype = jnp.float64 if bits > 32 else jnp.float32
-    return Averages(*(zeros_like(p, dtype) for _ in range(2)))
-
-
-# Compiled by itself so that leaves of one shape are traced once.
-@jax.jit
-def _update_leaf(g, e_g, e_x, p, hyper: Operands, dithers):
-    dtype = hyper.eps.dtype
-    kind = np.result_type(dtype, np.complex64) if jnp.iscomplexobj(g) else dtype
-    wide = g.astype(kind)
-    if p is not None:
-        wide += hyper.weight_decay.astype(kind) * p.astype(kind)
-    if is_low(e_g):
-        terms: list[tuple[Scalar, jax.Array]] = [(np.float32(1), g)]
-        if p is not None:
-            terms.append((hyper.weight_decay.astype(jnp.float32), p))
-        old = Averages(e_g, e_x)
-        dx, e_g, e_x = advance(wide, terms, old, hyper.rho, hyper.eps, dithers)
-    else:
-        dx, e_g, e_x = equation(wide, e_g, e_x, hyper.rho, hyper.eps)
-    return (hyper.scale.astype(kind) * dx).astype(g.dtype), e_g, e_x
-
-
-@functools.partial(jax.jit, static_argnames="decayed")
-def _update(updates, state, params, decayed: tuple[bool, ...] | None, hyper, seed):
-    """The update of a tree; with `params`, they decay, or those that `decayed` says.
-
-    The checks run when it is traced, so they cost a step nothing.
-    """
-    # Under jax.disable_jit, NumPy arrays and numbers come as they are.
-    updates, state, params = jax.tree.map(jnp.asarray, (updates, state, params))
-    gs, structure = jax.tree.flatten(updates)
-    e_gs = leaves_like(updates, state.e_g, "state.e_g")
-    e_xs = leaves_like(updates, state.e_x, "state.e_x")
-    ps = leaves_like(updates, params, "params") if params is not None else [None] * len(gs)
-    if decayed is not None:
-        ps = [p if decays else None for p, decays in zip(ps, decayed, strict=True)]
-    check_leaves(updates, e_gs, e_xs, ps)
-    dtypes = [arithmetic_dtype(g, e_g) for g, e_g in zip(gs, e_gs, strict=True)]
-    hypers = {dtype: hyper.astype(dtype) for dtype in dict.fromkeys(dtypes)}
-    low = any(map(is_low, e_gs))
-    dither = dithers(seed, state.count, len(gs)) if low else [None] * len(gs)
-    leaves = [
-        _update_leaf(g, e_g, e_x, p, hypers[dtype], d if is_low(e_g) else None)
-        for g, e_g, e_x, p, dtype, d in zip(gs, e_gs, e_xs, ps, dtypes, dither, strict=True)
-    ]
-    updates, e_g, e_x = (
-        jax.tree.unflatten(structure, [leaf[i] for leaf in leaves]) for i in range(3)
-    )
-    return updates, AdadeltaState(optax.safe_increment(state.count), e_g, e_x)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from optax_adadelta._samples import Sample
+from optax_adadelta.diagnostics._samples import Sample
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,7 +42,7 @@ def plot_samples(samples: Sample | Sequence[Sample], figure: Figure | None = Non
       >>> coordinates = choose_coordinates(state)
       >>> def step(state, _):
       ...     updates, state = optimizer.update(params, state, params)
-      ...     return state, sample(state, updates, coordinates)
+      ...     return state, sample(state, updates, coordinates, eps=1e-6)
       >>> _, samples = jax.lax.scan(step, state, length=100)
       >>> figure = plot_samples(samples)
       >>> [axes.get_title() for axes in figure.axes]

@@ -1,4 +1,4 @@
-"""Trees that must match: pairing their leaves, and saying where they do not."""
+"""Trees that must match: pairing their leaves, and saying where they do not match."""
 
 import numbers
 from typing import Any
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_adadelta._storage import is_low
+from optax_adadelta._storage import Storage, storage_of
 
 _REMEDY = (
     "Adadelta takes arrays of floating-point or complex numbers only. Leave the others out of the"
@@ -16,9 +16,9 @@ _REMEDY = (
 )
 
 
-def leaves_like(updates: optax.Updates, tree: optax.Updates, name: str) -> list:
+def leaves_like(updates: optax.Updates, tree: optax.Updates, name: str) -> list[Any]:
     """Returns the leaves of `tree`, which must have the structure of `updates`."""
-    leaves, structure = jax.tree.flatten(tree, is_leaf=is_low)
+    leaves, structure = jax.tree.flatten(tree)
     if structure != jax.tree.structure(updates):
         raise ValueError(
             f"updates and {name} must have the same structure, but {_difference(updates, tree)}."
@@ -27,26 +27,18 @@ def leaves_like(updates: optax.Updates, tree: optax.Updates, name: str) -> list:
     return leaves
 
 
-def check_leaves(updates: optax.Updates, e_gs: list, e_xs: list, ps: list) -> None:
-    """Raises the error that names the first leaf on which no step can be made."""
+def check_leaves(updates: optax.Updates, e_gs: list[Any], e_xs: list[Any], ps: list[Any]) -> None:
+    """Raises the error that names the first leaf for which no step can be made."""
     for (path, g), e_g, e_x, p in zip(
         jax.tree.leaves_with_path(updates), e_gs, e_xs, ps, strict=True
     ):
-        inexact_dtype("updates", path, g)
+        check_inexact("updates", path, g)
         for name, like in (("state.e_g", e_g), ("state.e_x", e_x), ("params", p)):
             if like is not None and like.shape != g.shape:
                 raise ValueError(
                     f"updates{_at(path)} has shape {g.shape}, but {name}{_at(path)} has shape"
                     f" {like.shape}. Call init with the parameters that these updates are for."
                 )
-        if is_low(e_g) or is_low(e_x):
-            _check_low_bits(path, e_g, e_x)
-        elif e_g.dtype != e_x.dtype or e_g.dtype not in (np.float32, np.float64):
-            raise TypeError(
-                f"state.e_g{_at(path)} and state.e_x{_at(path)} are {e_g.dtype} and {e_x.dtype};"
-                " both must be float32, or both float64. If the whole training state was cast,"
-                " cast the optimizer's part back."
-            )
         if p is not None and jnp.iscomplexobj(p) != jnp.iscomplexobj(g):
             raise TypeError(
                 f"updates{_at(path)} is {g.dtype}, but params{_at(path)} is {p.dtype}; either"
@@ -54,43 +46,52 @@ def check_leaves(updates: optax.Updates, e_gs: list, e_xs: list, ps: list) -> No
             )
 
 
-def _check_low_bits(path: jax.tree_util.KeyPath, e_g: Any, e_x: Any) -> None:
-    if (_form(e_g), _form(e_x)) not in (("e16", "e16"), ("s8", "q8")):
-        raise TypeError(
-            f"state.e_g{_at(path)} and state.e_x{_at(path)} are kept as {_form(e_g)} and"
-            f" {_form(e_x)}, which do not belong together. Take both from the same state."
+def storages_of(tree: Any, e_gs: list[Any], e_xs: list[Any], unit: Any) -> list[Storage]:
+    """Returns the storage of each leaf of `tree`; `unit` is that of the state."""
+    if unit is not None and np.shape(unit):
+        raise ValueError(
+            f"state.unit must be a scalar, but has shape {np.shape(unit)}. If these are the states of"
+            " several runs or steps, use jax.vmap."
         )
-    for name, kept in (("e_g", e_g), ("e_x", e_x)):
-        for part, dtype in (
-            ("codes", np.dtype(np.uint16 if kept.grid is None else np.uint8)),
-            ("grid", np.dtype(np.uint16)),
-        ):
-            array = getattr(kept, part)
-            if array is not None and array.dtype != dtype:
-                raise TypeError(
-                    f"state.{name}{_at(path)}.{part} is {array.dtype}, but holds codes and must be"
-                    f" {dtype}. If the whole training state was cast, cast it back."
-                )
+    storages = []
+    for (path, _), e_g, e_x in zip(jax.tree.leaves_with_path(tree), e_gs, e_xs, strict=True):
+        storage = storage_of(e_g, e_x)
+        if storage is None:
+            raise TypeError(
+                f"state.e_g{_at(path)} and state.e_x{_at(path)} are {e_g.dtype} and {e_x.dtype};"
+                " both must be float32, float64, uint16 or uint8, and both the same. If the whole"
+                " training state was cast, cast the optimizer's part back."
+            )
+        if storage.quantized and unit is None:
+            raise ValueError(
+                f"state.e_g{_at(path)} is {e_g.dtype}, so it holds codes relative to state.unit,"
+                " but state.unit is None. Take all fields from the same state."
+            )
+        storages.append(storage)
+    return storages
 
 
-def _form(kept: Any) -> str:
-    return kept.code if is_low(kept) else str(kept.dtype)
+def dtype_of_averages(path: jax.tree_util.KeyPath, p: Any) -> np.dtype:
+    """Returns the dtype that the averages of a parameter have as floats."""
+    bits = jnp.finfo(check_inexact("params", path, p)).bits
+    return np.dtype(np.float64 if bits > 32 else np.float32)
 
 
-def arithmetic_dtype(g: jax.Array, e_g: Any) -> np.dtype:
-    """Returns the dtype in which the step of a leaf is computed."""
-    if not is_low(e_g):
-        return e_g.dtype
-    return np.dtype(np.float64 if jnp.finfo(g.dtype).bits > 32 else np.float32)
-
-
-def inexact_dtype(name: str, path: jax.tree_util.KeyPath, leaf: Any) -> np.dtype:
+def check_inexact(name: str, path: jax.tree_util.KeyPath, leaf: Any) -> np.dtype:
     """Returns the dtype of a leaf, or raises the error that says that it has no gradient."""
     if not hasattr(leaf, "dtype") and not isinstance(leaf, numbers.Number):
         raise TypeError(f"{name}{_at(path)} is {leaf!r}, of type {type(leaf).__name__}. {_REMEDY}")
     dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
     if not jnp.issubdtype(dtype, jnp.inexact):
         raise TypeError(f"{name}{_at(path)} has dtype {dtype}. {_REMEDY}")
+    # An array has the dtype that it says. The others get theirs when they become arrays.
+    return dtype if isinstance(leaf, jax.Array) else _available(dtype, leaf)
+
+
+def _available(dtype: np.dtype, leaf: Any) -> np.dtype:
+    explicit = getattr(jax.config, "jax_explicit_x64_dtypes", None)
+    if isinstance(leaf, jax.ShapeDtypeStruct) and getattr(explicit, "name", None) == "ALLOW":
+        return dtype
     return jax.dtypes.canonicalize_dtype(dtype)
 
 
@@ -119,9 +120,7 @@ def _difference(updates: optax.Updates, tree: optax.Updates) -> str:
     ours, theirs = (
         {
             f"{_at(path)} as None" if leaf is None else _at(path)
-            for path, leaf in jax.tree.leaves_with_path(
-                t, is_leaf=lambda leaf: leaf is None or is_low(leaf)
-            )
+            for path, leaf in jax.tree.leaves_with_path(t, is_leaf=lambda leaf: leaf is None)
         }
         for t in (updates, tree)
     )

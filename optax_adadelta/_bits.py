@@ -1,0 +1,28 @@
+"""Float32 numbers as integers: each octave is `2**23` integers, evenly spaced in value."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+OCTAVE = 1 << 23
+_ONE = np.float32(1).view(np.int32)
+
+
+def bits_of(x: jax.Array) -> jax.Array:
+    """Returns the bits of a float32 array as int32."""
+    return jax.lax.bitcast_convert_type(x, jnp.int32)
+
+
+def from_bits(bits: jax.Array) -> jax.Array:
+    """Returns the float32 array that has these bits, given as int32 or uint32."""
+    return jax.lax.bitcast_convert_type(bits, jnp.float32)
+
+
+def power_of_two(x: jax.Array) -> jax.Array:
+    """Returns the largest power of two that is at most `x`, for positive normal `x`."""
+    return from_bits(bits_of(x) & np.int32(-OCTAVE))
+
+
+def mantissa(x: jax.Array) -> jax.Array:
+    """Returns `x / power_of_two(x)`, which is at least 1 and below 2."""
+    return from_bits((bits_of(x) & np.int32(OCTAVE - 1)) | _ONE)

@@ -1,0 +1,60 @@
+"""State that starts with the sharding of its parameters, so that no step has to move it."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+
+def zeros_like(p: Any, dtype: np.dtype) -> jax.Array:
+    """Returns zeros of the parameter's shape and sharding."""
+    if not isinstance(p, jax.core.Tracer):
+        sharding = _named_sharding(p)
+        if sharding is None or not _has_reduction(sharding):
+            return jnp.zeros_like(p, dtype=dtype)
+        return jnp.zeros(p.shape, dtype, device=_without_reduction(sharding))
+    sharding = jax.typeof(p).sharding
+    if _has_reduction(sharding):
+        return jnp.zeros(p.shape, dtype, device=_without_reduction(sharding))
+    # Not a constant: only a value that depends on p gets p's sharding from the compiler.
+    zero = jnp.zeros((), dtype)
+    return jnp.where(p == p, zero, zero)
+
+
+def scalar_sharding(params: optax.Params) -> NamedSharding | None:
+    """Returns the sharding that a step gives to the scalars of the state, None for the default.
+
+    If `init` gave them another one, the second step would recompile.
+    """
+    for p in jax.tree.leaves(params):
+        sharding = None if isinstance(p, jax.core.Tracer) else _named_sharding(p)
+        if sharding is not None and isinstance(sharding.mesh, Mesh):
+            return NamedSharding(sharding.mesh, PartitionSpec())
+    return None
+
+
+def gathered(x: jax.Array, indices: tuple[jax.Array | np.ndarray, ...]) -> jax.Array:
+    """Returns `x[indices]`, replicated over the explicit axes of the mesh of `x`."""
+    mesh = jax.typeof(x).sharding.mesh
+    # A gather has no sharding of its own, which explicit axes ask for.
+    explicit = not mesh.empty and AxisType.Explicit in mesh.axis_types
+    out = NamedSharding(mesh, PartitionSpec()) if explicit else None
+    return x.at[indices].get(out_sharding=out)
+
+
+def _named_sharding(p: Any) -> NamedSharding | None:
+    sharding = getattr(p, "sharding", None)
+    return sharding if isinstance(sharding, NamedSharding) else None
+
+
+def _has_reduction(sharding: NamedSharding) -> bool:
+    # Newer versions of JAX mark mesh axes over which a value, or its gradient, is yet to be summed.
+    spec = sharding.spec
+    return bool(getattr(spec, "reduced", None) or getattr(spec, "unreduced", None))
+
+
+def _without_reduction(sharding: NamedSharding) -> NamedSharding:
+    return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec.partitions))

@@ -1,0 +1,68 @@
+"""The state of the optimizer: what it is before the first update, and how to go through it."""
+
+import functools
+from collections.abc import Callable
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_adadelta._sharding import scalar_sharding
+from optax_adadelta._storage import Averages, Storage
+from optax_adadelta._validation import dtype_of_averages, storages_of
+
+
+class AdadeltaState(NamedTuple):
+    """The state of Adadelta.
+
+    Attributes:
+      count: the number of updates made so far, an int32 scalar that stops at its maximum.
+      e_g: E[g^2], the running average of the squared gradients: a tree with the structure of the
+        parameters and arrays of their shapes. In full precision they are float32, or float64 for
+        float64 and complex128 parameters. With ``state_bits=16`` or ``8`` they are codes, uint16
+        or uint8, which :func:`optax_adadelta.diagnostics.averages` reads.
+      e_x: E[dx^2], the running average of the squared updates, likewise.
+      unit: what the codes are relative to, a float32 scalar: the eps of the last update. None in
+        full precision.
+    """
+
+    count: jax.typing.ArrayLike
+    e_g: optax.Updates
+    e_x: optax.Updates
+    unit: jax.typing.ArrayLike | None = None
+
+
+def init(storage: Storage, params: optax.Params) -> AdadeltaState:
+    """Returns the state before the first update, with averages of zero."""
+    averages = jax.tree.map_with_path(
+        lambda path, p: storage.init(p, dtype_of_averages(path, p)), params
+    )
+    e_g, e_x = (
+        jax.tree.map(itemgetter(i), averages, is_leaf=lambda leaf: isinstance(leaf, Averages))
+        for i in range(2)
+    )
+    scalar = functools.partial(jnp.zeros, (), device=scalar_sharding(params))
+    # With this unit all codes stand for zero, so the eps need not be known yet.
+    unit = scalar(jnp.float32) if storage.quantized else None
+    return AdadeltaState(scalar(jnp.int32), e_g, e_x, unit)
+
+
+def is_adadelta_state(part: Any) -> bool:
+    """Returns whether a part of an optimizer's state is an :class:`AdadeltaState`."""
+    return isinstance(part, AdadeltaState)
+
+
+def map_averages(
+    function: Callable[[Storage, Averages], Averages], state: AdadeltaState
+) -> Averages:
+    """Returns two trees of what `function` makes of each leaf's storage and stored averages."""
+    e_gs, structure = jax.tree.flatten(state.e_g)
+    e_xs = jax.tree.leaves(state.e_x)
+    storages = storages_of(state.e_g, e_gs, e_xs, state.unit)
+    leaves = [
+        function(storage, Averages(e_g, e_x))
+        for storage, e_g, e_x in zip(storages, e_gs, e_xs, strict=True)
+    ]
+    return Averages(*(jax.tree.unflatten(structure, [leaf[i] for leaf in leaves]) for i in (0, 1)))

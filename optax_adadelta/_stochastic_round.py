@@ -1,0 +1,124 @@
+"""Stochastic rounding of parameters that have fewer than 32 bits."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from optax_adadelta._dither import Dither, centered, dither_at, third
+from optax_adadelta._hyperparameters import seed_scalar
+from optax_adadelta._sharding import scalar_sharding
+
+
+class StochasticRoundState(NamedTuple):
+    """The state of :func:`stochastic_round`.
+
+    Attributes:
+      count: the number of updates made so far, an int32 scalar that stops at its maximum.
+    """
+
+    count: jax.typing.ArrayLike
+
+
+def stochastic_round(seed: int = 0) -> optax.GradientTransformation:
+    r"""Rounds parameters of fewer than 32 bits stochastically, so that small updates are not lost.
+
+    A bfloat16 parameter :math:`\theta` that is rounded to nearest does not move where the update
+    :math:`|u|` is below :math:`|\theta| / 512`. This transformation rounds :math:`\theta + u` to
+    one of its neighbours :math:`a \le \theta + u \le b` in the parameter's dtype, with
+
+    .. math::
+        P(b) = \frac{\theta + u - a}{b - a}
+
+    so the parameter follows the sum on average. The choice depends on the step count and the index
+    of the element only. It is even over the steps, needs no PRNG key, and the same run gives the
+    same bits.
+
+    Args:
+      seed: a plain integer, not a PRNG key. Any value works equally well.
+
+    Returns:
+      A :class:`optax.GradientTransformation`. Put it last in a chain: whatever scales its updates
+      undoes the rounding. Its ``update(updates, state, params)`` returns float32 updates for
+      parameters of fewer than 32 bits; :func:`optax.apply_updates` then lands exactly on the
+      rounded sum. Under strict dtype promotion, add them yourself and cast. Other updates pass
+      unchanged. Use it outside :func:`optax.MultiSteps` and :func:`optax.apply_if_finite`, which
+      require updates of the gradients' dtype.
+
+    Raises:
+      TypeError: ``seed`` is not an integer.
+      ValueError: ``update`` gets no ``params``, or ``params`` that do not match the updates.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> from optax_adadelta import stochastic_round
+      >>> step = optax.chain(optax.sgd(1e-3), stochastic_round())
+      >>> params = jnp.ones(1000, jnp.bfloat16)
+      >>> state = step.init(params)
+      >>> with jax.numpy_dtype_promotion("standard"):  # as by default
+      ...     for _ in range(100):
+      ...         updates, state = step.update(jnp.ones_like(params), state, params)
+      ...         params = optax.apply_updates(params, updates)
+      >>> print(params.dtype, f"{params.astype(float).mean():.3f}")
+      bfloat16 0.900
+
+    References:
+      Gupta et al., `Deep Learning with Limited Numerical Precision
+      <https://arxiv.org/abs/1502.02551>`_, 2015; Zamirai et al., `Revisiting BFloat16 Training
+      <https://arxiv.org/abs/2010.06192>`_, 2020.
+    """
+    chosen = seed_scalar(seed)
+
+    def init(params):
+        return StochasticRoundState(jnp.zeros([], jnp.int32, device=scalar_sharding(params)))
+
+    def update(updates, state, params=None):
+        if params is None:
+            raise ValueError(
+                "params is None, but the parameters are what is rounded: call update(updates,"
+                " state, params)."
+            )
+        return _rounded(updates, state, params, chosen)
+
+    return optax.GradientTransformation(init, update)
+
+
+@jax.jit
+def _rounded(updates, state: StochasticRoundState, params, seed):
+    leaves, structure = jax.tree.flatten(updates)
+    shapes = [[jnp.shape(leaf) for leaf in jax.tree.leaves(tree)] for tree in (updates, params)]
+    if jax.tree.structure(params) != structure or shapes[0] != shapes[1]:
+        raise ValueError(
+            "updates and params must have the same structure and shapes; got"
+            f" {jax.tree.map(jnp.shape, updates)} and {jax.tree.map(jnp.shape, params)}."
+        )
+    dither = dither_at(seed, state.count)
+    rounded = [
+        _rounding_update(p, u, dither) if _has_few_bits(p) else u
+        for p, u in zip(jax.tree.leaves(params), leaves, strict=True)
+    ]
+    count = optax.safe_increment(state.count)
+    return jax.tree.unflatten(structure, rounded), StochasticRoundState(count)
+
+
+def _has_few_bits(p: Any) -> bool:
+    return jnp.issubdtype(p.dtype, jnp.floating) and jnp.finfo(p.dtype).bits < 32
+
+
+def _rounding_update(p: jax.Array, u: jax.Array, dither: Dither) -> jax.Array:
+    """Returns the float32 update that takes `p` to a neighbour of `p + u` in the dtype of `p`."""
+    start = p.astype(jnp.float32)
+    goal = start + u.astype(jnp.float32)
+    kind = jnp.finfo(p.dtype)
+    # The largest power of two up to the goal, but none whose last place float32 would flush.
+    bits = jax.lax.bitcast_convert_type(goal, jnp.uint32) & np.uint32(0x7F800000)
+    least = max(float(kind.smallest_normal), 2.0 ** (kind.nmant - 126))
+    power = jnp.maximum(jax.lax.bitcast_convert_type(bits, jnp.float32), np.float32(least))
+    place = power * np.float32(2.0**-kind.nmant)
+    below = jnp.floor(goal / place)
+    chance = goal / place - below
+    dithered = centered(third(dither.bits(p.shape))) < chance - 0.5
+    rounded = place * jnp.where(dithered, below + 1, below)
+    return jnp.where(jnp.isfinite(goal), rounded - start, u.astype(jnp.float32))

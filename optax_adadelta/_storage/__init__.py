@@ -1,0 +1,29 @@
+"""How the two averages of a leaf are stored: one protocol, and one file for each storage.
+
+Code outside this folder never asks which storage a leaf has. The dtype of the arrays decides it.
+"""
+
+from typing import Any
+
+from optax_adadelta._storage._base import Averages as Averages
+from optax_adadelta._storage._base import Quantization as Quantization
+from optax_adadelta._storage._base import Storage as Storage
+from optax_adadelta._storage._base import unit_of as unit_of
+from optax_adadelta._storage._eight import EightBits
+from optax_adadelta._storage._full import FullPrecision
+from optax_adadelta._storage._sixteen import SixteenBits
+
+_STORAGES: dict[int | None, Storage] = {None: FullPrecision(), 16: SixteenBits(), 8: EightBits()}
+
+
+def storage_with(state_bits: int | None) -> Storage:
+    """Returns the storage that `state_bits` names."""
+    return _STORAGES[state_bits]
+
+
+def storage_of(e_g: Any, e_x: Any) -> Storage | None:
+    """Returns the storage of two averages of a leaf, None if no storage has such a pair."""
+    for storage in _STORAGES.values():
+        if e_g.dtype == e_x.dtype and e_g.dtype in storage.dtypes:
+            return storage
+    return None

@@ -1,0 +1,61 @@
+"""Averages in 8 bits each."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optax_adadelta._bits import mantissa, power_of_two
+from optax_adadelta._dither import centered, second
+from optax_adadelta._equation import squared_update
+from optax_adadelta._storage._base import Averages, Quantized
+from optax_adadelta._storage._grid import NEAREST, Grid, Segment
+
+_S_GRID = Grid(1.0, Segment(octaves=36, codes=6), Segment(octaves=39, codes=1))
+_Z_GRID = Grid(0.5, Segment(octaves=10, codes=18), Segment(octaves=37, codes=2))
+
+
+class EightBits(Quantized):
+    """Codes of `s = E[g^2] + 1` and of the ratio of `x = E[dx^2] + 1` to it, in units of eps.
+
+    Every step multiplies E[dx^2] by a factor that swings with the gradients. Its own 8-bit code
+    would be rounded anew each time, and the errors would grow. The ratio `x / s` hardly changes in
+    a step, so it mostly stays on its code. But its range is that of s, and a wide range leaves few
+    codes per octave. So the code is that of `z = x / s * 2^k`, where `2^k` is the power of two in
+    the *stored* s. It has the small range of x, and when k changes, z moves by whole octaves.
+    """
+
+    dtypes = (np.dtype(np.uint8),)
+    largest = 2.0**_S_GRID.octaves
+
+    def encode(self, averages):
+        s, x = ((average + 1).astype(jnp.float32) for average in averages)
+        s_codes = _S_GRID.encode(s, NEAREST)
+        z_codes = _Z_GRID.encode(_z(s, x, s_codes), NEAREST)
+        return Averages(s_codes.astype(jnp.uint8), z_codes.astype(jnp.uint8))
+
+    def decode(self, codes, dtype):
+        s, z = _S_GRID.decode(codes.e_g), _Z_GRID.decode(codes.e_x)
+        return Averages(*((y - 1).astype(dtype) for y in (s, z * mantissa(s))))
+
+    def advance(self, g_sq, codes, rho, rescaling, dither):
+        one = jnp.ones_like(g_sq)
+        e_g, e_x = (rescaling * average for average in self.decode(codes, g_sq.dtype))
+        # Matters only if eps has fallen, which magnifies what rounding put below zero.
+        e_x = jnp.maximum(e_x, -0.25)
+        e_g = rho.average(e_g, g_sq)
+        e_x = rho.average(e_x, squared_update(g_sq, e_g, e_x, one))
+        s, x = ((average + one).astype(jnp.float32) for average in (e_g, e_x))
+        bits = dither.bits(g_sq.shape)
+        s_codes = _S_GRID.encode(s, centered(bits))
+        z_codes = _Z_GRID.encode(_z(s, x, s_codes), centered(second(bits)))
+        unknown = jnp.isnan(g_sq)
+        z_codes = jax.lax.select(unknown, codes.e_x, z_codes.astype(jnp.uint8))
+        # This adds zero, but XLA does not know it. So it stores z first, while the old s can still
+        # be read, and then the new s in place of the old one.
+        s_codes += z_codes.astype(jnp.int32) >> 8
+        s_codes = jax.lax.select(unknown, codes.e_g, s_codes.astype(jnp.uint8))
+        return Averages(s_codes, z_codes)
+
+
+def _z(s: jax.Array, x: jax.Array, s_codes: jax.Array) -> jax.Array:
+    return x / s * power_of_two(_S_GRID.decode(s_codes))

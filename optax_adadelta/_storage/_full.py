@@ -1,0 +1,30 @@
+"""Averages in full precision."""
+
+import numpy as np
+
+from optax_adadelta._equation import equation
+from optax_adadelta._storage._base import Averages, Storage
+
+
+class FullPrecision(Storage):
+    """Float32 arrays, or float64 arrays for float64 and complex128 parameters."""
+
+    dtypes = (np.dtype(np.float32), np.dtype(np.float64))
+    quantized = False
+
+    def dtype(self, g, e_g):
+        del g
+        return e_g.dtype
+
+    def read(self, stored, unit):
+        del unit
+        return stored
+
+    def write(self, averages, unit):
+        del unit
+        return averages
+
+    def step(self, g, stored, rho, eps, quantization):
+        del quantization
+        dx, e_g, e_x = equation(g, *stored, rho, eps)
+        return dx, Averages(e_g, e_x)

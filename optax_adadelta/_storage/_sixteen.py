@@ -1,0 +1,53 @@
+"""Averages in 16 bits each."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optax_adadelta._bits import bits_of, from_bits
+from optax_adadelta._dither import NEAREST, second
+from optax_adadelta._equation import squared_update
+from optax_adadelta._storage._base import Averages, Quantized
+
+_ONE = np.float32(1).view(np.int32)
+# By so much the bits of a float32 are shifted: E[g^2] + 1 has 1024 codes in each of 64 octaves,
+# E[dx^2] + 1 has 2048 in each of 32, because its errors add up over the steps.
+_SHIFTS = Averages(np.int32(13), np.int32(12))
+
+
+class SixteenBits(Quantized):
+    """Codes of `E[g^2] + 1` and `E[dx^2] + 1`, in units of eps: the upper bits of a float32."""
+
+    dtypes = (np.dtype(np.uint16),)
+    largest = 2.0**64
+
+    def encode(self, averages):
+        return Averages(*map(_encode, averages, _SHIFTS, (NEAREST, NEAREST)))
+
+    def decode(self, codes, dtype):
+        return Averages(
+            *(_decode(c, shift, dtype) for c, shift in zip(codes, _SHIFTS, strict=True))
+        )
+
+    def advance(self, g_sq, codes, rho, rescaling, dither):
+        e_g, e_x = (rescaling * average for average in self.decode(codes, g_sq.dtype))
+        unknown, bits = jnp.isnan(g_sq), dither.bits(g_sq.shape)
+        # Each choice is a last operation for one more reason: it keeps XLA from computing the
+        # codes again in every loop that reads them.
+        e_g_codes = _encode(rho.average(e_g, g_sq), _SHIFTS.e_g, bits)
+        e_g_codes = jax.lax.select(unknown, codes.e_g, e_g_codes)
+        e_g = _decode(e_g_codes, _SHIFTS.e_g, g_sq.dtype)
+        e_x = rho.average(e_x, squared_update(g_sq, e_g, e_x, g_sq.dtype.type(1)))
+        e_x_codes = _encode(e_x, _SHIFTS.e_x, second(bits))
+        return Averages(e_g_codes, jax.lax.select(unknown, codes.e_x, e_x_codes))
+
+
+def _encode(average: jax.Array, shift: np.int32, dither: jax.Array | np.int32) -> jax.Array:
+    last = (_ONE + (np.int32(2**16 - 1) << shift)).view(np.float32)
+    x = jax.lax.clamp(np.float32(1), (average + 1).astype(jnp.float32), last)
+    fraction = jax.lax.shift_right_logical(dither, jnp.full_like(dither, 32 - shift))
+    return ((bits_of(x) + (fraction - _ONE)) >> shift).astype(jnp.uint16)
+
+
+def _decode(codes: jax.Array, shift: np.int32, dtype: np.dtype) -> jax.Array:
+    return (from_bits((codes.astype(jnp.int32) << shift) + _ONE) - 1).astype(dtype)

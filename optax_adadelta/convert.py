@@ -1,0 +1,87 @@
+"""Conversion of optimizer states."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_adadelta._hyperparameters import at_step, checked_state_bits, number_or_schedule
+from optax_adadelta._state import AdadeltaState, is_adadelta_state, map_averages
+from optax_adadelta._storage import Averages, Storage, storage_with, unit_of
+
+
+def with_state_bits(
+    state: Any,
+    state_bits: int | None,
+    *,
+    eps: optax.ScalarOrSchedule | None = None,
+    dtype: jax.typing.DTypeLike = jnp.float32,
+) -> Any:
+    """Returns a state with its averages in another storage, so that a run can go on in it.
+
+    The averages are rounded to the nearest that the new storage has. The step count stays.
+
+    Args:
+      state: an :class:`AdadeltaState`, or the state of any optimizer that contains some, however
+        deep. All of them are converted.
+      state_bits: the storage: None for full precision, 16 or 8, as for :func:`adadelta`.
+      eps: the optimizer's eps, a positive scalar or the schedule itself. It is needed only to
+        quantize averages that are in full precision.
+      dtype: the dtype of averages that were quantized and are now in full precision. Use float64
+        if the parameters are float64 or complex128.
+
+    Returns:
+      The same state, with the leaves of each :class:`AdadeltaState` as
+      ``adadelta(state_bits=state_bits)`` has them.
+
+    Raises:
+      TypeError: the arrays of ``state`` have dtypes that no storage has.
+      ValueError: there is no :class:`AdadeltaState` in ``state``; ``eps`` is missing; or
+        ``state_bits`` or ``eps`` is not one that :func:`adadelta` takes.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from optax_adadelta import adadelta
+      >>> from optax_adadelta.convert import with_state_bits
+      >>> grads = {"w": jnp.ones(3)}
+      >>> _, state = adadelta().update(grads, adadelta().init(grads))
+      >>> state = with_state_bits(state, 8, eps=1e-6)
+      >>> _, state = adadelta(state_bits=8).update(grads, state)
+      >>> print(state.count, state.e_g["w"].dtype)
+      2 uint8
+    """
+    eps = None if eps is None else number_or_schedule("eps", eps)
+    checked_state_bits(state_bits, 1.0, 1.0 if eps is None else eps)
+    storage = storage_with(state_bits)
+    parts, structure = jax.tree.flatten(state, is_leaf=is_adadelta_state)
+    if not any(map(is_adadelta_state, parts)):
+        raise ValueError(f"There is no AdadeltaState in {structure}.")
+    converted = [_converted(p, storage, eps, dtype) if is_adadelta_state(p) else p for p in parts]
+    return jax.tree.unflatten(structure, converted)
+
+
+def _converted(state: AdadeltaState, storage: Storage, eps, dtype) -> AdadeltaState:
+    unit = None
+    if storage.quantized:
+        if eps is None and state.unit is None:
+            raise ValueError(
+                "eps is None, but quantized averages are relative to it: call with_state_bits("
+                "state, state_bits, eps=...) with the eps of the optimizer."
+            )
+        unit = unit_of(state.unit if eps is None else jnp.asarray(at_step("eps", eps, state.count)))
+
+    def convert(old: Storage, stored: Averages) -> Averages:
+        return _converted_leaf(old, storage, jnp.dtype(dtype), stored, state.unit, unit)
+
+    e_g, e_x = map_averages(convert, state)
+    return AdadeltaState(state.count, e_g, e_x, unit)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _converted_leaf(old: Storage, new: Storage, dtype, stored: Averages, old_unit, unit):
+    averages = old.read(stored, old_unit)
+    if old.quantized:
+        averages = Averages(*(average.astype(dtype) for average in averages))
+    return new.write(averages, unit)

@@ -1,0 +1,70 @@
+"""The averages of a run, read from its state in any storage."""
+
+from typing import Any
+
+import jax
+
+from optax_adadelta._state import AdadeltaState, is_adadelta_state, map_averages
+from optax_adadelta._storage import Averages
+
+
+def averages(state: Any) -> Averages:
+    """Returns E[g^2] and E[dx^2] as floats, whether they are quantized or not.
+
+    Args:
+      state: an :class:`AdadeltaState`, or the state of any optimizer that contains exactly one,
+        however deep: a chain, a mask, a wrapper.
+
+    Returns:
+      Two trees ``e_g`` and ``e_x`` with the structure of the parameters and arrays of their
+      shapes: as they are in full precision, float32 if they are quantized.
+
+    Raises:
+      TypeError: the arrays have dtypes that no storage has.
+      ValueError: there is no :class:`AdadeltaState` in ``state``, or there are several.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from optax_adadelta import adadelta
+      >>> from optax_adadelta.diagnostics import averages
+      >>> optimizer = adadelta(state_bits=8)
+      >>> params = {"w": jnp.ones(3)}
+      >>> _, state = optimizer.update({"w": jnp.full(3, 2.0)}, optimizer.init(params))
+      >>> print(state.e_g["w"].dtype, f"{averages(state).e_g['w'].mean():.1f}")
+      uint8 0.2
+    """
+    found = find_state(state)
+    return map_averages(lambda storage, stored: storage.read(stored, found.unit), found)
+
+
+def find_state(state: Any) -> AdadeltaState:
+    """Returns the one :class:`AdadeltaState` in the state of any optimizer.
+
+    Args:
+      state: an optimizer's state.
+
+    Returns:
+      The :class:`AdadeltaState` in it.
+
+    Raises:
+      ValueError: there is none, or there are several.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> from optax_adadelta import adadelta
+      >>> from optax_adadelta.diagnostics import find_state
+      >>> optimizer = optax.MultiSteps(adadelta(), every_k_schedule=4)
+      >>> print(find_state(optimizer.init(jnp.ones(2))).count)
+      0
+    """
+    found = [
+        (path, part)
+        for path, part in jax.tree.leaves_with_path(state, is_leaf=is_adadelta_state)
+        if is_adadelta_state(part)
+    ]
+    if not found:
+        raise ValueError(f"There is no AdadeltaState in {jax.tree.structure(state)}.")
+    if len(found) > 1:
+        paths = ", ".join(f"state{jax.tree_util.keystr(path)}" for path, _ in found)
+        raise ValueError(f"There are {len(found)} AdadeltaStates, at {paths}; pass one of them.")
+    return found[0][1]

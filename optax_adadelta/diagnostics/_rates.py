@@ -1,0 +1,79 @@
+"""The effective learning rates of a run, read from its state."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_adadelta._equation import rms_ratio
+from optax_adadelta._hyperparameters import at_step, number_or_schedule
+from optax_adadelta.diagnostics._averages import averages, find_state
+
+
+def effective_learning_rate(
+    state: Any, eps: optax.ScalarOrSchedule, learning_rate: optax.ScalarOrSchedule = 1.0
+) -> optax.Updates:
+    r"""Returns what multiplies each coordinate's gradient, the step size of the paper's Figure 2.
+
+    .. math::
+        \alpha \frac{\sqrt{E[\Delta x^2]_t + \epsilon}}{\sqrt{E[g^2]_t + \epsilon}}
+
+    It starts at :math:`\alpha` and returns there when the gradients die away, for then
+    :math:`\epsilon` dominates both roots.
+
+    Args:
+      state: an :class:`AdadeltaState`, or the state of any optimizer that contains exactly one,
+        however deep: a chain, a mask, a wrapper.
+      eps: the optimizer's :math:`\epsilon`, a positive scalar or the schedule itself.
+      learning_rate: the optimizer's :math:`\alpha`, a scalar that is not negative, or the schedule
+        itself.
+
+      Schedules are evaluated at ``state.count``, as the next update does it.
+
+    Returns:
+      A tree with the structure of the parameters and real arrays of their shapes, float32 or
+      float64 like the averages.
+
+    Raises:
+      ValueError: there is no :class:`AdadeltaState` in ``state``, or there are several; or
+        ``eps`` or ``learning_rate`` is out of its range.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> from optax_adadelta import adadelta
+      >>> from optax_adadelta.diagnostics import effective_learning_rate
+      >>> optimizer = optax.chain(optax.clip_by_global_norm(1.0), adadelta())
+      >>> params = {"w": jnp.ones((2, 3)), "b": jnp.zeros(3)}
+      >>> state = optimizer.init(params)
+      >>> grads = {"w": jnp.full((2, 3), 0.1), "b": jnp.full(3, 0.001)}
+      >>> _, state = optimizer.update(grads, state, params)
+      >>> rates = effective_learning_rate(state, eps=1e-6)
+      >>> print({name: f"{rate.mean():.3f}" for name, rate in rates.items()})
+      {'b': '0.999', 'w': '0.063'}
+
+    References:
+      Zeiler, `ADADELTA: An Adaptive Learning Rate Method
+      <https://arxiv.org/abs/1212.5701>`_, 2012, Section 4.3.
+    """
+    rate = rate_of(eps, learning_rate, find_state(state).count)
+    return jax.tree.map(rate, *averages(state))
+
+
+def rate_of(
+    eps: optax.ScalarOrSchedule,
+    learning_rate: optax.ScalarOrSchedule,
+    count: jax.typing.ArrayLike,
+) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """Returns the function from the averages of a leaf to its effective learning rates."""
+    scale, floor = (
+        at_step(name, number_or_schedule(name, value), count)
+        for name, value in (("learning_rate", learning_rate), ("eps", eps))
+    )
+
+    def rate(e_g: jax.Array, e_x: jax.Array) -> jax.Array:
+        ratio = rms_ratio(e_g, e_x, jnp.asarray(floor, e_g.dtype))
+        return jnp.asarray(scale, e_g.dtype) * ratio
+
+    return rate

@@ -1,0 +1,60 @@
+"""States to test with, in every storage, and how far apart averages may be."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from optax_adadelta import adadelta
+
+EPS = 1e-6
+BITS = pytest.mark.parametrize("bits", [None, 16, 8])
+QUANTIZED = pytest.mark.parametrize("bits", [16, 8])
+DTYPES = {None: jnp.float32, 16: jnp.uint16, 8: jnp.uint8}
+# The largest distance between neighbouring codes, as a share of the average plus eps.
+CODE = {None: 2.0**-22, 16: 2.0**-10, 8: 0.25}
+
+same_bits = chex.assert_trees_all_equal
+same_types = chex.assert_trees_all_equal_shapes_and_dtypes
+
+
+def normal(shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+
+
+def tree(seed=0):
+    return {"w": normal((6, 16), seed), "b": [normal((), seed + 100)]}
+
+
+def stepped(optimizer, params, steps=3):
+    """The state after a few steps with random gradients of the parameters' shapes."""
+    state = optimizer.init(params)
+    update = jax.jit(optimizer.update)
+    for t in range(steps):
+        grads = jax.tree.map(lambda p, t=t: normal(p.shape, t).astype(p.dtype), params)
+        _, state = update(grads, state, params)
+    return state
+
+
+@functools.cache
+def trained(bits, steps=3):
+    return stepped(adadelta(state_bits=bits), tree(), steps)
+
+
+def apart(found, expected, eps=EPS):
+    """The largest difference of two trees of averages, as a share of the average plus eps."""
+    shares = jax.tree.map(
+        lambda a, b: np.max(np.abs(np.float64(a) - np.float64(b)) / (np.float64(b) + eps)),
+        found,
+        expected,
+    )
+    return max(jax.tree.leaves(shares))
+
+
+def assert_agree(found, expected, bits, eps=EPS):
+    """E[g^2] agrees within one code, and E[dx^2] within two, for at 8 bits both average's count."""
+    assert apart(found[0], expected[0], eps) <= 1.01 * CODE[bits]
+    assert apart(found[1], expected[1], eps) <= 2.01 * CODE[bits]

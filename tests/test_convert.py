@@ -1,0 +1,263 @@
+"""States that go on with another eps or in another storage, and states that cannot go on."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from states import (
+    BITS,
+    CODE,
+    DTYPES,
+    EPS,
+    QUANTIZED,
+    apart,
+    assert_agree,
+    normal,
+    same_bits,
+    same_types,
+    stepped,
+    trained,
+    tree,
+)
+
+from optax_adadelta import AdadeltaState, adadelta, convert, scale_by_adadelta
+from optax_adadelta.diagnostics import averages, effective_learning_rate
+
+
+def gaps(bits, eps):
+    """For each field, the distance from the codes around an average to the next, as a function."""
+    codes = jnp.arange(2**bits).astype(DTYPES[bits])
+    first = jnp.zeros_like(codes)
+    eps = jnp.float32(eps)
+    tables = (
+        averages(AdadeltaState(jnp.int32(1), codes, first, eps)).e_g,
+        averages(AdadeltaState(jnp.int32(1), first, codes, eps)).e_x,
+    )
+
+    def gap(table, average):
+        table = np.unique(np.float64(table))
+        above = np.clip(np.searchsorted(table, average, "right"), 1, len(table) - 2)
+        return np.maximum(table[above] - table[above - 1], table[above + 1] - table[above])
+
+    return [functools.partial(gap, table) for table in tables]
+
+
+@QUANTIZED
+@pytest.mark.parametrize("factor", [1e-4, 1e-2, 1.0, 1e2, 1e4])
+def test_another_eps_changes_no_average_by_more_than_one_code(bits, factor):
+    before, after = (1e-4, 1e-4 * factor) if factor <= 1 else (1e-8, 1e-8 * factor)
+    rng = np.random.default_rng(0)
+    e_g = np.float32(10.0 ** rng.uniform(-9, 4, (64, 64)))
+    e_x = np.float32(10.0 ** rng.uniform(-9, 1, (64, 64)))
+    e_g[0], e_x[1] = 0, 0
+    full = AdadeltaState(jnp.int32(5), jnp.asarray(e_g), jnp.asarray(e_x))
+    state = convert.with_state_bits(full, bits, eps=before)
+    old = averages(state)
+    # With rho this close to 1 and no gradient, the averages stay as they are.
+    optimizer = scale_by_adadelta(rho=1 - 1e-9, eps=after, state_bits=bits)
+    updates, state = jax.jit(optimizer.update)(jnp.zeros((64, 64)), state)
+    assert not np.any(updates)
+    assert float(state.unit) == pytest.approx(after)
+    new = averages(state)
+    e_g, e_x = np.float64(old.e_g), np.float64(old.e_x)
+    common = e_g < 2.0**29 * min(before, after)
+    assert np.sum(common) > 1000
+    assert apart(new.e_g[common], e_g[common], max(before, after)) <= 1.01 * CODE[bits]
+    # The codes at the ends of the range are further apart.
+    (old_g, old_x), (new_g, new_x) = gaps(bits, before), gaps(bits, after)
+    assert np.all(np.abs(new.e_g - e_g) <= 1.01 * np.maximum(old_g(e_g), new_g(e_g)))
+    if bits == 16:
+        most = np.maximum(old_x(e_x), new_x(e_x))
+    else:
+        # A ratio is stored. Its octave may be the next, and the error of E[g^2] adds to its own.
+        most = 2 * np.maximum(old_x(2 * e_x), new_x(2 * e_x))
+        most += (e_x + max(before, after)) * CODE[8]
+    assert np.all(np.abs(new.e_x - e_x) <= 1.01 * most)
+
+
+@QUANTIZED
+def test_an_eps_schedule_is_followed_as_in_full_precision(bits):
+    def eps(count):
+        return 1e-4 * 0.9 ** jnp.float32(count)
+
+    found, expected = (scale_by_adadelta(0.9, eps, state_bits=b) for b in (bits, None))
+    scales = np.broadcast_to(np.float32(10.0) ** np.linspace(-3, 1, 16), (8, 16))
+    g = normal((8, 16)) * np.float32(scales)
+    low, full = found.init(g), expected.init(g)
+    for _ in range(10):
+        u, low = found.update(g, low)
+        v, full = expected.update(g, full)
+        np.testing.assert_allclose(u, v, rtol={16: 8e-3, 8: 0.4}[bits])
+    # A schedule is evaluated at the state's count.
+    for state in (low, full):
+        rate = effective_learning_rate(state, eps)
+        np.testing.assert_allclose(rate, effective_learning_rate(state, 1e-4 * 0.9**10), rtol=1e-5)
+        assert not np.allclose(rate, effective_learning_rate(state, 1e-4), rtol=0.02)
+
+
+@BITS
+def test_eps_must_be_given_to_read_learning_rates(bits):
+    with pytest.raises(TypeError, match="eps"):
+        effective_learning_rate(trained(bits))
+
+
+@QUANTIZED
+def test_a_full_state_is_quantized_and_read_back(bits):
+    full = trained(None)
+    low = convert.with_state_bits(full, bits, eps=EPS)
+    same_types(low, adadelta(state_bits=bits).init(tree()))
+    assert float(low.unit) == pytest.approx(EPS)
+    assert int(low.count) == 3
+    assert_agree(averages(low), (full.e_g, full.e_x), bits)
+    back = convert.with_state_bits(low, None)
+    same_types(back, full)
+    assert back.unit is None
+    assert int(back.count) == 3
+    chex.assert_trees_all_close((back.e_g, back.e_x), tuple(averages(low)), rtol=1e-6)
+    # Averages that codes stand for stay as they are.
+    same_bits(convert.with_state_bits(low, bits), low)
+
+
+@pytest.mark.parametrize(("before", "after"), [(16, 8), (8, 16)])
+def test_a_quantized_state_is_quantized_otherwise(before, after):
+    state = trained(before)
+    other = convert.with_state_bits(state, after)
+    same_types(other, adadelta(state_bits=after).init(tree()))
+    assert float(other.unit) == float(state.unit)
+    assert int(other.count) == 3
+    assert_agree(averages(other), averages(state), after)
+
+
+@pytest.mark.usefixtures("x64")
+def test_float64_averages_come_back_as_float64():
+    g = jnp.asarray(normal((3, 4)), jnp.float64)
+    full = stepped(adadelta(), g)
+    low = convert.with_state_bits(full, 16, eps=EPS)
+    back = convert.with_state_bits(low, None, dtype=jnp.float64)
+    same_types(back, full)
+    assert_agree((back.e_g, back.e_x), (full.e_g, full.e_x), 16)
+    # A state that is in full precision already keeps its dtype.
+    same_bits(convert.with_state_bits(full, None), full)
+
+
+@BITS
+@pytest.mark.parametrize("start", [None, 16, 8])
+def test_training_goes_on_in_another_storage(bits, start):
+    update, full_update = (jax.jit(adadelta(state_bits=b).update) for b in (bits, None))
+    state = convert.with_state_bits(trained(start), bits, eps=EPS)
+    exact = trained(None)
+    # A ratio of roots is off by half as much as its averages. Each step rounds them once.
+    rtol = {None: 1e-5, 16: 4 * CODE[16], 8: 1.5 * CODE[8]}[min((start, bits), key=precision)]
+    for t in range(10, 13):
+        grads = tree(t)
+        updates, state = update(grads, state)
+        expected, exact = full_update(grads, exact)
+        chex.assert_trees_all_close(updates, expected, rtol=rtol)
+    assert int(state.count) == 6
+    same_types(state, adadelta(state_bits=bits).init(tree()))
+
+
+def precision(bits):
+    return bits or 32
+
+
+@QUANTIZED
+def test_a_state_is_converted_wherever_it_is(bits):
+    def make(bits):
+        return optax.chain(optax.trace(0.9), optax.masked(adadelta(state_bits=bits), True))
+
+    params = {"w": normal((4, 8)), "none": None}
+    full = stepped(make(None), params, 2)
+    low = convert.with_state_bits(full, bits, eps=EPS)
+    same_types(low, make(bits).init(params))
+    same_bits(low[0], full[0])
+    assert_agree(averages(low), averages(full), bits)
+    same_bits(jax.jit(lambda state: convert.with_state_bits(state, bits, eps=EPS))(full), low)
+
+    # A schedule is evaluated at the state's count, which is 2.
+    def eps(count):
+        return jnp.where(count == 2, EPS, 1.0)
+
+    same_bits(convert.with_state_bits(full, bits, eps=eps), low)
+
+
+@QUANTIZED
+def test_two_states_are_both_converted(bits):
+    labels = {"w": "fast", "b": ["slow"]}
+    pair = optax.multi_transform({"fast": adadelta(2.0), "slow": adadelta(0.5)}, labels)
+    state = convert.with_state_bits(stepped(pair, tree(), 1), bits, eps=EPS)
+    parts = jax.tree.leaves(state, is_leaf=lambda part: isinstance(part, AdadeltaState))
+    assert len(parts) == 2
+    for leaf in jax.tree.leaves([(part.e_g, part.e_x) for part in parts]):
+        assert leaf.dtype == DTYPES[bits]
+
+
+@QUANTIZED
+def test_a_converted_state_keeps_its_sharding(bits):
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+    place = NamedSharding(mesh, PartitionSpec(None, "x"))
+    params = jax.device_put(normal((4, 16)), place)
+    for start, end in ((None, bits), (bits, None)):
+        state = adadelta(state_bits=start).init(params)
+        state = convert.with_state_bits(state, end, eps=EPS)
+        for leaf in (state.e_g, state.e_x):
+            assert leaf.sharding.is_equivalent_to(place, 2)
+
+
+@QUANTIZED
+def test_conversions_that_cannot_be_made_are_refused(bits):
+    with pytest.raises(ValueError, match="eps"):
+        convert.with_state_bits(trained(None), bits)
+    with pytest.raises(ValueError, match="eps"):
+        convert.with_state_bits(trained(None), bits, eps=-1.0)
+    with pytest.raises(ValueError, match="state_bits"):
+        convert.with_state_bits(trained(bits), 4)
+    with pytest.raises(ValueError, match="AdadeltaState"):
+        convert.with_state_bits(optax.sgd(0.1).init(tree()), bits, eps=EPS)
+
+
+def cast(state, dtype):
+    e_g, e_x = jax.tree.map(lambda leaf: leaf.astype(dtype), (state.e_g, state.e_x))
+    return state._replace(e_g=e_g, e_x=e_x)
+
+
+# Each makes a state of a quantized one, one of the other quantized storage and a full one.
+SPOILT = {
+    "E[dx^2] in full precision": (lambda low, other, full: low._replace(e_x=full.e_x), "e_x"),
+    "E[g^2] in full precision": (lambda low, other, full: low._replace(e_g=full.e_g), "e_g"),
+    "codes of 16 and 8 bits": (lambda low, other, full: low._replace(e_x=other.e_x), "uint"),
+    "codes without a unit": (lambda low, other, full: low._replace(unit=None), "unit"),
+    "a unit of two elements": (lambda low, other, full: low._replace(unit=jnp.ones(2)), "unit"),
+    "codes of int32": (lambda low, other, full: cast(low, jnp.int32), "int32"),
+    "bfloat16": (lambda low, other, full: cast(full, jnp.bfloat16), "bfloat16"),
+}
+
+
+@QUANTIZED
+@pytest.mark.parametrize("name", SPOILT)
+def test_states_of_mixed_storages_are_refused(bits, name):
+    """A wrong target, a cast, or parts of two checkpoints make such states."""
+    spoil, words = SPOILT[name]
+    state = spoil(trained(bits), trained(24 - bits), trained(None))
+    for goes_on in (bits, None):
+        with pytest.raises((TypeError, ValueError), match=words):
+            adadelta(state_bits=goes_on).update(tree(), state)
+    with pytest.raises((TypeError, ValueError), match=words):
+        averages(state)
+    with pytest.raises((TypeError, ValueError), match=words):
+        convert.with_state_bits(state, bits, eps=EPS)
+
+
+@BITS
+def test_a_state_keeps_its_storage_whichever_optimizer_goes_on(bits):
+    state = trained(bits)
+    _, expected = adadelta(state_bits=bits).update(tree(), state)
+    for other in (None, 16, 8):
+        _, after = adadelta(state_bits=other).update(tree(), state)
+        same_bits(after, expected)
+        same_types(after, state)

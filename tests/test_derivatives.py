@@ -1,0 +1,149 @@
+"""Derivatives through steps: right in full precision, refused where the state is quantized."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from states import BITS, QUANTIZED, normal, stepped
+
+from optax_adadelta import adadelta, convert, scale_by_adadelta
+from optax_adadelta.diagnostics import averages
+
+AT = {"learning_rate": 1.0, "rho": 0.9, "eps": 1e-3, "start": 0.5}
+refused = functools.partial(pytest.raises, NotImplementedError, match="state_bits=None")
+
+
+def loss_after(steps, bits, loop, learning_rate=1.0, rho=0.9, eps=1e-3, start=0.5):
+    """The loss after a few steps, from one start for all coordinates."""
+    x = jnp.full(5, start, jnp.result_type(float))
+    target = jnp.linspace(-1.0, 3.0, 5, dtype=x.dtype)
+    optimizer = adadelta(learning_rate, rho, eps, state_bits=bits)
+
+    def step(carry, _):
+        x, state = carry
+        updates, state = optimizer.update(3 * (x - target) ** 3, state)
+        return (x + updates, state), None
+
+    carry = x, optimizer.init(x)
+    if loop:
+        carry, _ = jax.lax.scan(step, carry, length=steps)
+    else:
+        for _ in range(steps):
+            carry, _ = step(carry, None)
+    return jnp.sum((carry[0] - target) ** 2)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("loop", [False, True])
+def test_full_precision_derivatives_are_those_of_finite_differences(loop):
+    loss = jax.jit(lambda at: loss_after(3, None, loop, **at))
+    found = jax.jit(jax.grad(loss))(AT)
+    for name, value in AT.items():
+        h = 1e-4 * value
+        ends = [float(loss({**AT, name: value + sign * h})) for sign in (1, -1)]
+        expected = (ends[0] - ends[1]) / (2 * h)
+        assert abs(expected) > 1e-2
+        np.testing.assert_allclose(found[name], expected, rtol=1e-4)
+
+
+@QUANTIZED
+@pytest.mark.parametrize("name", AT)
+def test_derivatives_through_quantized_state_are_refused(bits, name):
+    """Even of the learning rate, on which the gradients of later steps depend."""
+
+    def loss(value, loop=False):
+        return loss_after(2, bits, loop, **{name: value})
+
+    at = jnp.float32(AT[name])
+    scanned = functools.partial(loss, loop=True)
+    for derivative in (
+        jax.grad(loss),
+        lambda at: jax.jvp(loss, (at,), (jnp.ones_like(at),)),
+        jax.jit(jax.value_and_grad(loss)),
+        jax.grad(jax.jit(loss)),
+        jax.grad(scanned),
+        jax.jit(jax.jacfwd(jax.checkpoint(scanned))),
+        lambda at: jax.linearize(scanned, at),
+        jax.grad(lambda at: jnp.sum(jax.vmap(loss)(at[None]))),
+        jax.vmap(jax.grad(loss), axis_size=2, in_axes=None),
+    ):
+        with refused():
+            derivative(at)
+
+
+@QUANTIZED
+def test_derivatives_of_one_quantized_step_are_refused(bits):
+    g = normal((4,))
+    state = adadelta(state_bits=bits).init(g)
+
+    def moved(g, rho=0.9, eps=1e-3):
+        return scale_by_adadelta(rho, eps, state_bits=bits).update(g, state)[0]
+
+    def stored(rho):
+        _, after = scale_by_adadelta(rho, state_bits=bits).update(g, state)
+        return jnp.sum(averages(after).e_g)
+
+    def decayed(weight_decay):
+        optimizer = adadelta(weight_decay=weight_decay, state_bits=bits)
+        return jnp.sum(optimizer.update(g, state, g)[0])
+
+    with refused():
+        jax.jacobian(moved)(g)
+    with refused():
+        jax.jvp(moved, (g,), (g,))
+    with refused():
+        jax.jacfwd(lambda rho: moved(g, rho=rho))(0.9)
+    with refused():
+        jax.jacfwd(lambda eps: moved(g, eps=eps))(1e-3)
+    with refused():
+        jax.grad(stored)(0.9)
+    with refused():
+        jax.grad(decayed)(0.1)
+
+
+@QUANTIZED
+def test_derivatives_through_a_conversion_to_codes_are_refused(bits):
+    g = normal((4,))
+
+    def stored(rho):
+        _, state = adadelta(rho=rho).update(g, adadelta().init(g))
+        state = convert.with_state_bits(state, bits, eps=1e-6)
+        return jnp.sum(averages(state).e_g)
+
+    with refused():
+        jax.grad(stored)(0.9)
+
+
+@BITS
+def test_one_step_has_a_derivative_with_respect_to_the_learning_rate(bits):
+    g, params = normal((6,)), normal((6,), 1)
+    state = stepped(adadelta(state_bits=bits), params, 2)
+
+    def loss(learning_rate):
+        updates, _ = adadelta(learning_rate, state_bits=bits).update(g, state)
+        return jnp.sum((params + updates) ** 2)
+
+    direction, _ = scale_by_adadelta(state_bits=bits).update(g, state)
+    expected = -2 * jnp.sum((params - 0.5 * direction) * direction)
+    for derivative in (jax.grad(loss), jax.jit(jax.grad(loss)), jax.jit(jax.jacfwd(loss))):
+        np.testing.assert_allclose(derivative(0.5), expected, rtol=1e-5)
+
+
+@BITS
+def test_gradients_that_are_taken_inside_a_step_are_no_derivatives_of_it(bits):
+    optimizer = adadelta(state_bits=bits)
+
+    @jax.jit
+    def train(x):
+        def step(carry, _):
+            x, state = carry
+            value, grads = jax.value_and_grad(lambda x: jnp.sum(x**2))(x)
+            updates, state = optimizer.update(grads, state)
+            return (x + updates, state), value
+
+        return jax.lax.scan(step, (x, optimizer.init(x)), length=20)
+
+    _, losses = train(normal((5,)))
+    assert np.all(np.diff(losses) < 0)

@@ -1,0 +1,292 @@
+"""The state is a tree of plain arrays in every storage, and JAX and Optax treat it as one."""
+
+import copy
+import functools
+import pickle
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from reference import algorithm_1
+from states import (
+    BITS,
+    CODE,
+    DTYPES,
+    EPS,
+    assert_agree,
+    normal,
+    same_bits,
+    same_types,
+    trained,
+    tree,
+)
+
+import optax_adadelta
+from optax_adadelta import AdadeltaState, adadelta, convert, diagnostics, scale_by_adadelta
+from optax_adadelta.diagnostics import averages, effective_learning_rate
+
+
+def leaves_of_every_kind():
+    return {
+        "w": jnp.ones((5, 3)),
+        "half": jnp.ones((5, 3), jnp.bfloat16),
+        "z": jnp.ones((5, 3), jnp.complex64),
+        "scalar": jnp.float32(1.0),
+        "nothing": jnp.ones((0, 3)),
+        "none": None,
+        "masked": optax.MaskedNode(),
+        "deep": [(jnp.ones((5, 3)),), {}],
+    }
+
+
+@BITS
+def test_each_leaf_is_an_array_of_its_parameters_shape(bits):
+    params = leaves_of_every_kind()
+    init = adadelta(state_bits=bits).init
+    state = init(params)
+    assert state._fields == ("count", "e_g", "e_x", "unit")
+    assert (state.count.shape, state.count.dtype, int(state.count)) == ((), jnp.int32, 0)
+    for part in (state.e_g, state.e_x):
+        assert jax.tree.structure(part) == jax.tree.structure(params)
+        for leaf, p in zip(jax.tree.leaves(part), jax.tree.leaves(params), strict=True):
+            assert isinstance(leaf, jax.Array)
+            assert (leaf.shape, leaf.dtype) == (p.shape, DTYPES[bits])
+            assert not leaf.any()
+    if bits is None:
+        assert state.unit is None
+    else:
+        assert (state.unit.shape, state.unit.dtype, float(state.unit)) == ((), jnp.float32, 0.0)
+    compiled = jax.jit(init)(params)
+    same_types(compiled, state)
+    same_bits(compiled, state)
+    zeros = jax.tree.map(lambda p: np.zeros(p.shape, np.float32), params)
+    for part in averages(state):
+        same_types(part, zeros)
+        same_bits(part, zeros)
+
+
+@BITS
+def test_leaves_of_every_kind_take_steps(bits):
+    optimizer = scale_by_adadelta(state_bits=bits)
+    params = leaves_of_every_kind()
+    grads = jax.tree.map(lambda p: p * (0.1 + 0.2j if jnp.iscomplexobj(p) else 0.1), params)
+    state = optimizer.init(params)
+    step = jax.jit(optimizer.update)
+    for _ in range(3):
+        updates, after = step(grads, state, params)
+        same_types(updates, grads)
+        same_types(after, state)
+        state = after
+    assert int(state.count) == 3
+    found = averages(state)
+    for i, g in enumerate(jax.tree.leaves(grads)):
+        *_, last = algorithm_1(np.stack([np.asarray(g).astype(np.complex128)] * 3))
+        for part, expected in zip(found, (last.e_g, last.e_x), strict=True):
+            leaf = jax.tree.leaves(part)[i]
+            assert (leaf.shape, leaf.dtype) == (g.shape, jnp.float32)
+            # Each of the three steps rounded both averages.
+            rtol = 1e-5 if bits is None else 4 * CODE[bits]
+            np.testing.assert_allclose(leaf + EPS, expected + EPS, rtol=rtol)
+
+
+@BITS
+@pytest.mark.parametrize("params", [{}, None, (), {"a": None, "b": optax.MaskedNode()}], ids=str)
+def test_trees_without_leaves_pass(bits, params):
+    optimizer = adadelta(state_bits=bits)
+    state = optimizer.init(params)
+    for _ in range(2):
+        updates, after = optimizer.update(params, state, params)
+        assert updates == params
+        same_types(after, state)
+        state = after
+    assert int(state.count) == 2
+    assert averages(state) == (params, params)
+    same_types(convert.with_state_bits(state, 8, eps=EPS), adadelta(state_bits=8).init(params))
+
+
+WRAPPED = {
+    "alone": lambda inner: inner,
+    "chain": lambda inner: optax.chain(optax.clip_by_global_norm(1e3), optax.chain(inner)),
+    "masked": lambda inner: optax.masked(inner, {"w": True, "b": False}),
+    "multi_transform": lambda inner: optax.multi_transform(
+        {"train": inner, "freeze": optax.set_to_zero()}, {"w": "train", "b": "freeze"}
+    ),
+}
+
+
+@BITS
+@pytest.mark.parametrize("name", WRAPPED)
+def test_a_state_is_read_wherever_it_is(bits, name):
+    grads = {"w": normal((4, 8)), "b": normal((8,), 1)}
+    optimizer = WRAPPED[name](adadelta(state_bits=bits))
+    start = optimizer.init(grads)
+    _, state = jax.jit(optimizer.update)(grads, start, grads)
+    # Leaves that are masked have no averages.
+    masked = {"b": optax.MaskedNode()} if name in ("masked", "multi_transform") else {}
+    like = {**grads, **masked}
+    for field in ("e_g", "e_x"):
+        stored = optax.tree_utils.tree_get(state, field)
+        same_types(stored, jax.tree.map(lambda p: p.astype(DTYPES[bits]), like))
+        replaced = optax.tree_utils.tree_set(start, **{field: stored})
+        same_bits(optax.tree_utils.tree_get(replaced, field), stored)
+        assert jnp.any(stored["w"])
+
+    found = averages(state)
+    same_types(tuple(found), (like, like))
+    (expected,) = algorithm_1(np.asarray(grads["w"])[None])
+    assert_agree((found.e_g["w"], found.e_x["w"]), (expected.e_g, expected.e_x), bits)
+    rates = effective_learning_rate(state, EPS)
+    same_types(rates, like)
+    ratio = (found.e_x["w"] + EPS) / (found.e_g["w"] + EPS)
+    np.testing.assert_allclose(rates["w"], np.sqrt(ratio), rtol=1e-5)
+
+
+@BITS
+def test_injected_hyperparameters_keep_the_storage(bits):
+    injected = optax.inject_hyperparams(adadelta, static_args="state_bits")(
+        rho=0.9, state_bits=bits
+    )
+    plain = adadelta(rho=0.9, state_bits=bits)
+    g = normal((4, 8))
+    state, plain_state = injected.init(g), plain.init(g)
+    same_types(state.inner_state, plain_state)
+    updates, state = jax.jit(injected.update)(g, state, g)
+    expected, plain_state = plain.update(g, plain_state)
+    np.testing.assert_allclose(updates, expected, rtol=1e-5 + CODE[bits])
+    same_types(state.inner_state, plain_state)
+    # The injected rho is float32, so a value at the edge of a code may round to its neighbour.
+    for one, other in zip(averages(state), averages(plain_state), strict=True):
+        np.testing.assert_allclose(one + EPS, other + EPS, rtol=1e-5 + 2 * CODE[bits])
+
+
+@BITS
+def test_injected_hyperparameters_are_read_and_set_by_name(bits):
+    injected = optax.inject_hyperparams(adadelta, static_args="state_bits")(state_bits=bits)
+    g = normal((4,))
+    _, state = injected.update(g, injected.init(g), g)
+    for name in ("learning_rate", "rho", "eps", "weight_decay"):
+        assert optax.tree_utils.tree_get(state, name) == state.hyperparams[name]
+        replaced = optax.tree_utils.tree_set(state, **{name: jnp.float32(0.5)})
+        assert replaced.hyperparams[name] == 0.5
+        same_types(replaced, state)
+        same_bits(averages(replaced), averages(state))
+
+
+@BITS
+def test_a_batched_scan_ends_in_the_state_of_single_steps(bits):
+    optimizer = scale_by_adadelta(state_bits=bits)
+    gradients = jnp.stack([normal((5, 12), t) for t in range(4)])
+
+    @jax.jit
+    def step(state, g):
+        updates, state = optimizer.update(g, state)
+        return state, updates
+
+    def scanned(gradients):
+        return jax.lax.scan(step, optimizer.init(gradients[0]), gradients)
+
+    expected = optimizer.init(gradients[0])
+    for g in gradients:
+        expected, last = step(expected, g)
+    batch = jnp.stack([gradients, gradients[::-1]])
+    states, updates = jax.jit(jax.vmap(scanned))(batch)
+    same_types(states, jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), expected))
+    state = jax.tree.map(lambda leaf: leaf[0], states)
+    np.testing.assert_allclose(updates[0, -1], last, rtol=1e-5)
+    assert int(state.count) == 4
+    if bits:
+        same_bits(state, expected)
+    else:
+        chex.assert_trees_all_close(state, expected, rtol=1e-6)
+    assert not np.array_equal(states.e_g[0], states.e_g[1])
+
+
+@BITS
+def test_a_donated_state_is_updated_in_place(bits):
+    optimizer = adadelta(state_bits=bits)
+    grads = {"w": normal((64, 32)), "b": normal((40,))}
+    state = optimizer.init(grads)
+    step = jax.jit(lambda state, grads: optimizer.update(grads, state)[::-1], donate_argnums=0)
+    state, _ = step(state, grads)
+
+    def places(state):
+        return [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves((state.e_g, state.e_x))]
+
+    before, old = places(state), state
+    state, _ = step(state, grads)
+    assert places(state) == before
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves((old.e_g, old.e_x)))
+
+
+@functools.cache
+def stepper(bits):
+    optimizer = adadelta(state_bits=bits)
+
+    @jax.jit
+    def step(params, state):
+        grads = jax.tree.map(lambda p: 2 * p - 1, params)
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+@BITS
+def test_an_exported_step_is_serialized_and_called(bits):
+    params, state = tree(), trained(bits)
+    data = jax.export.export(stepper(bits))(params, state).serialize()
+    assert b"optax_adadelta._" not in data
+    expected = stepper(bits)(params, state)
+    found = jax.export.deserialize(data).call(params, state)
+    assert isinstance(found[1], AdadeltaState)
+    same_types(found, expected)
+    same_bits(found, expected)
+    assert int(found[1].count) == 4
+
+
+@BITS
+def test_an_exported_step_has_symbolic_shapes(bits):
+    a, b = jax.export.symbolic_shape("a, b")
+    shapes = {
+        "w": jax.ShapeDtypeStruct((a, b), jnp.float32),
+        "v": jax.ShapeDtypeStruct((3, b), jnp.float32),
+    }
+    optimizer, step = adadelta(state_bits=bits), stepper(bits)
+    exported = jax.export.export(step)(shapes, jax.eval_shape(optimizer.init, shapes))
+    loaded = jax.export.deserialize(exported.serialize())
+    params = {"w": normal((2, 130)), "v": normal((3, 130))}
+    found = expected = params, optimizer.init(params)
+    for _ in range(3):
+        found, expected = loaded.call(*found), step(*expected)
+        same_types(found, expected)
+        chex.assert_trees_all_close(found[0], expected[0], rtol=1e-5, atol=1e-7)
+        assert_agree(averages(found[1]), averages(expected[1]), bits)
+
+
+@BITS
+def test_states_are_pickled_and_copied(bits):
+    state = trained(bits)
+    data = pickle.dumps(state)
+    assert b"optax_adadelta._" not in data
+    for again in (pickle.loads(data), copy.deepcopy(state), copy.copy(state)):
+        assert type(again) is AdadeltaState
+        same_types(again, state)
+        same_bits(again, state)
+    same_bits(stepper(bits)(tree(), pickle.loads(data)), stepper(bits)(tree(), state))
+
+
+@pytest.mark.parametrize("module", [optax_adadelta, diagnostics])
+def test_public_names_belong_to_public_modules(module):
+    public = {name: getattr(module, name) for name in dir(module) if not name.startswith("_")}
+    homes = {name: x.__module__ for name, x in public.items() if hasattr(x, "__module__")}
+    assert set(homes.values()) == {module.__name__}
+    assert {name: public[name].__qualname__ for name in homes} == {name: name for name in homes}
+
+
+def test_what_functions_return_belongs_to_public_modules():
+    assert convert.with_state_bits.__module__ == "optax_adadelta.convert"
+    assert type(averages(trained(8))).__module__ == "optax_adadelta.diagnostics"
+    assert type(adadelta().init({})).__module__ == "optax_adadelta"

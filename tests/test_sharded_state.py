@@ -1,0 +1,147 @@
+"""The state on eight devices: each stored average is where its parameter is, in every storage."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from states import BITS, CODE, EPS, assert_agree, normal, same_bits, same_types, stepped
+
+from optax_adadelta import AdadeltaState, adadelta
+from optax_adadelta.diagnostics import averages, effective_learning_rate
+
+COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+
+
+def params():
+    return {"w": normal((16, 24)), "b": normal((8,))}
+
+
+def assert_placed(state, places):
+    for part in (state.e_g, state.e_x):
+        for name, leaf in part.items():
+            assert leaf.sharding.is_equivalent_to(places[name], leaf.ndim)
+            assert {shard.data.size for shard in leaf.addressable_shards} == {leaf.size // 8}
+    for scalar in jax.tree.leaves((state.count, state.unit)):
+        assert scalar.sharding.is_fully_replicated
+        assert len(scalar.sharding.device_set) == 8
+
+
+@BITS
+def test_a_state_is_sharded_in_optaxs_usual_way(bits, mesh):
+    places = {"w": NamedSharding(mesh, P(None, "x")), "b": NamedSharding(mesh, P("x"))}
+    everywhere = NamedSharding(mesh, P())
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), adadelta(state_bits=bits))
+    state = stepped(optimizer, params(), 1)
+    placed = optax.tree_map_params(
+        optimizer,
+        jax.device_put,
+        state,
+        places,
+        transform_non_params=lambda leaf: jax.device_put(leaf, everywhere),
+    )
+    same_bits(placed, state)
+    assert_placed(placed[1], places)
+
+    # The same gives the shardings of a state that does not exist yet.
+    shardings = optax.tree_map_params(
+        optimizer,
+        lambda _, place: place,
+        jax.eval_shape(optimizer.init, params()),
+        places,
+        transform_non_params=lambda _: everywhere,
+    )
+    made = jax.jit(optimizer.init, out_shardings=shardings)(params())
+    same_bits(made, optimizer.init(params()))
+    assert_placed(made[1], places)
+
+    grads = jax.device_put(params(), places)
+    updates, after = jax.jit(optimizer.update)(grads, placed)
+    expected, expected_state = jax.jit(optimizer.update)(params(), state)
+    same_types(after, expected_state)
+    assert_placed(after[1], places)
+    # The norm is summed in another order, so a value may round to the neighbouring code.
+    chex.assert_trees_all_close(updates, expected, rtol=1e-5 + CODE[bits])
+
+
+@BITS
+def test_init_is_compiled_with_the_parameters_shardings(bits, mesh):
+    places = {"w": NamedSharding(mesh, P("x", None)), "b": NamedSharding(mesh, P("x"))}
+    everywhere = NamedSharding(mesh, P())
+    shardings = AdadeltaState(everywhere, places, places, everywhere)
+    state = jax.jit(adadelta(state_bits=bits).init, out_shardings=shardings)(params())
+    assert_placed(state, places)
+    same_bits(state, adadelta(state_bits=bits).init(params()))
+
+
+@BITS
+@pytest.mark.parametrize("spec", [P(None, "x"), P("x", None)], ids=str)
+def test_eight_devices_store_an_eighth_each_and_exchange_nothing(bits, spec, mesh):
+    place = NamedSharding(mesh, spec)
+    w = jax.device_put(jnp.ones((512, 768)), place)
+    optimizer = adadelta(state_bits=bits)
+
+    def check(state):
+        stored = dict.fromkeys(jax.devices(), 0)
+        for leaf in (state.e_g, state.e_x):
+            assert leaf.sharding.is_equivalent_to(place, 2)
+            for shard in leaf.addressable_shards:
+                stored[shard.device] += shard.data.nbytes
+        assert set(stored.values()) == {{None: 8, 16: 4, 8: 2}[bits] * 512 * 768 // 8}
+
+    state = optimizer.init(w)
+    check(state)
+    check(optimizer.init(jax.ShapeDtypeStruct(w.shape, w.dtype, sharding=place)))
+
+    def step(w, state, grads):
+        updates, state = optimizer.update(grads, state, w)
+        return optax.apply_updates(w, updates), state
+
+    compiled = jax.jit(step).lower(w, state, w).compile()
+    program = compiled.as_text()
+    assert not [op for op in COLLECTIVES if op in program]
+    # No device makes an array of the parameter's whole shape.
+    assert "[512,768]" not in program
+    after, state = compiled(w, state, w)
+    check(state)
+    assert after.sharding.is_equivalent_to(place, 2)
+
+
+@BITS
+def test_shard_map_takes_and_returns_the_global_state(bits, mesh):
+    specs = {"w": P(None, "x"), "b": P()}
+    optimizer = adadelta(state_bits=bits)
+    state = stepped(optimizer, params(), 2)
+    state_specs = AdadeltaState(P(), specs, specs, P())
+    grads = jax.tree.map(lambda p: 0.3 * p, params())
+
+    @jax.jit
+    @functools.partial(
+        jax.shard_map, mesh=mesh, in_specs=(specs, state_specs), out_specs=(specs, state_specs)
+    )
+    def sharded(grads, state):
+        assert grads["w"].shape == state.e_g["w"].shape == state.e_x["w"].shape == (16, 3)
+        return optimizer.update(grads, state)
+
+    updates, after = sharded(grads, state)
+    expected, expected_state = optimizer.update(grads, state)
+    same_types((updates, after), (expected, expected_state))
+    assert int(after.count) == int(expected_state.count) == 3
+    if bits:
+        assert float(after.unit) == float(expected_state.unit)
+    # A shard's dither depends on its own indices, so a value may round to the neighbouring code.
+    chex.assert_trees_all_close(updates, expected, rtol=1e-5 + CODE[bits])
+    assert_agree(averages(after), averages(expected_state), bits)
+    rates, expected_rates = (effective_learning_rate(s, EPS) for s in (after, expected_state))
+    assert jax.tree.map(np.shape, rates) == jax.tree.map(np.shape, params())
+    chex.assert_trees_all_close(rates, expected_rates, rtol=1e-5 + 2 * CODE[bits])
