@@ -126,6 +126,30 @@ def octaves(codes=256, block=BLOCK, whole=False):
     return in_blocks(code, block)
 
 
+def fixed(first, *segments):
+    """A grid from `first` on, for numbers in units of EPS: `(octaves, codes in each)`, coarser later.
+
+    It is one grid for all elements, so it needs no blocks.
+    """
+    start = int(np.float32(first).view(np.uint32))
+    lines, octave, last = [], 0, 0
+    for octaves, codes in segments:
+        lines.append((codes, last - codes * octave))
+        octave, last = octave + octaves, last + octaves * codes
+
+    def code(x, u):
+        at = jnp.maximum(bits(x / np.float32(EPS)), start) - np.uint32(start)
+        at = at.astype(jnp.float32) * np.float32(2.0**-23)
+        place = [n * at + offset for n, offset in lines]
+        index = jnp.minimum(jnp.floor(jnp.min(jnp.stack(place), axis=0) + u), last)
+        at = jnp.max(jnp.stack([(index - offset) / n for n, offset in lines]), axis=0)
+        below = jnp.floor(at + 1e-3)
+        power = from_bits(((below.astype(jnp.uint32)) << 23) + np.uint32(start))
+        return power * (1 + jnp.maximum(at - below, 0)) * np.float32(EPS)
+
+    return code
+
+
 def logarithmic(codes=256, block=BLOCK):
     """Codes evenly spaced in the logarithm, from the least to the largest of a row."""
 
@@ -215,27 +239,5 @@ def ratio(code_s, code_q=None, moving=True, after=False):
         by = power(kept) if moving else jnp.ones_like(kept)
         q = (code_q or code_s)(q * by, dithers[1]) / by
         return jnp.maximum(kept - EPS, 0), jnp.maximum(q * kept - EPS, 0), spare
-
-    return store
-
-
-def with_feedback(codes=64, parts=4):
-    """6 bits to nearest, and in the 2 others what that lost, added before the next rounding.
-
-    The loss is kept in quarters of a step, dithered.
-    """
-
-    def fed_back(x, u, lost):
-        step, top = octave_grid(x, codes, whole=False)
-        x += lost * step / parts
-        kept = jnp.minimum(on_grid(x, step, 0.5), top)
-        return kept, jnp.clip(jnp.floor((x - kept) / step * parts + u), -parts / 2, parts / 2 - 1)
-
-    def store(e_g, e_x, dithers, spare):
-        s = e_g + EPS
-        kept, lost_s = fed_back(s, dithers[0], spare[0])
-        z, lost_z = fed_back((e_x + EPS) / s * power(kept), dithers[1], spare[1])
-        e_x = z / power(kept) * kept - EPS
-        return jnp.maximum(kept - EPS, 0), jnp.maximum(e_x, 0), (lost_s, lost_z)
 
     return store

@@ -39,7 +39,7 @@ def delta(
     """Returns `dx` from the new `e_g` and the new `e_x`."""
     # For a tiny rho the product underflows, and a coordinate that never moved would be 0 / 0.
     # The larger of the two would have no derivative by rho there.
-    tiny = jnp.finfo(eps.dtype).tiny
+    tiny = jax.lax.full((), jnp.finfo(eps.dtype).tiny, eps.dtype)
     rho_eps = rho.high * eps
     rho_eps += jnp.where(rho_eps < tiny, tiny, jnp.zeros_like(tiny))
     ratio = _root_ratio(e_x + rho_eps, rho.high * e_g + (rho.one_minus_rho * g_sq + rho_eps))
@@ -59,7 +59,7 @@ def _root_ratio(a: jax.Array, b: jax.Array) -> jax.Array:
 
 def floored(eps: Scalar) -> jax.Array:
     """Returns `eps`, but at least so much that `rho * eps` is a normal number for rho >= 1 / 64."""
-    return jnp.maximum(eps, 64 * jnp.finfo(eps.dtype).tiny)
+    return jnp.maximum(eps, jax.lax.full((), 64 * jnp.finfo(eps.dtype).tiny, eps.dtype))
 
 
 def clip_to_squarable(
@@ -72,7 +72,7 @@ def clip_to_squarable(
     that it fills alone.
     """
     largest = float(jnp.finfo(g.dtype).max)
-    square = jnp.finfo(g.dtype).dtype.type(0.98 * largest)
+    square = jax.lax.full((), 0.98 * largest, jnp.finfo(g.dtype).dtype)
     if largest_square is not None:
         square = jnp.minimum(largest_square, square)
     bound = jnp.sqrt(square)

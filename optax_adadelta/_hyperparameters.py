@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from optax_adadelta._dtypes import float64_on_request
 from optax_adadelta._equation import Decay, Scalar
 
 # Below these, quantized averages do not resolve what the equation needs of them.
@@ -172,15 +173,19 @@ def operands(
     sign: float, learning_rate: Value, rho: Value, eps: Value, weight_decay: Value
 ) -> Operands:
     """Returns the values as scalars of the widest float that JAX is set to use."""
-    wide = jnp.result_type(float)
+    explicit = float64_on_request()
+    wide = np.dtype(np.float64) if explicit else jnp.result_type(float)
 
     def scalar(value: Value) -> Scalar:
-        return value.astype(wide) if isinstance(value, jax.Array) else wide.type(value)
+        if isinstance(value, jax.Array):
+            return value.astype(wide)
+        # On the host where JAX takes it as it is, because that is faster.
+        return jax.lax.full((), value, wide) if explicit else wide.type(value)
 
-    high = scalar(rho)
     if isinstance(rho, float):
-        decay = Decay(high, scalar(rho - float(high)), scalar(1.0 - rho))
+        decay = Decay(scalar(rho), scalar(rho - float(wide.type(rho))), scalar(1.0 - rho))
     else:
+        high = scalar(rho)
         decay = Decay(high, scalar(0.0), scalar(1.0) - high)
     scale = scalar(sign) * scalar(learning_rate)
     return Operands(scale, decay, scalar(eps), scalar(weight_decay))

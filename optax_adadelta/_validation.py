@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from optax_adadelta._dtypes import dtype_of
 from optax_adadelta._storage import Storage, storage_of
 
 _REMEDY = (
@@ -50,7 +51,7 @@ def storages_of(tree: Any, e_gs: list[Any], e_xs: list[Any], unit: Any) -> list[
     """Returns the storage of each leaf of `tree`; `unit` is that of the state."""
     if unit is not None and np.shape(unit):
         raise ValueError(
-            f"state.unit must be a scalar, but has shape {np.shape(unit)}. If these are the states of"
+            f"state.unit must be a scalar; got one of shape {np.shape(unit)}. For the states of"
             " several runs or steps, use jax.vmap."
         )
     storages = []
@@ -84,15 +85,7 @@ def check_inexact(name: str, path: jax.tree_util.KeyPath, leaf: Any) -> np.dtype
     dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
     if not jnp.issubdtype(dtype, jnp.inexact):
         raise TypeError(f"{name}{_at(path)} has dtype {dtype}. {_REMEDY}")
-    # An array has the dtype that it says. The others get theirs when they become arrays.
-    return dtype if isinstance(leaf, jax.Array) else _available(dtype, leaf)
-
-
-def _available(dtype: np.dtype, leaf: Any) -> np.dtype:
-    explicit = getattr(jax.config, "jax_explicit_x64_dtypes", None)
-    if isinstance(leaf, jax.ShapeDtypeStruct) and getattr(explicit, "name", None) == "ALLOW":
-        return dtype
-    return jax.dtypes.canonicalize_dtype(dtype)
+    return dtype_of(leaf)
 
 
 def chosen_leaves(params: optax.Params, mask: Any) -> tuple[bool, ...]:

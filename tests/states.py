@@ -34,7 +34,9 @@ def stepped(optimizer, params, steps=3):
     state = optimizer.init(params)
     update = jax.jit(optimizer.update)
     for t in range(steps):
-        grads = jax.tree.map(lambda p, t=t: normal(p.shape, t).astype(p.dtype), params)
+        grads = jax.tree.map(
+            lambda p, t=t: jax.device_put(normal(p.shape, t).astype(p.dtype), p.sharding), params
+        )
         _, state = update(grads, state, params)
     return state
 

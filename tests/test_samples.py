@@ -187,9 +187,18 @@ def test_two_leaves_of_one_name():
 
 
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
-def test_the_leaves_of_eight_devices(kind, wrap):
-    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind, kind))
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        (AxisType.Auto, AxisType.Auto),
+        (AxisType.Explicit, AxisType.Explicit),
+        (AxisType.Auto, AxisType.Explicit),
+        (AxisType.Explicit, AxisType.Auto),
+    ],
+    ids=str,
+)
+def test_the_leaves_of_eight_devices(kinds, wrap):
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=kinds)
     optimizer = adadelta()
     alone = jnp.asarray(GRADIENTS[:8, :6], jnp.float32)
     coordinates = choose_coordinates(optimizer.init(alone))

@@ -145,3 +145,41 @@ def test_shard_map_takes_and_returns_the_global_state(bits, mesh):
     rates, expected_rates = (effective_learning_rate(s, EPS) for s in (after, expected_state))
     assert jax.tree.map(np.shape, rates) == jax.tree.map(np.shape, params())
     chex.assert_trees_all_close(rates, expected_rates, rtol=1e-5 + 2 * CODE[bits])
+
+
+@BITS
+@pytest.mark.parametrize("kinds", [(AxisType.Auto,) * 2, (AxisType.Explicit,) * 2], ids=str)
+@pytest.mark.parametrize("spec", [P("a"), P(None, ("a", "b")), P("b", "a")], ids=str)
+def test_eight_devices_store_what_one_does_bit_for_bit(bits, kinds, spec):
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=kinds)
+    optimizer = adadelta(state_bits=bits)
+    with jax.set_mesh(mesh):
+        place = NamedSharding(mesh, spec)
+        state = stepped(optimizer, jax.device_put(params()["w"], place))
+        assert state.e_g.sharding.is_equivalent_to(place, 2)
+    expected = stepped(optimizer, params()["w"])
+    assert_close = same_bits if bits else functools.partial(chex.assert_trees_all_close, rtol=1e-6)
+    assert_close(jax.tree.map(np.asarray, state), jax.tree.map(np.asarray, expected))
+
+
+@BITS
+@pytest.mark.parametrize("kind", ["reduced", "unreduced"])
+@pytest.mark.parametrize("of", ["array", "tracer", "abstract"])
+def test_a_parameter_whose_sum_over_an_axis_is_pending_gets_an_ordinary_state(bits, kind, of):
+    try:
+        spec = P("a", **{kind: {"b"}})
+    except TypeError:
+        pytest.skip("this version of JAX has no such shardings")
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Explicit,) * 2)
+    optimizer = adadelta(state_bits=bits)
+    with jax.set_mesh(mesh):
+        place = NamedSharding(mesh, spec)
+        if of == "abstract":
+            state = optimizer.init(jax.ShapeDtypeStruct((8, 4), jnp.float32, sharding=place))
+        else:
+            p = jax.jit(lambda x: jax.sharding.reshard(x, place))(jnp.ones((8, 4)))
+            state = (jax.jit(optimizer.init) if of == "tracer" else optimizer.init)(p)
+        ordinary = NamedSharding(mesh, P("a"))
+        assert state.e_g.sharding.is_equivalent_to(ordinary, 2)
+        _, after = jax.jit(optimizer.update)(jax.device_put(jnp.ones((8, 4)), ordinary), state)
+    same_types(after, state)

@@ -407,3 +407,29 @@ def test_derivatives_are_finite_in_float32_where_gradients_are_zero():
     for derivative in jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)))(*given):
         assert jnp.isfinite(derivative).all()
         assert (derivative != 0).any()
+
+
+@pytest.fixture
+def float64_on_request():
+    if not hasattr(jax.config, "jax_explicit_x64_dtypes"):
+        pytest.skip("this version of JAX has no float64 on request")
+    before = jax.config.jax_explicit_x64_dtypes
+    jax.config.update("jax_explicit_x64_dtypes", "allow")
+    yield
+    jax.config.update("jax_explicit_x64_dtypes", before)
+
+
+@pytest.mark.usefixtures("float64_on_request")
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_without_x64_float64_parameters_made_on_request_get_float64_averages(wrap):
+    g = jax.lax.full((5,), 0.1, jnp.float64)
+    optimizer = adadelta(0.3, rho=0.97, eps=1e-7)
+    state = wrap(optimizer.init)(g)
+    abstract = optimizer.init(jax.ShapeDtypeStruct((5,), jnp.float64))
+    assert avals(state) == avals(abstract)
+    for step in algorithm_1(np.full((3, 5), 0.1), rho=0.97, eps=1e-7):
+        updates, state = wrap(optimizer.update)(g, state)
+        np.testing.assert_allclose(updates, 0.3 * step.dx, rtol=1e-13)
+        np.testing.assert_allclose(state.e_g, step.e_g, rtol=1e-13)
+        np.testing.assert_allclose(state.e_x, step.e_x, rtol=1e-13)
+        assert updates.dtype == state.e_g.dtype == state.e_x.dtype == jnp.float64

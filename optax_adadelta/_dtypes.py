@@ -1,0 +1,22 @@
+"""The dtypes that values get, as JAX is configured."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def float64_on_request() -> bool:
+    """Returns whether JAX makes float64 arrays, without x64 mode, where they are asked for."""
+    mode = getattr(jax.config, "jax_explicit_x64_dtypes", None)
+    return getattr(mode, "name", None) == "ALLOW"
+
+
+def dtype_of(leaf: Any) -> np.dtype:
+    """Returns the dtype of an array, or the one that anything else gets as an array."""
+    dtype = np.dtype(leaf.dtype) if hasattr(leaf, "dtype") else jnp.result_type(leaf)
+    abstract = isinstance(leaf, jax.ShapeDtypeStruct) and float64_on_request()
+    return (
+        dtype if abstract or isinstance(leaf, jax.Array) else jax.dtypes.canonicalize_dtype(dtype)
+    )
