@@ -127,9 +127,9 @@ def octaves(codes=256, block=BLOCK, whole=False):
 
 
 def fixed(first, *segments):
-    """A grid from `first` on, for numbers in units of EPS: `(octaves, codes in each)`, coarser later.
+    """A grid of segments, `(octaves, codes in each)`, from `first` up, in units of EPS.
 
-    It is one grid for all elements, so it needs no blocks.
+    Segments become coarser. It is one grid for all elements, so it needs no blocks.
     """
     start = int(np.float32(first).view(np.uint32))
     lines, octave, last = [], 0, 0

@@ -1,4 +1,4 @@
-"""What quantized averages cost in accuracy: the same gradients, and many ways to store E[g^2], E[dx^2].
+"""What quantized averages cost in accuracy: the same gradients, stored in many ways.
 
 65,536 coordinates take 2,000 steps on gradients that do not depend on the parameters. Each has a
 mean, noise and a scale between 1e-8 and 1e2. A quarter are zero in 95 % of the steps. Halfway, all

@@ -1,17 +1,17 @@
 """What a step takes of time and memory with averages in float32, 16 and 8 bits.
 
-A step is the update and its application, parameters and state donated. The three forms take turns
-in one process with two floors: on a CPU float32's step as one loop in C, and the speed at which JAX
-adds one to a large array in place, which bounds what has 28, 20 or 16.1 bytes a parameter to move:
-the gradient is read, the parameter and the state are read and written. Scratch is what the compiler
-says; what a kernel of XLA's takes by itself shows only in the memory of a process.
+A step is the update and its application, with parameters and state donated. The three storages
+take turns in one process with optax.adadelta and two bounds. On a CPU, the floor is float32's step
+as one loop in C. Everywhere, the speed at which JAX adds one to a large array in place bounds the speed
+of what has 28, 20 or 16 bytes per parameter to move: the gradient is read, the parameter and the
+state are read and written. Scratch is what the compiler says. Compile times are CPU seconds.
 
-Memory is that of a fresh process for each form, and for optax.adadelta, with one leaf of 100M
+Memory is that of a fresh process for each storage, and for optax.adadelta, with one leaf of 100M
 parameters and its gradient: what the device's allocator says or, on a CPU, what Linux does.
 
     pip install -e ".[examples]" && python benchmarks/state_step.py
 
-It takes five minutes and 7 GB, on a machine that does nothing else.
+It takes six minutes and 9 GB, on a machine that does nothing else.
 """
 
 import argparse
@@ -40,7 +40,7 @@ from tqdm import tqdm
 
 from optax_adadelta import adadelta
 
-PAGE = Path(__file__).parent.parent / "docs" / "memory.md"
+PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 PART = "state steps"
 PACKAGES = ("optax_adadelta", "jax", "jaxlib", "optax", "numpy")
 FORMS = {"float32": None, "16 bits": 16, "8 bits": 8}
@@ -116,10 +116,10 @@ def built(form: str, grads: list[jax.Array]) -> tuple[Callable[[int], float], di
     step, size = stepper(RULES[form]), sum(g.size for g in grads)
     params = jax.tree.map(jnp.zeros_like, grads)
     state = jax.block_until_ready(RULES[form].init(params))
-    start = time.perf_counter()
+    start = time.process_time()
     program = step.lower(params, state, grads).compile()
     facts = {
-        "compile": time.perf_counter() - start,
+        "compile": time.process_time() - start,
         "scratch bytes a parameter": program.memory_analysis().temp_size_in_bytes / size,
         "state bytes a parameter": sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / size,
     }
@@ -133,7 +133,7 @@ def measure(shapes: list[Shape], rounds: int, added: int, progress: tqdm) -> dic
     size, on_cpu = sum(g.size for g in gradients), jax.default_backend() == "cpu"
     report: dict[str, Any] = {"parameters": size, "leaves": len(shapes)}
     grads, steps = [jnp.asarray(g) for g in gradients], {}
-    for form in FORMS:
+    for form in RULES:
         steps[form], report[form] = built(form, grads)
         progress.update()
     if on_cpu:
@@ -162,19 +162,19 @@ def measure(shapes: list[Shape], rounds: int, added: int, progress: tqdm) -> dic
 COLUMNS = (
     ("times float32", "times float32", 1, ".2f"),
     ("% of the bound", "of the bound", 100, ".0f"),
-    ("state, bytes a parameter", "state bytes a parameter", 1, ".2f"),
+    ("state, bytes per parameter", "state bytes a parameter", 1, ".2f"),
     ("scratch", "scratch bytes a parameter", 1, ".2f"),
-    ("compile, s", "compile", 1, ".1f"),
+    ("compile, CPU s", "compile", 1, ".1f"),
 )
 
 
 def tables(report: dict[str, Any]) -> str:
     """Returns what was measured on one machine as Markdown."""
-    floored = [*FORMS, "floor"] if "floor" in next(iter(report["cases"].values())) else [*FORMS]
+    timed = [*RULES, *(["floor"] if "floor" in next(iter(report["cases"].values())) else [])]
     rows = []
     for name, case in report["cases"].items():
         row, size = [name], case["parameters"]
-        for who in floored:
+        for who in timed:
             ns = [1e9 * s / size for s in (case[who]["seconds"], *case[who]["quartiles"])]
             row.append("{:.3g} ({:.3g} to {:.3g})".format(*ns))
         for _, key, scale, form in COLUMNS:
@@ -182,7 +182,7 @@ def tables(report: dict[str, Any]) -> str:
         rows.append(row)
     speed = 1e-9 * statistics.median(c["bytes a second"] for c in report["cases"].values())
     said = f"{versions(report)}. Made by `{report['command']}`. The bound: {speed:.3g} GB/s."
-    head = ["ns a parameter (quartiles)", *floored, *(head for head, *_ in COLUMNS)]
+    head = ["ns per parameter (quartiles)", *timed, *(head for head, *_ in COLUMNS)]
     speeds, kept = markdown(head, rows), report["memory"]
     if kept["float32"] is None:
         return f"{said}\n\n{speeds}\n\nWhat a process holds cannot be read on this platform."
@@ -205,7 +205,7 @@ def main() -> None:
     add("--rounds", type=int, default=12, help="turns of each, at least 2 (default: %(default)s)")
     text = "where to write JSON (default: benchmarks/results/state_step-BACKEND-jax-VERSION.json)"
     add("--output", type=Path, help=text)
-    text = "measure nothing; put all results there are into docs/memory.md (default: off)"
+    text = "measure nothing; put all results there are into docs/performance.md (default: off)"
     add("--table", action="store_true", help=text)
     add("--smoke", action="store_true", help="only try that all works (default: off)")
     options = parser.parse_args()
@@ -220,7 +220,7 @@ def main() -> None:
 
     cases, rounds = (SMOKE, 2) if options.smoke else (CASES, options.rounds)
     side, added = (SIDE // 5, ADDED // 1000) if options.smoke else (SIDE, ADDED)
-    with tqdm(total=len(RULES) + len(cases) * (len(FORMS) + rounds), unit="turn") as progress:
+    with tqdm(total=len(RULES) + len(cases) * (len(RULES) + rounds), unit="turn") as progress:
         # First, for once this process uses a GPU it leaves little of its memory to others.
         kept: dict[str, Any] = {"parameters": side**2}
         for form in RULES:

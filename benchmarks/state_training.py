@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from optax_adadelta import adadelta
 
-PAGE = pathlib.Path(__file__).parent.parent / "docs" / "memory.md"
+PAGE = pathlib.Path(__file__).parent.parent / "docs" / "quantization.md"
 RESULTS = FOLDER / "state_training.json"
 PART = "state training"
 PACKAGES = ("optax_adadelta", "optax", "jax", "jaxlib", "numpy", "scikit-learn")
@@ -148,7 +148,7 @@ def main() -> None:
     add("--seeds", type=int, default=5, help=text)
     text = "where the results are, as JSON (default: benchmarks/results/state_training.json)"
     add("--output", type=pathlib.Path, default=RESULTS, help=text)
-    text = "train nothing; put the results of --output into docs/memory.md (default: off)"
+    text = "train nothing; put the results of --output into docs/quantization.md (default: off)"
     add("--table", action="store_true", help=text)
     text = "only try that all works: little data, 2 seeds, an epoch or two (default: off)"
     add("--smoke", action="store_true", help=text)

@@ -16,6 +16,8 @@ CODES = MODULE.codes
 BLOCKED = {
     "octaves": CODES.octaves(),
     "octaves, a power of two": CODES.octaves(whole=True),
+    "fixed": CODES.fixed(1.0, (36, 6), (39, 1)),
+    "fixed, coarser from within": CODES.fixed(0.5, (10, 18), (37, 2)),
     "octaves, 6 bits": CODES.octaves(64),
     "octaves, 4 bits": CODES.octaves(16),
     "logarithmic": CODES.logarithmic(),
@@ -26,12 +28,10 @@ BLOCKED = {
 MOST_CODES = {"octaves, 6 bits": 64, "octaves, 4 bits": 16}
 SHORT = {"6 + 10": CODES.short_float(10, 2.0**-32), "7 + 9": CODES.short_float(9, 0.0)}
 
-AS_GOOD = {
-    "16 bits, 6 of exponent",
-    "16 bits, to nearest",
-    "8 bits, octaves",
-    *(f"8 bits, octaves, blocks of {n}" for n in (32, 64, 256)),
-}
+# To nearest fails where gradients do not vary, and a grid for each block takes another pass.
+AS_GOOD = {"16 bits, to nearest", "8 bits, octaves of blocks of 128"}
+BOUNDS = {16: {"mixed": 6e-7, "rows": 6e-7, "heavy tails": 1e-6}}
+BOUNDS[8] = {"mixed": 2e-3, "rows": 2e-3, "heavy tails": 3e-3}
 
 
 def values(rows, octaves):
@@ -95,8 +95,7 @@ def test_a_dither_is_even_over_the_elements_and_over_the_steps(dither):
 
 
 def test_averages_in_float32_give_the_updates_of_the_package():
-    gradients, scales = MODULE.random_gradients(4, 100)
-    for scale in scales.values():
+    for gradients, scale in MODULE.random_gradients(4, 100).values():
         exact = np.asarray(MODULE.through_package(gradients, scale, 0.95, None))
         store = CODES.each(CODES.exact)
         made = np.asarray(MODULE.through_store(gradients, scale, 0.95, store, CODES.weyl))
@@ -118,7 +117,7 @@ def assert_complete(results):
         for arrangement in MODULE.ARRANGEMENTS:
             assert [*row[arrangement]] == [f"rho {rho}" for rho in MODULE.RHOS]
     assert results["state_bits=16"]["bytes a parameter"] == 4
-    assert 2 < results["state_bits=8"]["bytes a parameter"] < 2.04
+    assert results["state_bits=8"]["bytes a parameter"] == 2
 
 
 @pytest.mark.slow
@@ -135,7 +134,7 @@ def test_at_smoke_size_every_variant_is_compared(tmp_path, monkeypatch):
             )
 
     # The saved results fill a page, and nothing else on it changes.
-    page = tmp_path / "memory.md"
+    page = tmp_path / "page.md"
     page.write_text(f"a\n{BEGIN}\nold\n{END}\nb\n", encoding="utf-8")
     monkeypatch.setattr(MODULE, "PAGE", page)
     monkeypatch.setattr("sys.argv", ["state_error.py", "--table", "--output", str(output)])
@@ -157,7 +156,7 @@ def committed():
 
 
 def worst(row, rho=0.95):
-    """The larger NMSE of both arrangements."""
+    """The largest NMSE of the arrangements."""
     made = [row[arrangement][f"rho {rho}"]["NMSE"] for arrangement in MODULE.ARRANGEMENTS]
     return math.inf if None in made else max(made)
 
@@ -165,34 +164,16 @@ def worst(row, rho=0.95):
 def test_the_committed_results_are_of_every_variant_and_keep_the_promises():
     results = committed()["results"]
     assert_complete(results)
-    assert worst(results["state_bits=16"]) < 1e-6
-    assert worst(results["state_bits=8"]) < 2e-3
-    for rho in MODULE.RHOS:
-        # What ships is as good as the same idea written again in the benchmark.
-        for bits, again in ((16, "16 bits, 6 of exponent"), (8, "8 bits, octaves")):
-            assert worst(results[f"state_bits={bits}"], rho) < 2 * worst(results[again], rho)
-    # What is as good is the same idea with more grids, or with grids of each block's exact range,
-    # which takes another pass, and to nearest, which fails where gradients do not vary.
+    for bits, bounds in BOUNDS.items():
+        for arrangement, bound in bounds.items():
+            assert results[f"state_bits={bits}"][arrangement]["rho 0.95"]["NMSE"] < bound
     for name in set(MODULE.ALTERNATIVES) - AS_GOOD:
         bits = 16 if results[name]["bytes a parameter"] >= 4 else 8
         assert worst(results[f"state_bits={bits}"]) < worst(results[name]), name
     for name in ("linear", "bitsandbytes' dynamic map"):
-        assert worst(results[f"8 bits, {name}"]) > 1
+        assert worst(results[f"8 bits, {name} in blocks"]) > 1
 
 
 def test_the_page_shows_the_committed_results():
     page = MODULE.PAGE.read_text("utf-8")
     assert MODULE.with_table(page, committed()) == page
-
-
-def test_the_readme_says_what_the_committed_results_do():
-    readme = " ".join((scripts.ROOT / "README.md").read_text("utf-8").split())
-    worst = {
-        bits: max(
-            committed()["results"][f"state_bits={bits}"][arrangement]["rho 0.95"]["percent"]
-            for arrangement in MODULE.ARRANGEMENTS
-        )
-        for bits in (16, 8)
-    }
-    said = f"differs from float32's by {worst[16]:.2f} % and by {worst[8]:.0f} %."
-    assert f"After two thousand steps at rho 0.95 a path {said}" in readme
