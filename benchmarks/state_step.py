@@ -2,9 +2,9 @@
 
 A step is the update and its application, with parameters and state donated. The three storages
 take turns in one process with optax.adadelta and two bounds. On a CPU, the floor is float32's step
-as one loop in C. Everywhere, the speed at which JAX adds one to a large array in place bounds the speed
-of what has 28, 20 or 16 bytes per parameter to move: the gradient is read, the parameter and the
-state are read and written. Scratch is what the compiler says. Compile times are CPU seconds.
+as one loop in C. Everywhere, the speed at which JAX adds one to a large array in place bounds the
+speed of what has 28, 20 or 16 bytes per parameter to move: the gradient is read, the parameter and
+the state are read and written. Scratch is what the compiler says. Compile times are CPU seconds.
 
 Memory is that of a fresh process for each storage, and for optax.adadelta, with one leaf of 100M
 parameters and its gradient: what the device's allocator says or, on a CPU, what Linux does.

@@ -1,6 +1,5 @@
 """The public transformations."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +12,7 @@ from optax_adadelta._hyperparameters import (
     operands,
     seed_scalar,
 )
-from optax_adadelta._state import AdadeltaState, init
+from optax_adadelta._state import AdadeltaState, initial_state
 from optax_adadelta._storage import storage_with
 from optax_adadelta._update import update_tree
 from optax_adadelta._validation import chosen_leaves
@@ -175,7 +174,11 @@ def _transformation(
     eps = number_or_schedule("eps", eps)
     weight_decay = number_or_schedule("weight_decay", weight_decay)
     decays = not (isinstance(weight_decay, float) and weight_decay == 0.0)
-    state_bits, seed = checked_state_bits(state_bits, rho, eps), seed_scalar(seed)
+    storage = storage_with(checked_state_bits(state_bits, rho, eps))
+    seed = seed_scalar(seed)
+
+    def init(params):
+        return initial_state(storage, params)
 
     def update(updates, state, params=None, **extra_args):
         del extra_args
@@ -203,6 +206,4 @@ def _transformation(
         decayed = None if mask is None else chosen_leaves(params, mask)
         return update_tree(updates, state, params, decayed, hyper, seed)
 
-    return optax.GradientTransformationExtraArgs(
-        functools.partial(init, storage_with(state_bits)), update
-    )
+    return optax.GradientTransformationExtraArgs(init, update)

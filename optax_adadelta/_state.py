@@ -31,10 +31,10 @@ class AdadeltaState(NamedTuple):
     count: jax.typing.ArrayLike
     e_g: optax.Updates
     e_x: optax.Updates
-    unit: jax.typing.ArrayLike | None = None
+    unit: Any = None
 
 
-def init(storage: Storage, params: optax.Params) -> AdadeltaState:
+def initial_state(storage: Storage, params: optax.Params) -> AdadeltaState:
     """Returns the state before the first update, with averages of zero."""
     averages = jax.tree.map_with_path(
         lambda path, p: storage.init(p, dtype_of_averages(path, p)), params

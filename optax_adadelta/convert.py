@@ -70,7 +70,7 @@ def _converted(state: AdadeltaState, storage: Storage, eps, dtype) -> AdadeltaSt
                 "eps is None, but quantized averages are relative to it: call with_state_bits("
                 "state, state_bits, eps=...) with the eps of the optimizer."
             )
-        unit = unit_of(state.unit if eps is None else jnp.asarray(at_step("eps", eps, state.count)))
+        unit = unit_of(state.unit if eps is None else at_step("eps", eps, state.count))
 
     def convert(old: Storage, stored: Averages) -> Averages:
         return _converted_leaf(old, storage, jnp.dtype(dtype), stored, state.unit, unit)

@@ -420,6 +420,17 @@ def float64_on_request():
 
 
 @pytest.mark.usefixtures("float64_on_request")
+@pytest.mark.parametrize("bits", [16, 8])
+def test_without_x64_float64_parameters_can_have_quantized_averages(bits):
+    g = jax.lax.full((5,), 0.1, jnp.float64)
+    optimizer = adadelta(state_bits=bits)
+    updates, _ = optimizer.update(g, optimizer.init(g))
+    (expected,) = algorithm_1(np.full((1, 5), 0.1))
+    np.testing.assert_allclose(updates, expected.dx, rtol=1e-3 if bits == 16 else 0.1)
+    assert updates.dtype == jnp.float64
+
+
+@pytest.mark.usefixtures("float64_on_request")
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
 def test_without_x64_float64_parameters_made_on_request_get_float64_averages(wrap):
     g = jax.lax.full((5,), 0.1, jnp.float64)

@@ -29,7 +29,7 @@ class Quantization(NamedTuple):
     dither: Dither
 
 
-def unit_of(eps: Scalar) -> jax.Array:
+def unit_of(eps: jax.typing.ArrayLike) -> jax.Array:
     """Returns the float32 scalar that codes are relative to when the optimizer has this eps."""
     return floored(jnp.asarray(eps).astype(jnp.float32))
 
@@ -50,7 +50,7 @@ class Storage(abc.ABC):
         """Returns the dtype in which a step is computed, from a gradient and a stored average."""
 
     @abc.abstractmethod
-    def read(self, stored: Averages, unit: jax.Array | None) -> Averages:
+    def read(self, stored: Averages, unit: jax.typing.ArrayLike | None) -> Averages:
         """Returns stored averages as floats, none of them negative."""
 
     @abc.abstractmethod
@@ -100,17 +100,16 @@ class Quantized(Storage):
         del e_g
         return np.dtype(np.float64 if jnp.finfo(g.dtype).bits > 32 else np.float32)
 
-    def read(self, stored: Averages, unit: jax.Array | None) -> Averages:
+    def read(self, stored: Averages, unit: jax.typing.ArrayLike | None) -> Averages:
         averages = self.decode(stored, np.dtype(np.float32))
+        unit = jnp.asarray(unit, jnp.float32)
         return Averages(*(jnp.maximum(unit * average, 0) for average in averages))
 
     def write(self, averages: Averages, unit: jax.Array | None) -> Averages:
         return _without_derivative(self._write, averages, unit)
 
     def _write(self, averages, unit):
-        return self.encode(
-            Averages(*(average / unit.astype(average.dtype) for average in averages))
-        )
+        return self.encode(Averages(*(x / unit.astype(x.dtype) for x in averages)))
 
     def step(
         self,
@@ -120,17 +119,19 @@ class Quantized(Storage):
         eps: Scalar,
         quantization: Quantization | None,
     ) -> tuple[jax.Array, Averages]:
-        return _without_derivative(self._step, g, stored, rho, eps.dtype.type(1), quantization)
+        del eps
+        return _without_derivative(self._step, g, stored, rho, quantization)
 
-    def _step(self, g, stored, rho, one, quantization):
+    def _step(self, g, stored, rho, quantization):
         # dx is computed from the averages as they are stored. Then each result needs only its own
         # old codes and the new codes of the others, and a compiler can write all in place.
-        old = quantization.stored_unit.astype(one.dtype)
-        new = quantization.unit.astype(one.dtype)
-        g, g_sq = clip_to_squarable(g, new * one.dtype.type(self.largest))
+        dtype = jnp.finfo(g.dtype).dtype
+        old, new = quantization.stored_unit.astype(dtype), quantization.unit.astype(dtype)
+        one = jnp.ones_like(new)
+        g, g_sq = clip_to_squarable(g, self.largest * new)
         g_sq *= one / new
         stored = self.advance(g_sq, stored, rho, old / new, quantization.dither)
-        return delta(g, g_sq, *self.decode(stored, one.dtype), rho, one), stored
+        return delta(g, g_sq, *self.decode(stored, dtype), rho, one), stored
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -26,5 +26,5 @@ class FullPrecision(Storage):
 
     def step(self, g, stored, rho, eps, quantization):
         del quantization
-        dx, e_g, e_x = equation(g, *stored, rho, eps)
+        dx, e_g, e_x = equation(g, stored.e_g, stored.e_x, rho, eps)
         return dx, Averages(e_g, e_x)

@@ -37,7 +37,7 @@ class SixteenBits(Quantized):
         e_g_codes = _encode(rho.average(e_g, g_sq), _SHIFTS.e_g, bits)
         e_g_codes = jax.lax.select(unknown, codes.e_g, e_g_codes)
         e_g = _decode(e_g_codes, _SHIFTS.e_g, g_sq.dtype)
-        e_x = rho.average(e_x, squared_update(g_sq, e_g, e_x, g_sq.dtype.type(1)))
+        e_x = rho.average(e_x, squared_update(g_sq, e_g, e_x, jnp.ones_like(g_sq)))
         e_x_codes = _encode(e_x, _SHIFTS.e_x, second(bits))
         return Averages(e_g_codes, jax.lax.select(unknown, codes.e_x, e_x_codes))
 
