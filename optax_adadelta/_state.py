@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax import export
 
 from optax_adadelta._sharding import scalar_sharding
 from optax_adadelta._storage import Averages, Storage
@@ -32,6 +33,11 @@ class AdadeltaState(NamedTuple):
     e_g: optax.Updates
     e_x: optax.Updates
     unit: Any = None
+
+
+export.register_namedtuple_serialization(
+    AdadeltaState, serialized_name="optax_adadelta.AdadeltaState"
+)
 
 
 def initial_state(storage: Storage, params: optax.Params) -> AdadeltaState:

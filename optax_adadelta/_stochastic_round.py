@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import export
 
 from optax_adadelta._dither import Dither, centered, dither_at, third
 from optax_adadelta._hyperparameters import seed_scalar
@@ -20,6 +21,11 @@ class StochasticRoundState(NamedTuple):
     """
 
     count: jax.typing.ArrayLike
+
+
+export.register_namedtuple_serialization(
+    StochasticRoundState, serialized_name="optax_adadelta.StochasticRoundState"
+)
 
 
 def stochastic_round(seed: int = 0) -> optax.GradientTransformation:

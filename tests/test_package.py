@@ -125,6 +125,7 @@ def test_its_public_names():
     public = {name for name in dir(optax_adadelta) if not name.startswith("_")}
     assert public == {
         "AdadeltaState",
+        "StochasticRoundState",
         "adadelta",
         "convert",
         "diagnostics",

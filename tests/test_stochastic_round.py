@@ -13,9 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from optax_adadelta import adadelta, stochastic_round
+from optax_adadelta import StochasticRoundState, adadelta, stochastic_round
 from optax_adadelta._dither import dither_at, third
-from optax_adadelta._stochastic_round import StochasticRoundState
 
 # Each with the smallest size whose last place is not subnormal in float32.
 LEAST = {np.float16: 0.0, ml_dtypes.bfloat16: 2.0**-119}
