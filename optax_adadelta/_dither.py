@@ -14,7 +14,8 @@ _STRIDE = np.uint32(0xC13FA9A9)
 _SECOND, _THIRD = np.array([0x3BF0999D, 0xE7EBF991], np.uint32).astype(np.int32)
 _START, _SEED, _LATTICE = np.uint32(0x243F6A88), np.uint32(0xA54FF53B), 0xD1B54A33
 
-NEAREST = np.int32(-(2**31))
+HALF = np.int32(-(2**31))
+"""One half, as an unsigned number; it rounds to nearest."""
 
 
 class Dither(NamedTuple):

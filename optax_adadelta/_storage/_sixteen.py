@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_adadelta._bits import bits_of, from_bits
-from optax_adadelta._dither import NEAREST, second
+from optax_adadelta._dither import HALF, second
 from optax_adadelta._equation import squared_update
 from optax_adadelta._storage._base import Averages, Quantized
 
@@ -22,7 +22,7 @@ class SixteenBits(Quantized):
     largest = 2.0**64
 
     def encode(self, averages):
-        return Averages(*map(_encode, averages, _SHIFTS, (NEAREST, NEAREST)))
+        return Averages(*map(_encode, averages, _SHIFTS, (HALF, HALF)))
 
     def decode(self, codes, dtype):
         return Averages(
