@@ -225,6 +225,7 @@ def check_bounds(card, setting, rule, facts):
 
 
 @pytest.mark.accelerators
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", FLOORS)
 @pytest.mark.parametrize("setting", ["(784, 500)", "(4096, 2048)", "(4096, 2048), four devices"])
 def test_a_step_is_one_kernel_per_leaf_and_moves_little_more_than_it_must(card, setting, rule):
@@ -232,6 +233,7 @@ def test_a_step_is_one_kernel_per_leaf_and_moves_little_more_than_it_must(card, 
 
 
 @pytest.mark.accelerators
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", FLOORS)
 def test_every_shape_compiles(card, rule):
     cases = [MODULE.Case(card, rule, [shape]) for shape in MODULE.ODD]
@@ -240,6 +242,7 @@ def test_every_shape_compiles(card, rule):
 
 
 @pytest.mark.accelerators
+@pytest.mark.slow
 @pytest.mark.skipif(any(map(MODULE.problem, CARDS)), reason="a compiler is not installed")
 def test_at_smoke_size_every_card_and_rule_is_compiled(tmp_path):
     printed, report = scripts.benchmark("accelerators", tmp_path / "accelerators.json")
@@ -278,6 +281,13 @@ BOUNDED = ["(8192,)", "(784, 500)", "(3, 3, 64, 128)", "(50304, 768)", "(4096, 2
 @pytest.mark.parametrize("card", CARDS)
 def test_the_committed_results_are_within_the_bounds(card, setting, rule):
     check_bounds(card, setting, rule, committed()["cards"][card]["cases"][setting][rule])
+
+
+@pytest.mark.parametrize(("rule", "most"), [("16 bits", 2.5), ("8 bits", 4)])
+@pytest.mark.parametrize("setting", ["(784, 500)", "(4096, 2048)"])
+def test_quantized_state_takes_the_tpu_compiler_a_few_times_as_long(setting, rule, most):
+    case = committed()["cards"]["TPU v5e"]["cases"][setting]
+    assert case[rule]["compile"] < most * case["float32"]["compile"]
 
 
 def test_the_page_shows_the_committed_results():
