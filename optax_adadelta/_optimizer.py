@@ -58,9 +58,9 @@ def adadelta(
       weight_decay: :math:`\lambda`, at least 0; L2, that is, added to the gradient.
       weight_decay_mask: a tree of bools that is a prefix of the parameters, or a function of
         the parameters that returns one; only leaves under True decay.
-      state_bits: the size of each average: None for full precision, 8 bytes per parameter for
-        both; 16 for 4 bytes; 8 for 2 bytes. With 16 or 8, ``rho`` must be at least 0.5 and ``eps``
-        at least 1e-12.
+      state_bits: how both averages are stored: None in full precision, which takes 8 bytes per
+        parameter; 16 in 4 bytes; 8 in 2 bytes. 16 and 8 require a ``rho`` of at least 0.5 and an
+        ``eps`` of at least 1e-12.
       seed: a plain integer, not a PRNG key, for the rounding with 16 or 8 bits. Any value works
         equally well.
 
@@ -81,6 +81,7 @@ def adadelta(
       ValueError: a hyperparameter is out of its range or not a scalar; trees or shapes differ;
         ``params`` is missing though there is weight decay. The range of a traced hyperparameter
         cannot be checked.
+      NotImplementedError: a derivative is taken through averages in 16 or 8 bits.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
