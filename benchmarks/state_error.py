@@ -55,7 +55,7 @@ def in_blocks(bits: float, head: int = 4, block: int = codes.BLOCK) -> float:
 E, D = "E[g²]", "E[dx²]"
 FLOAT16 = codes.each(codes.short_float(10, codes.EPS), codes.short_float(11, codes.EPS))
 OCTAVES = codes.octaves()
-TAPERED = (codes.fixed(1.0, (36, 6), (39, 1)), codes.fixed(0.5, (10, 18), (37, 2)))
+TAPERED = (codes.fixed(1.0, (33, 6), (28, 2)), codes.fixed(0.5, (10, 18), (37, 2)))
 FACTORED = 4 + 4 * (512 + 128) / (512 * 128)
 ALTERNATIVES = {
     "bfloat16, to nearest": Variant(4, codes.each(codes.bfloat16)),
@@ -183,7 +183,7 @@ def run_all(smoke: bool) -> dict:
         else:
             size, store, dither = ALTERNATIVES[name]
             moved = everywhere(through_store, store, dither)
-        results[name] = {"bytes a parameter": size, "shipped": name in SHIPPED} | {
+        results[name] = {"bytes per parameter": size, "shipped": name in SHIPPED} | {
             arrangement: {f"rho {rho}": error(moved[arrangement][rho], true[rho]) for rho in RHOS}
             for arrangement, true in exact.items()
         }
@@ -203,7 +203,7 @@ def place(result) -> tuple:
     """Where a row belongs: the largest state first, then the smallest error at rho 0.95."""
     row = result[1]
     nmse = [row[arrangement]["rho 0.95"]["NMSE"] for arrangement in ARRANGEMENTS]
-    return -int(row["bytes a parameter"]), math.inf if None in nmse else max(nmse)
+    return -int(row["bytes per parameter"]), math.inf if None in nmse else max(nmse)
 
 
 def table(report: dict) -> str:
@@ -211,10 +211,10 @@ def table(report: dict) -> str:
     rhos = " / ".join(map(str, RHOS))
     errors = (f"{name}, % at rho {rhos}" for name in ARRANGEMENTS)
     nmse = "NMSE at rho 0.95, " + " / ".join(ARRANGEMENTS)
-    head = ["state", "bytes a parameter", *errors, nmse]
+    head = ["state", "bytes per parameter", *errors, nmse]
     rows = []
     for name, row in report["results"].items():
-        cells = [f"**`{name}`**" if row["shipped"] else name, f"{row['bytes a parameter']:.3g}"]
+        cells = [f"**`{name}`**" if row["shipped"] else name, f"{row['bytes per parameter']:.3g}"]
         cells += [" / ".join(map(cell, row[a].values())) for a in ARRANGEMENTS]
         nmse = (row[a]["rho 0.95"]["NMSE"] for a in ARRANGEMENTS)
         cells.append(" / ".join("-" if x is None else f"{x:.1e}" for x in nmse))

@@ -18,10 +18,7 @@ import optax
 
 from optax_adadelta._dtypes import float64_on_request
 from optax_adadelta._equation import Decay, Scalar
-
-# Below these, quantized averages do not resolve what the equation needs of them.
-MIN_QUANTIZED_RHO = 0.5
-MIN_QUANTIZED_EPS = 1e-12
+from optax_adadelta._storage import MIN_QUANTIZED_EPS, MIN_QUANTIZED_RHO
 
 Value: TypeAlias = float | jax.Array
 """A checked number or a traced scalar."""
@@ -123,7 +120,8 @@ def checked_state_bits(
         )
     limits = (("rho", rho, MIN_QUANTIZED_RHO), ("eps", eps, MIN_QUANTIZED_EPS))
     for name, value, least in limits:
-        if isinstance(value, float) and value < least:
+        # A float32 scalar can lie below the number that it was made from.
+        if isinstance(value, float) and value < least * (1 - 1e-6):
             raise ValueError(
                 f"{name} must be at least {least:g} with state_bits={bits}, which is too coarse for"
                 f" less; got {value}. Use state_bits=None, or a larger {name}."

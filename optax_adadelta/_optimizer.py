@@ -59,8 +59,8 @@ def adadelta(
       weight_decay_mask: a tree of bools that is a prefix of the parameters, or a function of
         the parameters that returns one; only leaves under True decay.
       state_bits: how both averages are stored: None in full precision, which takes 8 bytes per
-        parameter; 16 in 4 bytes; 8 in 2 bytes. 16 and 8 require a ``rho`` of at least 0.5 and an
-        ``eps`` of at least 1e-12.
+        parameter; 16 in 4 bytes; 8 in 2 bytes. 16 and 8 require a ``rho`` of at least 0.5; an
+        ``eps`` below 1e-12 is refused, or taken as 1e-12 where it is known only later.
       seed: a plain integer, not a PRNG key, for the rounding with 16 or 8 bits. Any value works
         equally well.
 

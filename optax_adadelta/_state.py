@@ -50,7 +50,7 @@ def initial_state(storage: Storage, params: optax.Params) -> AdadeltaState:
         for i in range(2)
     )
     scalar = functools.partial(jnp.zeros, (), device=scalar_sharding(params))
-    # With this unit all codes stand for zero, so the eps need not be known yet.
+    # Codes of zero are averages of zero whatever the unit, so the eps need not be known yet.
     unit = scalar(jnp.float32) if storage.quantized else None
     return AdadeltaState(scalar(jnp.int32), e_g, e_x, unit)
 

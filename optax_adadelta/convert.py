@@ -21,7 +21,8 @@ def with_state_bits(
 ) -> Any:
     """Returns a state with its averages in another storage, so that a run can go on in it.
 
-    The averages are rounded to the nearest that the new storage has. The step count stays.
+    The averages are rounded to the nearest that the new storage has. A NaN has no code: it becomes
+    the largest E[g^2], or an E[dx^2] of zero. The step count stays.
 
     Args:
       state: an :class:`AdadeltaState`, or the state of any optimizer that contains some, however
@@ -29,15 +30,16 @@ def with_state_bits(
       state_bits: the storage: None for full precision, 16 or 8, as for :func:`adadelta`.
       eps: the optimizer's eps, a positive scalar or the schedule itself. It is needed only to
         quantize averages that are in full precision.
-      dtype: the dtype of averages that were quantized and are now in full precision. Use float64
-        if the parameters are float64 or complex128.
+      dtype: float32 or float64, the dtype of averages that were quantized and are now in full
+        precision. Use float64 if parameters are float64 or complex128.
 
     Returns:
       The same state, with the leaves of each :class:`AdadeltaState` as
       ``adadelta(state_bits=state_bits)`` has them.
 
     Raises:
-      TypeError: the arrays of ``state`` have dtypes that no storage has.
+      TypeError: the arrays of ``state`` have dtypes that no storage has, or ``dtype`` is neither
+        float32 nor float64.
       ValueError: there is no :class:`AdadeltaState` in ``state``; ``eps`` is missing; or
         ``state_bits`` or ``eps`` is not one that :func:`adadelta` takes.
 
@@ -54,6 +56,8 @@ def with_state_bits(
     """
     eps = None if eps is None else number_or_schedule("eps", eps)
     checked_state_bits(state_bits, 1.0, 1.0 if eps is None else eps)
+    if jnp.dtype(dtype) not in storage_with(None).dtypes:
+        raise TypeError(f"dtype must be float32 or float64; got {jnp.dtype(dtype)}.")
     storage = storage_with(state_bits)
     parts, structure = jax.tree.flatten(state, is_leaf=is_adadelta_state)
     if not any(map(is_adadelta_state, parts)):

@@ -261,3 +261,21 @@ def test_a_state_keeps_its_storage_whichever_optimizer_goes_on(bits):
         _, after = adadelta(state_bits=other).update(tree(), state)
         same_bits(after, expected)
         same_types(after, state)
+
+
+@QUANTIZED
+def test_averages_that_are_not_finite_become_those_of_a_coordinate_that_stands_still(bits):
+    state = adadelta().init(jnp.ones(3))
+    e_g, e_x = jnp.array([np.nan, np.inf, 1.0]), jnp.array([np.nan, np.nan, 1e-3])
+    low = convert.with_state_bits(state._replace(e_g=e_g, e_x=e_x), bits, eps=EPS)
+    found = averages(low)
+    assert (found.e_g[:2] > 1e12).all()
+    assert (found.e_x[:2] < 1e-6 * EPS).all()
+    updates, _ = adadelta(state_bits=bits).update(jnp.ones(3), low)
+    assert (np.abs(updates[:2]) < 1e-8).all()
+
+
+@pytest.mark.parametrize("dtype", [int, jnp.bfloat16, jnp.complex64])
+def test_another_dtype_than_that_of_averages_is_refused(dtype):
+    with pytest.raises(TypeError, match="dtype must be"):
+        convert.with_state_bits(trained(8), None, dtype=dtype)

@@ -290,3 +290,19 @@ def test_what_functions_return_belongs_to_public_modules():
     assert convert.with_state_bits.__module__ == "optax_adadelta.convert"
     assert type(averages(trained(8))).__module__ == "optax_adadelta.diagnostics"
     assert type(adadelta().init({})).__module__ == "optax_adadelta"
+
+
+def test_a_pickle_that_0_1_0_made_is_read():
+    state = jax.tree.map(np.asarray, trained(None))
+    old = pickle.dumps(tuple(state)[:3], protocol=0)
+    named = b"coptax_adadelta._transform\nAdadeltaState\n"
+    # What 0.1.0 wrote: its class, applied to the three fields that it had.
+    found = pickle.loads(named + old[:-1] + b"R.")
+    assert type(found) is AdadeltaState
+    same_bits(found, state)
+
+
+def test_what_diagnostics_return_can_be_exported():
+    exported = jax.export.export(jax.jit(averages))(trained(8))
+    found = jax.export.deserialize(exported.serialize()).call(trained(8))
+    chex.assert_trees_all_close(found, averages(trained(8)), rtol=1e-6)

@@ -16,7 +16,7 @@ CODES = MODULE.codes
 BLOCKED = {
     "octaves": CODES.octaves(),
     "octaves, a power of two": CODES.octaves(whole=True),
-    "fixed": CODES.fixed(1.0, (36, 6), (39, 1)),
+    "fixed": CODES.fixed(1.0, (33, 6), (28, 2)),
     "fixed, coarser from within": CODES.fixed(0.5, (10, 18), (37, 2)),
     "octaves, 6 bits": CODES.octaves(64),
     "octaves, 4 bits": CODES.octaves(16),
@@ -116,8 +116,8 @@ def assert_complete(results):
     for row in results.values():
         for arrangement in MODULE.ARRANGEMENTS:
             assert [*row[arrangement]] == [f"rho {rho}" for rho in MODULE.RHOS]
-    assert results["state_bits=16"]["bytes a parameter"] == 4
-    assert results["state_bits=8"]["bytes a parameter"] == 2
+    assert results["state_bits=16"]["bytes per parameter"] == 4
+    assert results["state_bits=8"]["bytes per parameter"] == 2
 
 
 @pytest.mark.slow
@@ -168,7 +168,7 @@ def test_the_committed_results_are_of_every_variant_and_keep_the_promises():
         for arrangement, bound in bounds.items():
             assert results[f"state_bits={bits}"][arrangement]["rho 0.95"]["NMSE"] < bound
     for name in set(MODULE.ALTERNATIVES) - AS_GOOD:
-        bits = 16 if results[name]["bytes a parameter"] >= 4 else 8
+        bits = 16 if results[name]["bytes per parameter"] >= 4 else 8
         assert worst(results[f"state_bits={bits}"]) < worst(results[name]), name
     for name in ("linear", "bitsandbytes' dynamic map"):
         assert worst(results[f"8 bits, {name} in blocks"]) > 1

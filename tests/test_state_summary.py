@@ -25,7 +25,7 @@ def steps(machine, ratios):
 
 def test_a_row_has_the_range_of_every_machine():
     percent = {"mixed": {"rho 0.95": {"percent": 2.04}}, "rows": {"rho 0.95": {"percent": 3.16}}}
-    codes = {"bytes a parameter": 2, "shipped": True, **percent}
+    codes = {"bytes per parameter": 2, "shipped": True, **percent}
     errors = {"results": {"state_bits=16": codes, "state_bits=8": codes}}
     reports = [steps("x86, 2 cores, One", (1.5, 2)), steps("x86, 2 cores, One", (1.75,))]
     lines = MODULE.table(errors, [*reports, steps("x86, Other", (0.5,))]).splitlines()

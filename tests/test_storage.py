@@ -126,15 +126,15 @@ def test_a_gradient_that_jumps_by_1e6_moves_nothing_much_further_than_in_full_pr
         jumped, state = run(optimizer, [1e6 * scale * normal(seed=100)], state)
         gradients = [after * scale * normal(seed=t) for t in range(101, 200)]
         later, _ = run(optimizer, gradients, state)
-        return np.abs(jumped), np.abs(jumped + later)
+        return np.abs(jumped), np.abs(later)
 
     scale = np.float32(10.0) ** np.linspace(-6, 0, SHAPE[0], dtype=np.float32)[:, None]
-    for found, expected in zip(moved(bits), moved(None), strict=True):
-        assert np.isfinite(found).all()
-        # The largest movement of each scale; a single coordinate can end where it began.
-        assert (found.max(axis=1) < 2 * expected.max(axis=1)).all()
-        assert (found.max(axis=1) > 0.5 * expected.max(axis=1)).all()
-    assert (moved(bits)[0] < 2 * moved(None)[0]).all()
+    found, expected = moved(bits), moved(None)
+    assert (found[0] < 2 * expected[0]).all()
+    for ours, theirs in zip(found, expected, strict=True):
+        # Over the coordinates of each scale; a single coordinate can end where it began.
+        ratio = ours.mean(axis=1) / theirs.mean(axis=1)
+        assert ((ratio > 0.5) & (ratio < 2)).all()
 
 
 @pytest.mark.slow
@@ -258,7 +258,7 @@ def test_averages_decay_as_fast_as_they_should(bits):
 
 
 # The root of the largest E[g^2], for eps = 1e-6.
-LARGEST = {16: 1e-3 * 2.0**32, 8: 1e-3 * 2.0**37.5}
+LARGEST = {16: 1e-3 * 2.0**32, 8: 1e-3 * 2.0**30.5}
 
 
 @LOW
@@ -614,3 +614,52 @@ def test_state_keeps_its_form_whatever_the_optimizer_that_goes_on_with_it(bits):
         state = adadelta(state_bits=made_by).init(g)
         _, after = adadelta(state_bits=goes_on).update(g, state)
         chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
+
+
+@LOW
+def test_a_rho_that_starts_below_one_half_gives_no_nan(bits):
+    rng = np.random.default_rng(0)
+    optimizer = adadelta(
+        state_bits=bits, rho=lambda count: 0.095 * jnp.minimum(count.astype(jnp.float32), 10.0)
+    )
+    params = jnp.logspace(-6, 3, 1001)
+    state = optimizer.init(params)
+    for _ in range(15):
+        g = params * rng.standard_normal(1001).astype(np.float32)
+        updates, state = optimizer.update(g, state)
+        assert np.isfinite(updates).all()
+
+
+@LOW
+def test_a_nan_at_the_first_step_leaves_the_averages_at_zero(bits):
+    optimizer = adadelta(state_bits=bits)
+    g = jnp.array([np.nan, 0.0, 1.0])
+    _, state = optimizer.update(g, optimizer.init(g))
+    e_g, e_x = averages(state)
+    assert (e_g[0], e_x[0]) == (0, 0)
+
+
+@LOW
+def test_an_eps_that_falls_to_zero_stops_nothing(bits):
+    eps = lambda count: jnp.float32(1e-6) * jnp.float32(0.5) ** count.astype(jnp.float32)  # noqa: E731
+
+    def trained(bits):
+        optimizer = adadelta(eps=eps, state_bits=bits)
+
+        def step(carry, _):
+            params, state = carry
+            updates, state = optimizer.update(2 * params, state)
+            return (params + updates, state), None
+
+        params = jnp.linspace(1, 3, 128)
+        return jax.lax.scan(step, (params, optimizer.init(params)), length=500)[0][0]
+
+    # In full precision the eps falls on below 1e-12.
+    np.testing.assert_allclose(trained(bits).mean(), trained(None).mean(), rtol=0.1)
+
+
+@LOW
+def test_the_least_eps_may_be_a_float32_scalar(bits):
+    adadelta(eps=jnp.float32(1e-12), state_bits=bits)
+    with pytest.raises(ValueError, match="eps"):
+        adadelta(eps=jnp.float32(0.99e-12), state_bits=bits)

@@ -1,10 +1,13 @@
 """How the two averages of a leaf are stored: one protocol, and one file for each storage.
 
-Code outside this folder never asks which storage a leaf has. The dtype of the arrays decides it.
+Code outside this folder asks at most whether a leaf is quantized. The dtype of the arrays decides
+which storage a leaf has.
 """
 
 from typing import Any
 
+from optax_adadelta._storage._base import MIN_QUANTIZED_EPS as MIN_QUANTIZED_EPS
+from optax_adadelta._storage._base import MIN_QUANTIZED_RHO as MIN_QUANTIZED_RHO
 from optax_adadelta._storage._base import Averages as Averages
 from optax_adadelta._storage._base import Quantization as Quantization
 from optax_adadelta._storage._base import Storage as Storage

@@ -8,10 +8,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import export
 
 from optax_adadelta._dither import Dither
-from optax_adadelta._equation import Decay, Scalar, clip_to_squarable, delta, floored
+from optax_adadelta._equation import Decay, Scalar, clip_to_squarable, delta
 from optax_adadelta._sharding import zeros_like
+
+# Below these, codes do not resolve what the equation needs of the averages.
+MIN_QUANTIZED_RHO = 0.5
+MIN_QUANTIZED_EPS = 1e-12
 
 
 class Averages(NamedTuple):
@@ -19,6 +24,11 @@ class Averages(NamedTuple):
 
     e_g: Any
     e_x: Any
+
+
+export.register_namedtuple_serialization(
+    Averages, serialized_name="optax_adadelta.diagnostics.Averages"
+)
 
 
 class Quantization(NamedTuple):
@@ -31,7 +41,7 @@ class Quantization(NamedTuple):
 
 def unit_of(eps: jax.typing.ArrayLike) -> jax.Array:
     """Returns the float32 scalar that codes are relative to when the optimizer has this eps."""
-    return floored(jnp.asarray(eps).astype(jnp.float32))
+    return jnp.maximum(jnp.asarray(eps).astype(jnp.float32), MIN_QUANTIZED_EPS)
 
 
 class Storage(abc.ABC):
@@ -85,7 +95,7 @@ class Quantized(Storage):
 
     @abc.abstractmethod
     def decode(self, codes: Averages, dtype: np.dtype) -> Averages:
-        """Returns the averages; rounding can put E[dx^2] below zero, by less than 1/4."""
+        """Returns the averages, none of them negative. Codes of zero are averages of zero."""
 
     @abc.abstractmethod
     def advance(
@@ -101,15 +111,17 @@ class Quantized(Storage):
         return np.dtype(np.float64 if jnp.finfo(g.dtype).bits > 32 else np.float32)
 
     def read(self, stored: Averages, unit: jax.typing.ArrayLike | None) -> Averages:
-        averages = self.decode(stored, np.dtype(np.float32))
         unit = jnp.asarray(unit, jnp.float32)
-        return Averages(*(jnp.maximum(unit * average, 0) for average in averages))
+        return Averages(*(unit * average for average in self.decode(stored, unit.dtype)))
 
     def write(self, averages: Averages, unit: jax.Array | None) -> Averages:
         return _without_derivative(self._write, averages, unit)
 
     def _write(self, averages, unit):
-        return self.encode(Averages(*(x / unit.astype(x.dtype) for x in averages)))
+        e_g, e_x = (average / unit.astype(average.dtype) for average in averages)
+        # A NaN has no code. With these averages the coordinate stands still until E[g^2] decays.
+        e_g = jnp.where(jnp.isnan(e_g), self.largest, e_g)
+        return self.encode(Averages(e_g, jnp.where(jnp.isnan(e_x), 0, e_x)))
 
     def step(
         self,

@@ -10,7 +10,7 @@ from optax_adadelta._equation import squared_update
 from optax_adadelta._storage._base import Averages, Quantized
 from optax_adadelta._storage._grid import NEAREST, Grid, Segment
 
-_S_GRID = Grid(1.0, Segment(octaves=36, codes=6), Segment(octaves=39, codes=1))
+_S_GRID = Grid(1.0, Segment(octaves=33, codes=6), Segment(octaves=28, codes=2))
 _Z_GRID = Grid(0.5, Segment(octaves=10, codes=18), Segment(octaves=37, codes=2))
 
 
@@ -29,19 +29,20 @@ class EightBits(Quantized):
 
     def encode(self, averages):
         s, x = ((average + 1).astype(jnp.float32) for average in averages)
+        s = jnp.minimum(s, self.largest)
         s_codes = _S_GRID.encode(s, NEAREST)
         z_codes = _Z_GRID.encode(_z(s, x, s_codes), NEAREST)
         return Averages(s_codes.astype(jnp.uint8), z_codes.astype(jnp.uint8))
 
     def decode(self, codes, dtype):
         s, z = _S_GRID.decode(codes.e_g), _Z_GRID.decode(codes.e_x)
-        return Averages(*((y - 1).astype(dtype) for y in (s, z * mantissa(s))))
+        # Rounding can put x a little below 1.
+        e_g, e_x = s - 1, jnp.maximum(z * mantissa(s) - 1, 0)
+        return Averages(e_g.astype(dtype), e_x.astype(dtype))
 
     def advance(self, g_sq, codes, rho, rescaling, dither):
         one = jnp.ones_like(g_sq)
         e_g, e_x = (rescaling * average for average in self.decode(codes, g_sq.dtype))
-        # Matters only if eps has fallen, which magnifies what rounding put below zero.
-        e_x = jnp.maximum(e_x, -0.25)
         e_g = rho.average(e_g, g_sq)
         e_x = rho.average(e_x, squared_update(g_sq, e_g, e_x, one))
         s, x = ((average + one).astype(jnp.float32) for average in (e_g, e_x))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import export
 
 from optax_adadelta._sharding import gathered
 from optax_adadelta._storage import Averages
@@ -27,6 +28,11 @@ class Sample(NamedTuple):
     count: jax.Array
     rate: dict[str, jax.Array]
     update: dict[str, jax.Array]
+
+
+export.register_namedtuple_serialization(
+    Sample, serialized_name="optax_adadelta.diagnostics.Sample"
+)
 
 
 def choose_coordinates(state: Any, size: int = 10, seed: int = 0) -> dict[str, np.ndarray]:
