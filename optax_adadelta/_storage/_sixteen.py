@@ -10,8 +10,8 @@ from optax_adadelta._equation import squared_update
 from optax_adadelta._storage._base import Averages, Quantized
 
 _ONE = np.float32(1).view(np.int32)
-# Right shifts of the bits of a float32. E[g^2] + 1 has 1024 codes in each of 64 octaves. E[dx^2] + 1
-# has 2048 in each of 32, because its errors add up over the steps.
+# Right shifts of the bits of a float32. E[g^2] + 1 has 1024 codes in each of 64 octaves.
+# E[dx^2] + 1 has 2048 in each of 32, because its errors add up over the steps.
 _SHIFTS = Averages(np.int32(13), np.int32(12))
 
 
