@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 
 from optax_adadelta import adadelta
 
@@ -29,14 +30,18 @@ def tree(seed=0):
     return {"w": normal((6, 16), seed), "b": [normal((), seed + 100)]}
 
 
+def like(p, seed):
+    """A random gradient of a parameter, sharded as it is."""
+    g = normal(p.shape, seed).astype(p.dtype)
+    return jax.device_put(g, p.sharding) if isinstance(p.sharding, NamedSharding) else g
+
+
 def stepped(optimizer, params, steps=3):
     """The state after a few steps with random gradients of the parameters' shapes."""
     state = optimizer.init(params)
     update = jax.jit(optimizer.update)
     for t in range(steps):
-        grads = jax.tree.map(
-            lambda p, t=t: jax.device_put(normal(p.shape, t).astype(p.dtype), p.sharding), params
-        )
+        grads = jax.tree.map(lambda p, t=t: like(p, t), params)
         _, state = update(grads, state, params)
     return state
 

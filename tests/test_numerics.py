@@ -253,8 +253,9 @@ def test_the_order_of_keys_changes_no_bit():
         ((64, 64), PartitionSpec("a", "b"), 0),
         ((4096, 8), PartitionSpec("a"), 0),
         # Where the last axis has 3 to 8 elements and the others 8 or more, jax 0.8 and 0.12
-        # compile the root without fused multiply-adds: in one of the piece and the leaf here.
-        # Over a million coordinates the update then differed by up to 4 units.
+        # compile without fused multiply-adds: in one of the piece and the leaf here. On some
+        # processors that is so for the averages too. Over a million coordinates the update then
+        # differed by up to 4 units.
         ((16, 8), PartitionSpec("a"), 5),
         ((4096, 16), PartitionSpec(None, "b"), 5),
     ],
@@ -273,9 +274,8 @@ def test_eight_devices_step_as_one_does(shape, spec, ulps):
         dx, after = update(put(leaf), eight)
         expected_dx, one = update(jnp.asarray(leaf), before)
         assert after.count == one.count
-        np.testing.assert_array_equal(after.e_g, one.e_g)
-        np.testing.assert_array_equal(after.e_x, one.e_x)
-        np.testing.assert_array_max_ulp(np.asarray(dx), np.asarray(expected_dx), ulps)
+        for found, expected in ((dx, expected_dx), (after.e_g, one.e_g), (after.e_x, one.e_x)):
+            np.testing.assert_array_max_ulp(np.asarray(found), np.asarray(expected), ulps)
         index = dx.addressable_shards[-1].index
         alone = before._replace(e_g=before.e_g[index], e_x=before.e_x[index])
         alone_dx, alone = update(jnp.asarray(leaf[index]), alone)
