@@ -144,10 +144,12 @@ def test_the_committed_results_are_of_every_case_and_form(path):
             exact = facts["state bytes a parameter"] * kept["parameters"]
             assert kept[form]["state"] == pytest.approx(exact, rel=0.06)
     assert kept["8 bits"]["peak"] < kept["16 bits"]["peak"]
-    assert kept["16 bits"]["peak"] < kept["float32"]["peak"] < kept["optax"]["peak"]
+    assert kept["16 bits"]["peak"] < kept["float32"]["peak"]
     assert kept["16 bits"]["peak"] < 1.1 * kept["16 bits"]["state"]
     assert kept["float32"]["peak"] < 1.05 * kept["float32"]["state"]
     if "-cpu-" in path.stem:
+        # On a GPU the kernels of Optax's step are fused, so it needs no more memory.
+        assert kept["float32"]["peak"] < kept["optax"]["peak"]
         for case in report["cases"].values():
             assert case["floor"]["seconds"] < case["float32"]["seconds"]
 
