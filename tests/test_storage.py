@@ -571,8 +571,11 @@ def test_diagnostics_read_it(bits):
         seen = sample(state, jnp.asarray(updates), choose_coordinates(state), 1e-6)
         moved.append((rates, seen.rate[""]))
     assert moved[0][0].dtype == jnp.float32
-    rtol = 1e-2 if bits == 16 else 0.3
-    chex.assert_trees_all_close(*moved, rtol=rtol)
+    # Two codes of 8 bits in an octave of 18 and of 6 are 6 and 17 % apart, and 50 steps round.
+    for found, expected in zip(*moved, strict=True):
+        off = np.abs(np.asarray(found) / np.asarray(expected) - 1)
+        assert np.quantile(off, 0.5) < (1e-3 if bits == 16 else 0.05)
+        assert np.quantile(off, 0.99) < (1e-2 if bits == 16 else 0.2)
 
 
 @LOW
