@@ -150,8 +150,8 @@ def compiled(step: Callable, params: Any, state: Any, *rest: Any) -> Contender:
         **dict(
             zip(("trace", "lower", "compile"), map(median, zip(*stages, strict=True)), strict=True)
         ),
-        "bytes a parameter": cost["bytes accessed"] / size,
-        "scratch bytes a parameter": memory.temp_size_in_bytes / size,
+        "bytes per parameter": cost["bytes accessed"] / size,
+        "scratch bytes per parameter": memory.temp_size_in_bytes / size,
         "kernels": entry.count(" fusion("),
         "copies": entry.count(" copy("),
     }

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-BYTES = 28  # a parameter: the gradient read; the parameter and two averages read and written
+BYTES = 28  # per parameter: the gradient read; the parameter and two averages read and written
 
 _SOURCE = r"""
 #include <math.h>

@@ -1,4 +1,4 @@
-"""What it costs that a gradient too large to square is held to the largest that is not.
+"""What it costs to clamp gradients to the largest value whose square is finite.
 
 A donated step, update and apply, with and without the guard, in turns in one process.
 
@@ -74,7 +74,7 @@ def main() -> None:
     command = f"python benchmarks/overflow_guard.py --size {size} --steps {steps}"
     report = {
         **provenance(command, ("jax", "jaxlib", "optax")),
-        "nanoseconds a parameter": nanoseconds,
+        "nanoseconds per parameter": nanoseconds,
         "quartiles": quartiles,
         "ratio": nanoseconds["with"] / nanoseconds["without"],
     }
@@ -82,7 +82,7 @@ def main() -> None:
     save(output, report)
     for name, median in nanoseconds.items():
         low, high = quartiles[name]
-        print(f"{name} the guard: {median:.2f} ns a parameter, quartiles {low:.2f} to {high:.2f}")
+        print(f"{name} the guard: {median:.2f} ns per parameter, quartiles {low:.2f} to {high:.2f}")
     print(f"With the guard a step takes {report['ratio']:.3f} times as long. Results: {output}")
 
 

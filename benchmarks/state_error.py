@@ -40,7 +40,7 @@ SHIPPED = {"state_bits=16": 16, "state_bits=8": 8}
 
 
 class Variant(NamedTuple):
-    """A way to keep the averages: bytes a parameter, the values that are kept, and the dither."""
+    """A way to store the averages: bytes per parameter, what is stored, and the dither."""
 
     bytes: float
     store: Callable[..., Any]
@@ -48,7 +48,7 @@ class Variant(NamedTuple):
 
 
 def in_blocks(bits: float, head: int = 4, block: int = codes.BLOCK) -> float:
-    """Bytes a parameter, from the bits of both averages and the bytes that a block has besides."""
+    """Bytes per parameter: the bits of both averages, and the bytes that each block adds."""
     return bits / 8 + head / block
 
 

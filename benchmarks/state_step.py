@@ -120,8 +120,8 @@ def built(form: str, grads: list[jax.Array]) -> tuple[Callable[[int], float], di
     program = step.lower(params, state, grads).compile()
     facts = {
         "compile": time.process_time() - start,
-        "scratch bytes a parameter": program.memory_analysis().temp_size_in_bytes / size,
-        "state bytes a parameter": sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / size,
+        "scratch bytes per parameter": program.memory_analysis().temp_size_in_bytes / size,
+        "state bytes per parameter": sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / size,
     }
     return repeated(step, (params, state), grads), facts
 
@@ -153,8 +153,8 @@ def measure(shapes: list[Shape], rounds: int, added: int, progress: tqdm) -> dic
     report["bytes a second"] = 8 * added / report.pop("add")["seconds"]
     for facts in map(report.get, FORMS):
         facts["times float32"] = facts["seconds"] / report["float32"]["seconds"]
-        facts["moved bytes a parameter"] = 12 + 2 * facts["state bytes a parameter"]
-        bound = facts["moved bytes a parameter"] * size / report["bytes a second"]
+        facts["moved bytes per parameter"] = 12 + 2 * facts["state bytes per parameter"]
+        bound = facts["moved bytes per parameter"] * size / report["bytes a second"]
         facts["of the bound"] = bound / facts["seconds"]
     return report
 
@@ -162,8 +162,8 @@ def measure(shapes: list[Shape], rounds: int, added: int, progress: tqdm) -> dic
 COLUMNS = (
     ("times float32", "times float32", 1, ".2f"),
     ("% of the bound", "of the bound", 100, ".0f"),
-    ("state, bytes per parameter", "state bytes a parameter", 1, ".2f"),
-    ("scratch", "scratch bytes a parameter", 1, ".2f"),
+    ("state, bytes per parameter", "state bytes per parameter", 1, ".2f"),
+    ("scratch", "scratch bytes per parameter", 1, ".2f"),
     ("compile, CPU s", "compile", 1, ".1f"),
 )
 

@@ -41,7 +41,7 @@ def table(errors: dict[str, Any], steps: list[dict[str, Any]]) -> str:
     rows = []
     for storage, (form, code) in STORAGES.items():
         cases = [case for report in steps for case in report["cases"].values()]
-        size = cases[0].get(form, cases[0]["float32"])["state bytes a parameter"]
+        size = cases[0].get(form, cases[0]["float32"])["state bytes per parameter"]
         found = errors["results"].get(code)
         measured = [] if found is None else found.values()
         percent = [rhos["rho 0.95"]["percent"] for rhos in measured if isinstance(rhos, dict)]

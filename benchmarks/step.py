@@ -167,7 +167,7 @@ def main() -> None:
             case["alone"][who]["seconds"] for who in ("optax_adadelta", "optax", "floor")
         )
         print(
-            f"{name}: {1e9 * ours / case['parameters']:.2f} ns a parameter, {theirs / ours:.1f}"
+            f"{name}: {1e9 * ours / case['parameters']:.2f} ns per parameter, {theirs / ours:.1f}"
             f" times as fast as Optax, {ours / least:.1f} times the floor"
         )
     print(f"All of it: {output}")

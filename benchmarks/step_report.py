@@ -22,7 +22,7 @@ WHO = (
     "torch compiled",
     "floor",
 )
-FEW = 1000  # parameters, of which nanoseconds a parameter say nothing
+FEW = 1000  # parameters, of which nanoseconds per parameter say nothing
 
 
 def versions(report: dict[str, Any]) -> str:
@@ -33,17 +33,17 @@ def versions(report: dict[str, Any]) -> str:
 
 
 def nanoseconds(case: dict[str, Any], setting: str, who: str) -> float:
-    """Returns the nanoseconds a parameter of a step."""
+    """Returns the nanoseconds per parameter of a step."""
     return 1e9 * case[setting][who]["seconds"] / case["parameters"]
 
 
 def sizeable(report: dict[str, Any]) -> dict[str, Any]:
-    """Returns the cases with parameters enough to speak of nanoseconds a parameter."""
+    """Returns the cases with parameters enough to speak of nanoseconds per parameter."""
     return {name: case for name, case in report["cases"].items() if case["parameters"] >= FEW}
 
 
 def step_table(report: dict[str, Any], setting: str) -> str:
-    """Returns nanoseconds a parameter and ratios."""
+    """Returns nanoseconds per parameter and ratios."""
     cases = sizeable(report)
     # The floor's loop does not clip.
     compared = WHO if setting == "alone" else WHO[:-1]
@@ -70,8 +70,8 @@ COLUMNS = (
     ("step, ms", "seconds", 1e3, ".2f"),
     ("of it until the call returns", "seconds until begun", 1e3, ".2f"),
     ("peak, MB", "peak bytes", 1e-6, ".0f"),
-    ("bytes a parameter", "bytes a parameter", 1, ".0f"),
-    ("scratch", "scratch bytes a parameter", 1, ".0f"),
+    ("bytes per parameter", "bytes per parameter", 1, ".0f"),
+    ("scratch", "scratch bytes per parameter", 1, ".0f"),
     ("loops", "kernels", 1, "d"),
     ("trace, s", "trace", 1, ".2f"),
     ("lower, s", "lower", 1, ".2f"),
@@ -133,7 +133,7 @@ def with_parts(page: str, made: dict[str, str]) -> str:
 
 
 def draw(reports: list[dict[str, Any]], picture: Path) -> None:
-    """Draws nanoseconds a parameter of every case and contender."""
+    """Draws nanoseconds per parameter of every case and contender."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -176,7 +176,7 @@ def draw(reports: list[dict[str, Any]], picture: Path) -> None:
         panel.set_xticks(ticks, [str(t) for t in ticks])
         panel.minorticks_off()
         panel.grid(axis="x", alpha=0.4)
-        panel.set_xlabel("nanoseconds a parameter, median")
+        panel.set_xlabel("nanoseconds per parameter, median")
         cores = report["machine"].split(",")[1].strip()
         panel.set_title(f"jax {report['versions']['jax']}, CPU, {cores}")
     panels[0].invert_yaxis()

@@ -33,7 +33,7 @@ def test_at_smoke_size_every_contender_is_measured_in_every_setting(tmp_path):
             for facts in measured.values():
                 low, high = facts["quartiles"]
                 assert 0 < facts["least"] <= low <= facts["seconds"] <= high
-        assert case["alone"]["optax_adadelta"]["scratch bytes a parameter"] == 0
+        assert case["alone"]["optax_adadelta"]["scratch bytes per parameter"] == 0
     assert {"optax_adadelta", "optax", "jax, gradients alone"} <= set(report["training"])
 
     # What was just measured can be tabled and drawn.
@@ -77,7 +77,7 @@ def test_the_committed_results_are_of_every_case_and_peer(path):
     for case in report["cases"].values():
         ours, theirs = case["alone"]["optax_adadelta"], case["alone"]["optax"]
         assert ours["copies"] == 0
-        assert ours["scratch bytes a parameter"] < 0.01
+        assert ours["scratch bytes per parameter"] < 0.01
         assert ours["kernels"] <= 3 * case["leaves"] + 1 < theirs["kernels"]
 
 

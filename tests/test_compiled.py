@@ -1,4 +1,4 @@
-"""What the compiler makes of a step: three loops a leaf, all of them in place, and nothing else.
+"""What the compiler makes of a step: three in-place loops per leaf, and nothing else.
 
 No test here takes the time. Each reads the program, so that a change which costs a copy, a loop or
 scratch memory fails on every machine alike.
@@ -76,7 +76,7 @@ def test_a_step_is_three_loops_a_leaf_that_write_where_they_read(name):
     assert made.copies == []
     assert made.scratch < SCALARS
     assert made.aliased >= 12 * SIZE
-    # 12 bytes a parameter for E[g^2], 16 for E[dx^2], 20 for the parameters.
+    # 12 bytes per parameter for E[g^2], 16 for E[dx^2], 20 for the parameters.
     assert made.bytes == pytest.approx(48 * SIZE, abs=SCALARS)
 
 

@@ -22,7 +22,7 @@ def load(path):
 def made_up(**others):
     """A report of one case on a GPU, where nothing says what a process holds."""
     facts = {"seconds": 2e-3, "quartiles": [1e-3, 3e-3], "times float32": 1, "of the bound": 0.5}
-    facts |= {"state bytes a parameter": 8, "scratch bytes a parameter": 0, "compile": 1}
+    facts |= {"state bytes per parameter": 8, "scratch bytes per parameter": 0, "compile": 1}
     case = {"parameters": 1000_000, "bytes a second": 1e9, **dict.fromkeys(MODULE.RULES, facts)}
     kept = dict.fromkeys(MODULE.RULES, others.pop("memory", None))
     return {
@@ -42,9 +42,9 @@ def assert_complete(report, cases):
             facts = case[form]
             low, high = facts["quartiles"]
             assert 0 < low <= facts["seconds"] <= high
-            assert size <= facts["state bytes a parameter"] < size + 0.1
-            moved = facts["moved bytes a parameter"]
-            assert moved == 12 + 2 * facts["state bytes a parameter"]
+            assert size <= facts["state bytes per parameter"] < size + 0.1
+            moved = facts["moved bytes per parameter"]
+            assert moved == 12 + 2 * facts["state bytes per parameter"]
             assert facts["times float32"] == facts["seconds"] / case["float32"]["seconds"]
             speed = moved * case["parameters"] / facts["seconds"]
             assert facts["of the bound"] == pytest.approx(speed / case["bytes a second"])
@@ -141,7 +141,7 @@ def test_the_committed_results_are_of_every_case_and_form(path):
     kept = report["memory"]
     for form, facts in report["cases"]["1 leaf of 10000 x 10000"].items():
         if form in BYTES:
-            exact = facts["state bytes a parameter"] * kept["parameters"]
+            exact = facts["state bytes per parameter"] * kept["parameters"]
             assert kept[form]["state"] == pytest.approx(exact, rel=0.06)
     assert kept["8 bits"]["peak"] < kept["16 bits"]["peak"]
     assert kept["16 bits"]["peak"] < kept["float32"]["peak"]

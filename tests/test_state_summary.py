@@ -15,7 +15,10 @@ def steps(machine, ratios):
         "machine": machine,
         "cases": {
             str(ratio): {
-                form: {"seconds": ratio if form == "8 bits" else 1, "state bytes a parameter": size}
+                form: {
+                    "seconds": ratio if form == "8 bits" else 1,
+                    "state bytes per parameter": size,
+                }
                 for form, size in bytes_each.items()
             }
             for ratio in ratios

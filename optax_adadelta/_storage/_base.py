@@ -123,14 +123,7 @@ class Quantized(Storage):
         e_g = jnp.where(jnp.isnan(e_g), self.largest, e_g)
         return self.encode(Averages(e_g, jnp.where(jnp.isnan(e_x), 0, e_x)))
 
-    def step(
-        self,
-        g: jax.Array,
-        stored: Averages,
-        rho: Decay,
-        eps: Scalar,
-        quantization: Quantization | None,
-    ) -> tuple[jax.Array, Averages]:
+    def step(self, g, stored, rho, eps, quantization):
         del eps
         return _without_derivative(self._step, g, stored, rho, quantization)
 
