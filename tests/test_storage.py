@@ -184,7 +184,7 @@ def test_what_is_kept_is_right_in_the_mean_over_seeds_and_steps(bits):
         # At the same count the dithers of the two averages would differ by the same everywhere.
         start = optimizer.init(g)._replace(count=7919 * seed)
         _, state = optimizer.update(g, start)
-        return [1e-6 * (x + 1) for x in unclipped(state, bits)]
+        return [1e-6 * (x + 1) for x in in_units_of_eps(state, bits)]
 
     kept = np.float64(jax.jit(jax.vmap(sums))(jnp.arange(400, dtype=jnp.int32)))
     exact = np.array([expected.e_g, expected.e_x]) + 1e-6
@@ -195,8 +195,7 @@ def test_what_is_kept_is_right_in_the_mean_over_seeds_and_steps(bits):
     assert np.abs(off.mean(axis=(1, 2))).max() < 0.1
 
 
-def unclipped(state, bits):
-    """The averages in units of eps, which rounding can put below zero."""
+def in_units_of_eps(state, bits):
     return storage_with(bits).decode(diagnostics.Averages(state.e_g, state.e_x), np.float32)
 
 
