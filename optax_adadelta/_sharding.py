@@ -57,4 +57,6 @@ def _has_reduction(sharding: NamedSharding) -> bool:
 
 
 def _without_reduction(sharding: NamedSharding) -> NamedSharding:
-    return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec.partitions))
+    # Where JAX refuses to iterate over such a spec, it has this attribute.
+    partitions = getattr(sharding.spec, "partitions", sharding.spec)
+    return NamedSharding(sharding.mesh, PartitionSpec(*partitions))

@@ -166,10 +166,9 @@ def test_eight_devices_store_what_one_does_bit_for_bit(bits, kinds, spec):
 @pytest.mark.parametrize("kind", ["reduced", "unreduced"])
 @pytest.mark.parametrize("of", ["array", "tracer", "abstract"])
 def test_a_parameter_whose_sum_over_an_axis_is_pending_gets_an_ordinary_state(bits, kind, of):
-    try:
-        spec = P("a", **{kind: {"b"}})
-    except TypeError:
-        pytest.skip("this version of JAX has no such shardings")
+    if jax.__version_info__ < (0, 10) and of != "abstract":
+        pytest.skip("before 0.10 JAX itself aborts when it makes such an array")
+    spec = P("a", **{kind: {"b"}})
     mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Explicit,) * 2)
     optimizer = adadelta(state_bits=bits)
     with jax.set_mesh(mesh):
