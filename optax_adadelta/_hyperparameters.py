@@ -72,8 +72,6 @@ def number(name: str, value: Any, *, fading: bool = False) -> Value:
 
     A `fading` one may be zero: a schedule that decays gets there, and `floored` raises it.
     """
-    if callable(value):
-        raise TypeError(f"{name} must be a number here; got {value!r}. Call it with the count.")
     if isinstance(value, jax.Array | np.ndarray | np.generic):
         real = jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)
     else:
