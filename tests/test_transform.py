@@ -415,6 +415,9 @@ def float64_on_request():
         pytest.skip("this version of JAX has no float64 on request")
     before = jax.config.jax_explicit_x64_dtypes
     jax.config.update("jax_explicit_x64_dtypes", "allow")
+    if float(jax.lax.full((), 0.1, jnp.float64)) != 0.1:
+        jax.config.update("jax_explicit_x64_dtypes", before)
+        pytest.skip("this jax rounds the numbers of its float64 arrays to float32")
     yield
     jax.config.update("jax_explicit_x64_dtypes", before)
 
