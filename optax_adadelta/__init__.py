@@ -1,23 +1,41 @@
 """The Adadelta optimizer (Zeiler, 2012) for JAX, as an Optax transformation."""
 
+from importlib.metadata import PackageNotFoundError as _PackageNotFoundError
 from importlib.metadata import version as _version
 
-from optax_adadelta import convert as convert
-from optax_adadelta import diagnostics as diagnostics
-from optax_adadelta._optimizer import adadelta as adadelta
-from optax_adadelta._optimizer import scale_by_adadelta as scale_by_adadelta
-from optax_adadelta._state import AdadeltaState as AdadeltaState
-from optax_adadelta._stochastic_round import StochasticRoundState as StochasticRoundState
-from optax_adadelta._stochastic_round import stochastic_round as stochastic_round
+from optax_adadelta import convert, diagnostics
+from optax_adadelta._clip import clip_by_global_norm
+from optax_adadelta._optimizer import adadelta, scale_by_adadelta
+from optax_adadelta._state import AdadeltaState
+from optax_adadelta._stochastic_round import StochasticRoundState, stochastic_round
 
-__version__ = _version("optax_adadelta")
+__all__ = [
+    "AdadeltaState",
+    "StochasticRoundState",
+    "adadelta",
+    "clip_by_global_norm",
+    "convert",
+    "diagnostics",
+    "scale_by_adadelta",
+    "stochastic_round",
+]
+
+try:
+    __version__ = _version("optax_adadelta")
+except _PackageNotFoundError:  # a source tree that is not installed
+    __version__ = "0+unknown"
 
 # Pickles and messages then name this module, and no private file.
 for _public in (
-    adadelta,
-    scale_by_adadelta,
     AdadeltaState,
-    stochastic_round,
     StochasticRoundState,
+    adadelta,
+    clip_by_global_norm,
+    scale_by_adadelta,
+    stochastic_round,
 ):
     _public.__module__ = __name__
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

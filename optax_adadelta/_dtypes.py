@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 
 def float64_on_request() -> bool:
@@ -20,3 +21,17 @@ def dtype_of(leaf: Any) -> np.dtype:
     return (
         dtype if abstract or isinstance(leaf, jax.Array) else jax.dtypes.canonicalize_dtype(dtype)
     )
+
+
+def dtypes_of_updates(updates: optax.Updates, ps: list[Any]) -> tuple[np.dtype, ...] | None:
+    """Returns for each leaf the parameter's dtype, or its own if that is wider.
+
+    None if each is its own. A narrower update could flush to zero what the parameter can hold.
+    """
+    gs = [dtype_of(g) for g in jax.tree.leaves(updates)]
+    dtypes = tuple(_wider(g, dtype_of(p)) for g, p in zip(gs, ps, strict=True))
+    return None if dtypes == tuple(gs) else dtypes
+
+
+def _wider(g: np.dtype, p: np.dtype) -> np.dtype:
+    return p if g != p and jnp.finfo(p).bits >= jnp.finfo(g).bits else g

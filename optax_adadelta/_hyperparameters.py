@@ -1,13 +1,16 @@
 """Hyperparameters: numbers, arrays, traced values or schedules, checked and made operands.
 
-What is known when the optimizer is built becomes a checked Python float. What is only
-known later stays as it is: a schedule is asked at every step, a traced value is used
-unchecked. Either way the compiled update receives strongly typed scalars of one dtype, so
-that it is compiled once whatever they hold and wherever they came from.
+A number becomes a checked Python float. A JAX array is checked and stays an array, because
+libraries that trace an optimizer's closure retrace it for every new Python number. What is only
+known later stays as it is: a schedule is asked at every step, a traced value is used unchecked.
+Either way the compiled update receives strongly typed scalars of one dtype, so that it is compiled
+once whatever they hold and wherever they came from.
 """
 
+import inspect
 import math
 import numbers
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -21,7 +24,7 @@ from optax_adadelta._equation import Decay, Scalar
 from optax_adadelta._storage import MIN_QUANTIZED_EPS, MIN_QUANTIZED_RHO
 
 Value: TypeAlias = float | jax.Array
-"""A checked number or a traced scalar."""
+"""A checked number, a checked scalar array or a traced scalar."""
 
 
 class _Range(NamedTuple):
@@ -54,26 +57,62 @@ _RANGES = {
         "not negative, and finite in float32",
         "Use 0.0 for no decay.",
     ),
+    "max_norm": _Range(
+        lambda value: value >= 0,
+        "not negative",
+        "It is the largest norm of the gradients; 1.0 and 5.0 are common.",
+    ),
 }
 
 
 def number_or_schedule(name: str, value: optax.ScalarOrSchedule) -> Value | optax.Schedule:
-    """Returns a schedule as it is, and anything else as `number` does."""
-    return value if callable(value) else number(name, value)
+    """Returns a schedule that can be called with a count, and anything else as `number` does."""
+    if not callable(value):
+        return number(name, value)
+    # A partial function may hold a table of values, other callable trees of matrices are models.
+    if not isinstance(value, jax.tree_util.Partial) and any(
+        np.ndim(leaf) >= 2 for leaf in jax.tree.leaves(value) if hasattr(leaf, "dtype")
+    ):
+        raise TypeError(_tree_given(name, value))
+    try:
+        signature = inspect.signature(value)
+    except (TypeError, ValueError):  # of a builtin
+        return value
+    try:
+        signature.bind(0)
+    except TypeError as error:
+        raise TypeError(
+            f"{name} is a function, so it is taken as a schedule and called with the step count;"
+            f" but its parameters are {signature}. Use lambda count: ..., or pass a number."
+        ) from error
+    return value
 
 
 def at_step(name: str, value: Value | optax.Schedule, count: jax.typing.ArrayLike) -> Value:
     """Returns what `value` is at step `count`."""
-    return number(name, value(count), fading=True) if callable(value) else value
+    if not callable(value):
+        return value
+    try:
+        now = value(count)
+    except Exception as error:
+        error.add_note(
+            f"{name} of the optimizer is a {type(value).__name__}, so it was called as a schedule,"
+            " with the step count. A model or its parameters go to init instead."
+        )
+        raise
+    return number(name, now, fading=True)
 
 
 def number(name: str, value: Any, *, fading: bool = False) -> Value:
-    """Returns a traced scalar as it is, any other number as a float that is in its range.
+    """Returns a scalar array as it is, any other number as a float, having checked its range.
 
-    A `fading` one may be zero: a schedule that decays gets there, and `floored` raises it.
+    A `fading` one may be zero: a schedule that decays gets there, and `floored` raises it. The
+    range of a traced one cannot be checked.
     """
     if isinstance(value, jax.Array | np.ndarray | np.generic):
         real = jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)
+    elif value is not None and not jax.tree_util.all_leaves([value]):
+        raise TypeError(_tree_given(name, value))
     else:
         real = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not real:
@@ -83,21 +122,55 @@ def number(name: str, value: Any, *, fading: bool = False) -> Value:
         )
     if np.shape(value):
         raise ValueError(
-            f"{name} must be a scalar; got an array of shape {np.shape(value)}. For one optimizer"
-            " a value, use jax.vmap; for one value a part of the model, optax.multi_transform."
+            f"{name} must be a scalar; got an array of shape {np.shape(value)}. Parameters go to"
+            " init. For one optimizer per value, use jax.vmap; for one value per part of the"
+            " model, optax.multi_transform."
         )
-    if isinstance(value, jax.core.Tracer):
+    concrete = known(value)
+    if concrete is None:
         return value
-    try:
-        concrete = float(value)
-    except OverflowError:  # of a Python integer
-        concrete = math.inf
     allowed = _RANGES[name]
     if not (allowed.holds(concrete) or (fading and concrete == 0)):
         raise ValueError(
             f"{name} must be {allowed.words}; got {concrete}. {allowed.remedy}{_cast_hint(value)}"
         )
-    return concrete
+    return value if isinstance(value, jax.Array) else concrete
+
+
+def known(value: Any) -> float | None:
+    """Returns the number that a value is, None if it is a schedule or traced."""
+    if callable(value) or isinstance(value, jax.core.Tracer):
+        return None
+    try:
+        return float(value)
+    except OverflowError:  # of a Python integer
+        return math.inf
+
+
+def warn_of_mixed_up(
+    learning_rate: Value | optax.Schedule,
+    rho: Value | optax.Schedule,
+    eps: Value | optax.Schedule,
+) -> None:
+    """Warns of numbers that are allowed, but look as if they were given in another order.
+
+    A search over hyperparameters may try such numbers, so this is no error.
+    """
+    rate, share, floor = known(learning_rate), known(rho), known(eps)
+    if share is None or floor is None or not 0.1 < floor < 1:
+        return
+    if share < 0.1:
+        guess = "Are rho and eps swapped?"
+    elif floor >= 0.9 and rate is not None and rate <= 0.1:
+        guess = "Is this Adam's order? Adadelta has no second beta."
+    else:
+        return
+    warnings.warn(
+        f"rho is {share:g} and eps is {floor:g}. {guess} The order is adadelta(learning_rate, rho,"
+        " eps) and scale_by_adadelta(rho, eps); eps is usually between 1e-8 and 1e-4.",
+        UserWarning,
+        stacklevel=4,
+    )
 
 
 def checked_state_bits(
@@ -118,11 +191,12 @@ def checked_state_bits(
         )
     limits = (("rho", rho, MIN_QUANTIZED_RHO), ("eps", eps, MIN_QUANTIZED_EPS))
     for name, value, least in limits:
+        concrete = known(value)
         # A float32 scalar can lie below the number that it was made from.
-        if isinstance(value, float) and value < least * (1 - 1e-6):
+        if concrete is not None and concrete < least * (1 - 1e-6):
             raise ValueError(
                 f"{name} must be at least {least:g} with state_bits={bits}, which is too coarse for"
-                f" less; got {value}. Use state_bits=None, or a larger {name}."
+                f" less; got {concrete}. Use state_bits=None, or a larger {name}."
             )
     return int(bits)
 
@@ -137,6 +211,14 @@ def seed_scalar(seed: Any) -> jax.Array | np.uint32:
             " number, not a PRNG key: any integer works equally well."
         )
     return np.uint32(int(seed) % 2**32)
+
+
+def _tree_given(name: str, value: Any) -> str:
+    leaves = len(jax.tree.leaves(value))
+    return (
+        f"{name} must be a number or a schedule; got a {type(value).__name__} of {leaves} leaves."
+        " Parameters and models go to init: optimizer = adadelta(); state = optimizer.init(params)."
+    )
 
 
 def _cast_hint(value: Any) -> str:

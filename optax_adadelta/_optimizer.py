@@ -1,21 +1,26 @@
 """The public transformations."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 
 import optax
 
+from optax_adadelta._dtypes import dtypes_of_updates
 from optax_adadelta._hyperparameters import (
     at_step,
     checked_state_bits,
+    known,
     number_or_schedule,
     operands,
     seed_scalar,
+    warn_of_mixed_up,
 )
-from optax_adadelta._state import AdadeltaState, initial_state
+from optax_adadelta._state import check_arguments, initial_state
 from optax_adadelta._storage import storage_with
 from optax_adadelta._update import update_tree
-from optax_adadelta._validation import chosen_leaves
+from optax_adadelta._validation import chosen_leaves, parameters_of
 
 
 def adadelta(
@@ -174,20 +179,17 @@ def _transformation(
     rho = number_or_schedule("rho", rho)
     eps = number_or_schedule("eps", eps)
     weight_decay = number_or_schedule("weight_decay", weight_decay)
-    decays = not (isinstance(weight_decay, float) and weight_decay == 0.0)
+    warn_of_mixed_up(learning_rate, rho, eps)
+    decays = known(weight_decay) != 0.0
     storage = storage_with(checked_state_bits(state_bits, rho, eps))
     seed = seed_scalar(seed)
 
-    def init(params):
+    def init(params: optax.Params) -> Any:
         return initial_state(storage, params)
 
     def update(updates, state, params=None, **extra_args):
         del extra_args
-        if not isinstance(state, AdadeltaState):
-            raise TypeError(
-                f"state must be the AdadeltaState that init returns; got {type(state).__name__}."
-                " Does it belong to another optimizer, or was it restored without a target?"
-            )
+        check_arguments(updates, state)
         count = state.count
         hyper = operands(
             sign,
@@ -196,15 +198,20 @@ def _transformation(
             at_step("eps", eps, count),
             at_step("weight_decay", weight_decay, count),
         )
-        if not decays:
-            return update_tree(updates, state, None, None, hyper, seed)
-        if params is None:
+        decayed = dtypes = None
+        if params is not None:
+            ps = parameters_of(updates, params)
+            dtypes = dtypes_of_updates(updates, ps)
+            if decays:
+                decayed = ps
+                if weight_decay_mask is not None:
+                    chosen = chosen_leaves(updates, params, weight_decay_mask)
+                    decayed = [p if c else None for p, c in zip(ps, chosen, strict=True)]
+        elif decays:
             raise ValueError(
                 "params is None, but weight decay needs the parameters: call update(grads, state,"
                 " params). A weight_decay known only later counts as decay even if it is zero."
             )
-        mask = weight_decay_mask(params) if callable(weight_decay_mask) else weight_decay_mask
-        decayed = None if mask is None else chosen_leaves(params, mask)
-        return update_tree(updates, state, params, decayed, hyper, seed)
+        return update_tree(updates, state, decayed, dtypes, hyper, seed)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -12,7 +12,7 @@ from jax import export
 
 from optax_adadelta._sharding import scalar_sharding
 from optax_adadelta._storage import Averages, Storage
-from optax_adadelta._validation import dtype_of_averages, storages_of
+from optax_adadelta._validation import check_dense, dtype_of_averages, storages_of
 
 
 class AdadeltaState(NamedTuple):
@@ -29,10 +29,10 @@ class AdadeltaState(NamedTuple):
         full precision.
     """
 
-    count: jax.typing.ArrayLike
+    count: jax.Array
     e_g: optax.Updates
     e_x: optax.Updates
-    unit: Any = None
+    unit: jax.Array | None = None
 
 
 export.register_namedtuple_serialization(
@@ -42,6 +42,7 @@ export.register_namedtuple_serialization(
 
 def initial_state(storage: Storage, params: optax.Params) -> AdadeltaState:
     """Returns the state before the first update, with averages of zero."""
+    check_dense("params", params)
     averages = jax.tree.map_with_path(
         lambda path, p: storage.init(p, dtype_of_averages(path, p)), params
     )
@@ -55,9 +56,73 @@ def initial_state(storage: Storage, params: optax.Params) -> AdadeltaState:
     return AdadeltaState(scalar(jnp.int32), e_g, e_x, unit)
 
 
+def check_arguments(updates: Any, state: Any) -> None:
+    """Raises the error that names what was given in place of gradients and state."""
+    if is_adadelta_state(updates):
+        raise TypeError(
+            "updates is an AdadeltaState: call update(grads, state, params), in this order."
+        )
+    if is_adadelta_state(state):
+        return
+    if inner := _adadelta_states(state):
+        advice = (
+            f"There is one at {', '.join(inner)}, so it is the state of a chain or a wrapper: call"
+            " update of the whole optimizer that made it."
+        )
+    elif isinstance(state, dict) and {"count", "e_g", "e_x"} <= state.keys():
+        advice = (
+            "It has the right keys, so it was restored without a target: AdadeltaState(**state)."
+        )
+    else:
+        advice = (
+            "Call update(grads, state, params), in this order, with the state of this optimizer."
+        )
+    raise TypeError(
+        f"state must be the AdadeltaState that init returns; got a {type(state).__name__}. {advice}"
+    )
+
+
 def is_adadelta_state(part: Any) -> bool:
     """Returns whether a part of an optimizer's state is an :class:`AdadeltaState`."""
     return isinstance(part, AdadeltaState)
+
+
+def find_state(state: Any) -> AdadeltaState:
+    """Returns the one :class:`AdadeltaState` in the state of any optimizer.
+
+    Args:
+      state: an optimizer's state.
+
+    Returns:
+      The :class:`AdadeltaState` in it.
+
+    Raises:
+      ValueError: there is none, or there are several.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> from optax_adadelta import adadelta
+      >>> from optax_adadelta.diagnostics import find_state
+      >>> optimizer = optax.MultiSteps(adadelta(), every_k_schedule=4)
+      >>> print(find_state(optimizer.init(jnp.ones(2))).count)
+      0
+    """
+    found = _adadelta_states(state)
+    if not found:
+        raise ValueError(f"There is no AdadeltaState in {jax.tree.structure(state)}.")
+    if len(found) > 1:
+        paths = ", ".join(found)
+        raise ValueError(f"There are {len(found)} AdadeltaStates, at {paths}; pass one of them.")
+    (part,) = found.values()
+    return part
+
+
+def _adadelta_states(state: Any) -> dict[str, AdadeltaState]:
+    return {
+        f"state{jax.tree_util.keystr(path)}": part
+        for path, part in jax.tree.leaves_with_path(state, is_leaf=is_adadelta_state)
+        if is_adadelta_state(part)
+    }
 
 
 def map_averages(

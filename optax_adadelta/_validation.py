@@ -12,8 +12,9 @@ from optax_adadelta._dtypes import dtype_of
 from optax_adadelta._storage import Storage, storage_of
 
 _REMEDY = (
-    "Adadelta takes arrays of floating-point or complex numbers only. Leave the others out of the"
-    " tree, or label them for optax.set_to_zero() in an optax.multi_transform."
+    "Adadelta takes arrays of floating-point or complex numbers only. Pass these alone to init:"
+    " eqx.filter(model, eqx.is_inexact_array) in Equinox, wrt=nnx.Param in Flax NNX; in any tree,"
+    " put None in place of the others, or mask them with optax.masked or optax.multi_transform."
 )
 
 
@@ -21,29 +22,96 @@ def leaves_like(updates: optax.Updates, tree: optax.Updates, name: str) -> list[
     """Returns the leaves of `tree`, which must have the structure of `updates`."""
     leaves, structure = jax.tree.flatten(tree)
     if structure != jax.tree.structure(updates):
-        raise ValueError(
-            f"updates and {name} must have the same structure, but {_difference(updates, tree)}."
-            " Call init with the parameters that these updates are for."
-        )
+        raise _mismatch(updates, tree, name)
     return leaves
 
 
-def check_leaves(updates: optax.Updates, e_gs: list[Any], e_xs: list[Any], ps: list[Any]) -> None:
+def parameters_of(updates: optax.Updates, params: optax.Params) -> list[Any]:
+    """Returns the parameter of each leaf of `updates`.
+
+    Where `updates` has None, `params` may have anything: a model has functions and integers too.
+    """
+    ps = _beside(updates, params)
+    for (path, g), p in zip(jax.tree.leaves_with_path(updates), ps, strict=True):
+        if p is None or not jax.tree_util.all_leaves([p]):
+            raise _mismatch(updates, params, "params")
+        if getattr(g, "dtype", None) == getattr(p, "dtype", g) and g.shape == p.shape:
+            continue
+        g_dtype, p_dtype = (check_inexact(*x) for x in (("updates", path, g), ("params", path, p)))
+        if jnp.issubdtype(p_dtype, jnp.floating) != jnp.issubdtype(g_dtype, jnp.floating):
+            raise TypeError(
+                f"updates{_at(path)} is {g_dtype}, but params{_at(path)} is {p_dtype}; either"
+                " both must be real or both complex."
+            )
+        if np.shape(p) != np.shape(g):
+            raise ValueError(
+                f"updates{_at(path)} has shape {np.shape(g)}, but params{_at(path)} has shape"
+                f" {np.shape(p)}. Pass the parameters that these updates are for."
+            )
+    return ps
+
+
+def chosen_leaves(updates: optax.Updates, params: optax.Params, mask: Any) -> list[bool]:
+    """Returns for each leaf of `updates` what `mask` says, a tree of bools or a function."""
+    if callable(mask):
+        try:
+            mask = mask(params)
+        except Exception as error:
+            error.add_note(
+                "weight_decay_mask is called once, with the whole tree of parameters. To decide for"
+                " each leaf: weight_decay_mask=lambda params: jax.tree.map(decays, params)."
+            )
+            raise
+    if isinstance(mask, bool) and not jax.tree_util.all_leaves([params]):
+        raise TypeError(
+            f"weight_decay_mask is {mask} for the whole tree of parameters. If it is a function, it"
+            " must return a tree of bools for a tree of parameters, and under"
+            " optax.inject_hyperparams it must be named in static_args, or it is taken as a"
+            " schedule. To decay all parameters, leave the mask out; for none, weight_decay=0.0."
+        )
+
+    def chosen(path, choice, part):
+        known = not isinstance(choice, jax.core.Tracer)
+        if not (known and np.asarray(choice).dtype == bool and np.ndim(choice) == 0):
+            raise TypeError(
+                f"weight_decay_mask{_at(path)} must be True or False, known when the update is"
+                f" traced; got {choice!r}."
+            )
+        return jax.tree.map(lambda _: bool(choice), part)
+
+    try:
+        return _beside(updates, jax.tree.map_with_path(chosen, mask, params))
+    except ValueError as error:
+        raise ValueError(
+            "weight_decay_mask must have the structure of params or be a prefix of it; the mask is"
+            f" {jax.tree.structure(mask)}, params is {jax.tree.structure(params)}."
+        ) from error
+
+
+def check_leaves(updates: optax.Updates, e_gs: list[Any], e_xs: list[Any]) -> None:
     """Raises the error that names the first leaf for which no step can be made."""
-    for (path, g), e_g, e_x, p in zip(
-        jax.tree.leaves_with_path(updates), e_gs, e_xs, ps, strict=True
-    ):
+    for (path, g), e_g, e_x in zip(jax.tree.leaves_with_path(updates), e_gs, e_xs, strict=True):
         check_inexact("updates", path, g)
-        for name, like in (("state.e_g", e_g), ("state.e_x", e_x), ("params", p)):
-            if like is not None and like.shape != g.shape:
+        for name, like in (("state.e_g", e_g), ("state.e_x", e_x)):
+            if like.shape != g.shape:
                 raise ValueError(
                     f"updates{_at(path)} has shape {g.shape}, but {name}{_at(path)} has shape"
                     f" {like.shape}. Call init with the parameters that these updates are for."
                 )
-        if p is not None and jnp.iscomplexobj(p) != jnp.iscomplexobj(g):
+
+
+def check_dense(name: str, tree: Any) -> None:
+    """Raises the error that names the first sparse array."""
+
+    def is_sparse(leaf):
+        return hasattr(leaf, "todense")
+
+    for path, leaf in jax.tree.leaves_with_path(tree, is_leaf=is_sparse):
+        if is_sparse(leaf):
             raise TypeError(
-                f"updates{_at(path)} is {g.dtype}, but params{_at(path)} is {p.dtype}; either"
-                " both must be real or both complex."
+                f"{name}{_at(path)} is a {type(leaf).__name__}, a sparse array, but parameters and"
+                " gradients must be dense: call .todense(), or update only the rows that have a"
+                " gradient, as docs/recipes.md shows."
             )
 
 
@@ -80,51 +148,103 @@ def dtype_of_averages(path: jax.tree_util.KeyPath, p: Any) -> np.dtype:
 
 def check_inexact(name: str, path: jax.tree_util.KeyPath, leaf: Any) -> np.dtype:
     """Returns the dtype of a leaf, or raises the error that says that it has no gradient."""
-    if not hasattr(leaf, "dtype") and not isinstance(leaf, numbers.Number):
+    dtype = leaf.dtype if hasattr(leaf, "shape") and hasattr(leaf, "dtype") else None
+    if dtype is None and not isinstance(leaf, numbers.Number):
         raise TypeError(f"{name}{_at(path)} is {leaf!r}, of type {type(leaf).__name__}. {_REMEDY}")
-    dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
+    dtype = jnp.result_type(leaf) if dtype is None else dtype
     if not jnp.issubdtype(dtype, jnp.inexact):
         raise TypeError(f"{name}{_at(path)} has dtype {dtype}. {_REMEDY}")
     return dtype_of(leaf)
 
 
-def chosen_leaves(params: optax.Params, mask: Any) -> tuple[bool, ...]:
-    """Returns for each leaf of `params` what `mask` says, a tree of bools that is a prefix."""
+def _is_nothing(leaf: Any) -> bool:
+    return leaf is None or isinstance(leaf, optax.MaskedNode)
 
-    def chosen(path, choice, part):
-        known = not isinstance(choice, jax.core.Tracer)
-        if not (known and np.asarray(choice).dtype == bool and np.ndim(choice) == 0):
-            raise TypeError(
-                f"weight_decay_mask{_at(path)} must be True or False, known when the update is"
-                f" traced; got {choice!r}."
-            )
-        return jax.tree.map(lambda _: bool(choice), part)
 
+def _beside(updates: optax.Updates, tree: Any) -> list[Any]:
+    """Returns what `tree` has in place of each leaf of `updates`; where that has None, any."""
+    leaves, structure = jax.tree.flatten(updates, is_leaf=_is_nothing)
     try:
-        return tuple(jax.tree.leaves(jax.tree.map_with_path(chosen, mask, params)))
-    except ValueError as error:
-        raise ValueError(
-            "weight_decay_mask must have the structure of params or be a prefix of it; the mask is"
-            f" {jax.tree.structure(mask)}, params is {jax.tree.structure(params)}."
-        ) from error
+        parts = structure.flatten_up_to(tree)
+    except ValueError:
+        raise _mismatch(updates, tree, "params") from None
+    return [part for leaf, part in zip(leaves, parts, strict=True) if not _is_nothing(leaf)]
 
 
-def _difference(updates: optax.Updates, tree: optax.Updates) -> str:
+def _mismatch(updates: optax.Updates, tree: Any, name: str) -> ValueError:
+    return ValueError(
+        f"updates and {name} must have the same structure: {_difference(updates, tree, name)}."
+        f" {_advice(updates, tree, name)}"
+    )
+
+
+def _difference(updates: optax.Updates, tree: Any, name: str) -> str:
     ours, theirs = (
         {
-            f"{_at(path)} as None" if leaf is None else _at(path)
-            for path, leaf in jax.tree.leaves_with_path(t, is_leaf=lambda leaf: leaf is None)
+            _at(path) or "a single leaf": leaf
+            for path, leaf in jax.tree.leaves_with_path(t, is_leaf=_is_nothing)
         }
         for t in (updates, tree)
     )
-    found = [
-        f"only {who} has {', '.join(path or 'a leaf' for path in sorted(paths)[:3])}"
-        for who, paths in (("the former", ours - theirs), ("the latter", theirs - ours))
-        if paths
+    if name == "params":  # may have anything where updates has nothing
+        free = tuple(path for path, leaf in ours.items() if _is_nothing(leaf))
+        ours = {path: leaf for path, leaf in ours.items() if path not in free}
+        theirs = {path: leaf for path, leaf in theirs.items() if not path.startswith(free)}
+    extra, missing = _missing_from(theirs, ours), _missing_from(ours, theirs)
+    if extra and missing:
+        return f"updates has {extra}, {name} has {missing}"
+    if extra:
+        return f"updates has {extra}, {name} has not"
+    if missing:
+        return f"{name} has {missing}, updates has not"
+    return _difference_of_types(jax.tree.structure(updates), jax.tree.structure(tree), name)
+
+
+def _missing_from(some: dict[str, Any], others: dict[str, Any]) -> str:
+    """Returns the first paths at which `others` has a leaf, or None, and `some` has not."""
+    missing = [
+        f"None at {path}" if leaf is None else path
+        for path, leaf in sorted(others.items(), key=lambda item: item[0])
+        if path not in some or (some[path] is None) != (leaf is None)
     ]
-    return " and ".join(found) or (
-        f"one is {jax.tree.structure(updates)}, the other {jax.tree.structure(tree)}"
-    )
+    return ", ".join(missing[:3])
+
+
+def _difference_of_types(ours: Any, theirs: Any, name: str) -> str:
+    node, other = ours.node_data(), theirs.node_data()
+    if node == other:
+        for children in zip(ours.children(), theirs.children(), strict=True):
+            if children[0] != children[1]:
+                return _difference_of_types(*children, name)
+    if node is not None and other is not None and node[0] is not other[0]:
+        return (
+            f"updates has a {_name_of(node[0])}, {name} a {_name_of(other[0])} of the same leaves"
+        )
+    return f"updates is {ours}, {name} is {theirs}"
+
+
+def _name_of(kind: type) -> str:
+    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
+
+
+def _advice(updates: optax.Updates, tree: Any, name: str) -> str:
+    check_dense("updates", updates)
+    if isinstance(updates, tuple) and len(updates) == 2:
+        for part, what in ((1, "(value, grads), as of jax.value_and_grad"), (0, "(grads, aux)")):
+            if jax.tree.structure(updates[part]) == jax.tree.structure(tree):
+                return f"updates looks like {what}: pass the gradients alone."
+    without = jax.tree.map(lambda _: None, tree)
+    if jax.tree.structure(jax.tree.map(lambda _: None, updates)) == jax.tree.structure(without):
+        return (
+            "A parameter that never has a gradient must be None in init, too, or masked; one that"
+            " has none in this step needs zeros."
+        )
+    paths = [[path for path, _ in jax.tree.leaves_with_path(t)] for t in (updates, tree)]
+    if paths[0] == paths[1]:
+        return "Use the same containers in both."
+    if name == "params":
+        return "Pass the parameters that these updates are for."
+    return "Call init with the parameters that these updates are for."
 
 
 def _at(path: jax.tree_util.KeyPath) -> str:

@@ -2,9 +2,7 @@
 
 from typing import Any
 
-import jax
-
-from optax_adadelta._state import AdadeltaState, is_adadelta_state, map_averages
+from optax_adadelta._state import find_state, map_averages
 from optax_adadelta._storage import Averages
 
 
@@ -35,36 +33,3 @@ def averages(state: Any) -> Averages:
     """
     found = find_state(state)
     return map_averages(lambda storage, stored: storage.read(stored, found.unit), found)
-
-
-def find_state(state: Any) -> AdadeltaState:
-    """Returns the one :class:`AdadeltaState` in the state of any optimizer.
-
-    Args:
-      state: an optimizer's state.
-
-    Returns:
-      The :class:`AdadeltaState` in it.
-
-    Raises:
-      ValueError: there is none, or there are several.
-
-    Example:
-      >>> import jax.numpy as jnp, optax
-      >>> from optax_adadelta import adadelta
-      >>> from optax_adadelta.diagnostics import find_state
-      >>> optimizer = optax.MultiSteps(adadelta(), every_k_schedule=4)
-      >>> print(find_state(optimizer.init(jnp.ones(2))).count)
-      0
-    """
-    found = [
-        (path, part)
-        for path, part in jax.tree.leaves_with_path(state, is_leaf=is_adadelta_state)
-        if is_adadelta_state(part)
-    ]
-    if not found:
-        raise ValueError(f"There is no AdadeltaState in {jax.tree.structure(state)}.")
-    if len(found) > 1:
-        paths = ", ".join(f"state{jax.tree_util.keystr(path)}" for path, _ in found)
-        raise ValueError(f"There are {len(found)} AdadeltaStates, at {paths}; pass one of them.")
-    return found[0][1]

@@ -9,7 +9,8 @@ import optax
 
 from optax_adadelta._equation import rms_ratio
 from optax_adadelta._hyperparameters import at_step, number_or_schedule
-from optax_adadelta.diagnostics._averages import averages, find_state
+from optax_adadelta._state import find_state
+from optax_adadelta.diagnostics._averages import averages
 
 
 def effective_learning_rate(

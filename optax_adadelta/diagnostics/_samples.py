@@ -10,9 +10,9 @@ import optax
 from jax import export
 
 from optax_adadelta._sharding import gathered
+from optax_adadelta._state import find_state
 from optax_adadelta._storage import Averages
 from optax_adadelta._validation import storages_of
-from optax_adadelta.diagnostics._averages import find_state
 from optax_adadelta.diagnostics._rates import rate_of
 
 

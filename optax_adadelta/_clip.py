@@ -1,0 +1,92 @@
+"""Clipping by the global norm, written so that compilers fuse it into the update."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from optax_adadelta._hyperparameters import number
+from optax_adadelta._validation import check_inexact
+
+
+def clip_by_global_norm(max_norm: jax.typing.ArrayLike) -> optax.GradientTransformation:
+    r"""Scales all gradients down where their common norm exceeds a bound.
+
+    .. math::
+        g' = g \min\left(1, \frac{c}{\lVert g \rVert}\right)
+
+    where :math:`\lVert g \rVert` is the norm of all gradients taken together and :math:`c` is
+    ``max_norm``. It computes what :func:`optax.clip_by_global_norm` computes. But it multiplies
+    where that divides, so XLA does not store the clipped gradients before the next transformation.
+
+    An infinite or NaN gradient becomes NaN, as with Optax's. Put ``optax.zero_nans()`` after the
+    clip, or :func:`optax.apply_if_finite` around the chain.
+
+    Args:
+      max_norm: :math:`c`, not negative: a number, a scalar array or a traced scalar.
+
+    Returns:
+      A :class:`optax.GradientTransformation` without state. Its ``update(grads, state)`` returns
+      gradients of the same dtypes. The norm is summed in float32, or in float64 if any gradient is
+      float64 or complex128.
+
+    Raises:
+      TypeError: ``max_norm`` is not a real number.
+      ValueError: ``max_norm`` is negative, NaN, or not a scalar.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> from optax_adadelta import adadelta, clip_by_global_norm
+      >>> optimizer = optax.chain(clip_by_global_norm(1.0), adadelta())
+      >>> clip = clip_by_global_norm(1.0)
+      >>> grads, _ = clip.update(jnp.array([3.0, -4.0]), clip.init(None))
+      >>> print(grads)
+      [ 0.6 -0.8]
+
+    References:
+      Pascanu et al., `On the difficulty of training Recurrent Neural Networks
+      <https://arxiv.org/abs/1211.5063>`_, 2012.
+    """
+    max_norm = number("max_norm", max_norm)
+
+    def init(params):
+        del params
+        return optax.EmptyState()
+
+    def update(updates, state, params=None):
+        del params
+        return _clipped(updates, max_norm), state
+
+    return optax.GradientTransformation(init, update)
+
+
+@jax.jit
+def _clipped(updates: optax.Updates, max_norm: jax.typing.ArrayLike) -> optax.Updates:
+    updates = jax.tree.map(jnp.asarray, updates)
+    squares = [
+        _squared_norm(g.astype(_wide(check_inexact("updates", path, g))))
+        for path, g in jax.tree.leaves_with_path(updates)
+    ]
+    kind = max((square.dtype for square in squares), default=np.dtype(np.float32))
+    norm = jnp.sqrt(sum((square.astype(kind) for square in squares), start=jnp.zeros((), kind)))
+    bound = jnp.asarray(max_norm).astype(kind)
+    scale = jnp.where(norm < bound, jnp.ones_like(norm), bound / norm)
+
+    def clipped(g):
+        wide = _wide(g.dtype)
+        return (g.astype(wide) * scale.astype(wide)).astype(g.dtype)
+
+    return jax.tree.map(clipped, updates)
+
+
+def _wide(dtype: np.dtype) -> np.dtype:
+    """Returns a dtype of at least 32 bits."""
+    return np.dtype(np.float32) if jnp.finfo(dtype).bits < 32 else dtype
+
+
+def _squared_norm(g: jax.Array) -> jax.Array:
+    if jnp.iscomplexobj(g):
+        return jnp.sum(jnp.square(g.real) + jnp.square(g.imag))
+    return jnp.sum(jnp.square(g))
