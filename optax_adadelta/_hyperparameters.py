@@ -33,6 +33,7 @@ class _Range(NamedTuple):
     remedy: str
 
 
+_ARRAYS = (jax.Array, np.ndarray, np.generic)
 _LARGEST = float(np.finfo(np.float32).max)
 
 _RANGES = {
@@ -109,7 +110,7 @@ def number(name: str, value: Any, *, fading: bool = False) -> Value:
     A `fading` one may be zero: a schedule that decays gets there, and `floored` raises it. The
     range of a traced one cannot be checked.
     """
-    if isinstance(value, jax.Array | np.ndarray | np.generic):
+    if isinstance(value, _ARRAYS):
         real = jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)
     elif value is not None and not jax.tree_util.all_leaves([value]):
         raise TypeError(_tree_given(name, value))
@@ -222,7 +223,7 @@ def _tree_given(name: str, value: Any) -> str:
 
 
 def _cast_hint(value: Any) -> str:
-    dtype = getattr(value, "dtype", np.dtype(float))
+    dtype = value.dtype if isinstance(value, _ARRAYS) else np.dtype(float)
     if dtype.itemsize >= 4 and not jnp.issubdtype(dtype, jnp.complexfloating):
         return ""
     return (

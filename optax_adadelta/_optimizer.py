@@ -20,7 +20,7 @@ from optax_adadelta._hyperparameters import (
 from optax_adadelta._state import check_arguments, initial_state
 from optax_adadelta._storage import storage_with
 from optax_adadelta._update import update_tree
-from optax_adadelta._validation import chosen_leaves, parameters_of
+from optax_adadelta._validation import check_structure, chosen_leaves, parameters_of
 
 
 def adadelta(
@@ -190,6 +190,8 @@ def _transformation(
     def update(updates, state, params=None, **extra_args):
         del extra_args
         check_arguments(updates, state)
+        check_structure(updates, state.e_g, "state.e_g")
+        check_structure(updates, state.e_x, "state.e_x")
         count = state.count
         hyper = operands(
             sign,

@@ -11,7 +11,7 @@ from optax_adadelta._dither import dither_at
 from optax_adadelta._hyperparameters import Operands
 from optax_adadelta._state import AdadeltaState
 from optax_adadelta._storage import Averages, Quantization, Storage, unit_of
-from optax_adadelta._validation import check_leaves, leaves_like, storages_of
+from optax_adadelta._validation import check_leaves, storages_of
 
 
 @functools.partial(jax.jit, static_argnames="dtypes")
@@ -26,14 +26,13 @@ def update_tree(
     """Returns the updates of a tree and the next state.
 
     For each leaf of `updates`, `decayed` has the parameter if there is weight decay, and `dtypes`
-    the dtype of the result if it is not that of the leaf. The checks run while this is traced, so
-    they cost a step nothing.
+    the dtype of the result if it is not that of the leaf. The checks of each
+    leaf run while this is traced, so they cost a step nothing.
     """
     # Under jax.disable_jit, NumPy arrays and numbers arrive as they are.
     updates, state, decayed = jax.tree.map(jnp.asarray, (updates, state, decayed))
     gs, structure = jax.tree.flatten(updates)
-    e_gs = leaves_like(updates, state.e_g, "state.e_g")
-    e_xs = leaves_like(updates, state.e_x, "state.e_x")
+    e_gs, e_xs = jax.tree.leaves(state.e_g), jax.tree.leaves(state.e_x)
     check_leaves(updates, e_gs, e_xs)
     ps = decayed or [None] * len(gs)
     storages = storages_of(updates, e_gs, e_xs, state.unit)

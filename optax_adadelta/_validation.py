@@ -18,12 +18,10 @@ _REMEDY = (
 )
 
 
-def leaves_like(updates: optax.Updates, tree: optax.Updates, name: str) -> list[Any]:
-    """Returns the leaves of `tree`, which must have the structure of `updates`."""
-    leaves, structure = jax.tree.flatten(tree)
-    if structure != jax.tree.structure(updates):
+def check_structure(updates: optax.Updates, tree: optax.Updates, name: str) -> None:
+    """Raises the error that says where `tree` has another structure than `updates`."""
+    if jax.tree.structure(updates) != jax.tree.structure(tree):
         raise _mismatch(updates, tree, name)
-    return leaves
 
 
 def parameters_of(updates: optax.Updates, params: optax.Params) -> list[Any]:
@@ -62,9 +60,9 @@ def chosen_leaves(updates: optax.Updates, params: optax.Params, mask: Any) -> li
                 " each leaf: weight_decay_mask=lambda params: jax.tree.map(decays, params)."
             )
             raise
-    if isinstance(mask, bool) and not jax.tree_util.all_leaves([params]):
+    if jax.tree_util.all_leaves([mask]) and not jax.tree_util.all_leaves([params]):
         raise TypeError(
-            f"weight_decay_mask is {mask} for the whole tree of parameters. If it is a function, it"
+            f"weight_decay_mask is {mask!r} for the whole tree of parameters. If it is a function, it"
             " must return a tree of bools for a tree of parameters, and under"
             " optax.inject_hyperparams it must be named in static_args, or it is taken as a"
             " schedule. To decay all parameters, leave the mask out; for none, weight_decay=0.0."

@@ -242,8 +242,9 @@ def test_weight_decay_is_added_to_the_gradient_where_the_mask_says(mask):
     np.testing.assert_allclose(state.e_g["w"], np.full((2, 3), decayed.e_g), rtol=1e-6)
 
 
-@pytest.mark.parametrize("mask", [True, False, {"layer": True, "head": False}])
-def test_a_mask_may_be_a_prefix(mask):
+@pytest.mark.parametrize("chosen", ["layer", "head"])
+def test_a_mask_may_be_a_prefix(chosen):
+    mask = {"layer": chosen == "layer", "head": chosen == "head"}
     params = {"layer": {"w": jnp.full((2, 3), 0.7), "b": jnp.full(3, 0.7)}, "head": jnp.ones(2)}
     updates, none, every = (
         optimizer.update(params, optimizer.init(params), params)[0]
@@ -254,8 +255,7 @@ def test_a_mask_may_be_a_prefix(mask):
         )
     )
     for part in ("layer", "head"):
-        decays = mask[part] if isinstance(mask, dict) else mask
-        chex.assert_trees_all_equal(updates[part], (every if decays else none)[part])
+        chex.assert_trees_all_equal(updates[part], (every if part == chosen else none)[part])
     assert not jnp.array_equal(every["head"], none["head"])
 
 

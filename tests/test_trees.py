@@ -29,29 +29,31 @@ def refused(error, *parts):
     ],
 )
 def test_parameters_that_are_no_numbers_to_descend_on(leaf, dtype):
-    with refused(TypeError, "params['a'][1]", dtype, "optax.set_to_zero()"):
+    with refused(TypeError, "params['a'][1]", dtype, "eqx.filter", "nnx.Param", "mask"):
         adadelta().init({"a": [jnp.ones(2), leaf]})
 
 
 def test_gradients_of_integers():
     grads = jax.grad(lambda p: p["w"].sum() * 1.0, allow_int=True)({**PARAMS, "b": jnp.arange(4)})
-    with refused(TypeError, "updates['b']", "float0", "optax.set_to_zero()"):
+    with refused(TypeError, "updates['b']", "float0", "eqx.filter", "nnx.Param", "mask"):
         adadelta().update(grads, adadelta().init(PARAMS))
 
 
 @pytest.mark.parametrize(
     ("grads", "words"),
     [
-        ({"w": PARAMS["w"]}, "only the latter has ['b']"),
-        ({**PARAMS, "c": jnp.ones(1)}, "only the former has ['c']"),
-        ({"w": PARAMS["w"], "b": {"c": jnp.ones(4)}}, "only the former has ['b']['c']"),
-        ({"w": PARAMS["w"], "b": None}, "former has ['b'] as None and only the latter has ['b']"),
-        ([PARAMS["b"], PARAMS["w"]], "only the former has [0], [1]"),
-        (jnp.ones(4), "only the former has a leaf"),
+        ({"w": PARAMS["w"]}, ["state.e_g has ['b'], updates has not"]),
+        ({**PARAMS, "c": jnp.ones(1)}, ["updates has ['c'], state.e_g has not"]),
+        (
+            {"w": PARAMS["w"], "b": {"c": jnp.ones(4)}},
+            ["updates has ['b']['c'], state.e_g has ['b']"],
+        ),
+        ([PARAMS["b"], PARAMS["w"]], ["updates has [0], [1], state.e_g has ['b'], ['w']"]),
+        (jnp.ones(4), ["updates has", "state.e_g has ['b'], ['w']"]),
     ],
 )
 def test_gradients_of_another_structure(grads, words):
-    with refused(ValueError, "updates and state.e_g must have the same structure", words, "init"):
+    with refused(ValueError, "updates and state.e_g", *words, "init"):
         adadelta().update(grads, adadelta().init(PARAMS))
 
 
@@ -64,9 +66,9 @@ def test_gradients_of_another_shape():
 @pytest.mark.parametrize(
     ("params", "words"),
     [
-        ({"w": PARAMS["w"]}, "only the former has ['b']"),
+        ({"w": PARAMS["w"]}, "updates has ['b'], params has not"),
         ({**PARAMS, "b": jnp.ones(5)}, "params['b'] has shape (5,)"),
-        ({**PARAMS, "b": {"c": jnp.ones(4)}}, "only the latter has ['b']['c']"),
+        ({**PARAMS, "b": {"c": jnp.ones(4)}}, "updates has ['b'], params has ['b']['c']"),
     ],
 )
 def test_parameters_that_do_not_match(params, words):
@@ -85,14 +87,9 @@ def test_weight_decay_without_parameters():
         adadelta(weight_decay=0.1).update(PARAMS, adadelta().init(PARAMS))
 
 
-def test_the_state_of_another_optimizer():
-    with refused(TypeError, "state must be the AdadeltaState", "got tuple"):
-        adadelta().update(PARAMS, (adadelta().init(PARAMS),))
-
-
 def test_accumulators_that_do_not_match():
     state = adadelta().init(PARAMS)
-    with refused(ValueError, "state.e_x", "only the former has ['b']"):
+    with refused(ValueError, "updates has ['b'], state.e_x has not"):
         adadelta().update(PARAMS, state._replace(e_x={"w": state.e_x["w"]}))
 
 

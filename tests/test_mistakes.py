@@ -1,0 +1,226 @@
+"""Wrong calls that users make: each is refused, or warned of, by the names that tell what it was."""
+
+import contextlib
+import re
+import warnings
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.experimental import sparse
+from reference import algorithm_1
+
+from optax_adadelta import adadelta, scale_by_adadelta
+
+PARAMS = {"w": jnp.ones((3, 4)), "b": jnp.ones(4)}
+OPTIMIZER = adadelta()
+STATE = OPTIMIZER.init(PARAMS)
+
+
+@contextlib.contextmanager
+def refused(error, *parts):
+    """Expects an error with these parts in its message or its notes, and no array written out."""
+    with pytest.raises(error) as caught:
+        yield
+    told = " ".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
+    assert re.search(".*".join(map(re.escape, parts)), told, re.DOTALL), told
+    assert "[[" not in told
+
+
+@chex.dataclass
+class Model:
+    """A callable model that is a pytree, as Equinox's and Flax NNX's are."""
+
+    w: jax.Array
+
+    def __call__(self, x):
+        return self.w @ x
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "rho", "eps", "weight_decay"])
+@pytest.mark.parametrize(
+    "given", [PARAMS, [jnp.ones(3)], (), Model(w=jnp.ones((2, 3)))], ids=lambda x: type(x).__name__
+)
+def test_parameters_in_place_of_a_hyperparameter(name, given):
+    with refused(TypeError, name, type(given).__name__, "init"):
+        adadelta(**{name: given})
+
+
+def test_one_array_of_parameters_in_place_of_the_learning_rate():
+    with refused(ValueError, "learning_rate", "(3, 4)", "init"):
+        adadelta(PARAMS["w"])
+
+
+def test_a_model_that_cannot_be_told_from_a_schedule_is_named_when_it_fails():
+    class Unbound:
+        def __call__(self, x):
+            raise RuntimeError("not bound")
+
+    optimizer = adadelta(Unbound())
+    with refused(RuntimeError, "not bound", "learning_rate", "Unbound", "init"):
+        optimizer.update(PARAMS, STATE)
+
+
+def test_a_callable_tree_of_scalars_may_be_a_schedule():
+    @chex.dataclass
+    class Warmup:
+        steps: jax.Array
+
+        def __call__(self, count):
+            return jnp.minimum((count + 1).astype(jnp.float32) / self.steps, 1.0)
+
+    updates, _ = adadelta(Warmup(steps=jnp.float32(4))).update(PARAMS, STATE)
+    whole, _ = OPTIMIZER.update(PARAMS, STATE)
+    np.testing.assert_allclose(updates["w"], whole["w"] / 4, rtol=1e-6)
+
+
+def test_a_partial_function_of_a_table_may_be_a_schedule():
+    table = jnp.full((2, 2), 0.5)
+    schedule = jax.tree_util.Partial(lambda table, count: table[0, count], table)
+    updates, _ = adadelta(schedule).update(PARAMS, STATE)
+    whole, _ = OPTIMIZER.update(PARAMS, STATE)
+    np.testing.assert_array_equal(updates["w"], whole["w"] / 2)
+
+
+@pytest.mark.parametrize("schedule", [lambda: 1.0, lambda a, b: 1.0, lambda *, count: 1.0])
+@pytest.mark.parametrize("name", ["learning_rate", "rho", "eps", "weight_decay"])
+def test_a_schedule_that_does_not_take_the_count(name, schedule):
+    with refused(TypeError, name, "schedule", "count"):
+        adadelta(**{name: schedule})
+
+
+def test_a_builtin_without_a_signature_may_be_a_schedule():
+    # Its result, a class, is checked as any other.
+    optimizer = adadelta(weight_decay=type)
+    with refused(TypeError, "weight_decay", "type"):
+        optimizer.update(PARAMS, STATE, PARAMS)
+
+
+@pytest.mark.parametrize(
+    ("grads", "parts"),
+    [
+        ((1.0, PARAMS), ("updates has", "state.e_g has", "value_and_grad")),
+        ((PARAMS, "aux"), ("updates has", "state.e_g has", "(grads, aux)")),
+        ({"w": PARAMS["w"], "b": None}, ("updates has None at ['b']", "state.e_g has ['b']")),
+        ({"w": PARAMS["w"], "c": PARAMS["b"]}, ("updates has ['c'], state.e_g has ['b']",)),
+    ],
+    ids=["value and gradient", "gradient and aux", "None", "another name"],
+)
+def test_what_is_no_tree_of_gradients(grads, parts):
+    with refused(ValueError, *parts):
+        OPTIMIZER.update(grads, STATE)
+
+
+@pytest.mark.parametrize("with_params", [False, True])
+@pytest.mark.parametrize(
+    ("grads", "params", "kinds"),
+    [
+        ([1.0, 2.0], (1.0, 2.0), ("list", "tuple")),
+        ({"a": {"b": (1.0,)}}, {"a": {"b": [1.0]}}, ("tuple", "list")),
+    ],
+)
+def test_containers_of_another_type_are_named(grads, params, kinds, with_params):
+    state = OPTIMIZER.init(grads if with_params else params)
+    name = "params" if with_params else "state.e_g"
+    with refused(ValueError, "updates has", kinds[0], name, kinds[1]):
+        OPTIMIZER.update(grads, state, params if with_params else None)
+
+
+@pytest.mark.parametrize("place", ["gradient", "gradient beside params", "parameter"])
+def test_sparse_arrays(place):
+    tree = {**PARAMS, "w": sparse.BCOO.fromdense(PARAMS["w"])}
+    with refused(TypeError, "['w'] is a BCOO", "dense"):
+        if place == "parameter":
+            OPTIMIZER.init(tree)
+        else:
+            OPTIMIZER.update(tree, STATE, PARAMS if place == "gradient beside params" else None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ((STATE, PARAMS), ("AdadeltaState", "update(grads, state, params)")),
+        ((PARAMS, PARAMS, STATE), ("state", "dict", "update(grads, state, params)")),
+        ((PARAMS, optax.chain(optax.clip(1.0), OPTIMIZER).init(PARAMS)), ("tuple", "state[1]")),
+        ((PARAMS, optax.MultiSteps(OPTIMIZER, 2).init(PARAMS)), ("state.inner_opt_state",)),
+        ((PARAMS, STATE._asdict()), ("dict", "AdadeltaState(**state)")),
+        ((PARAMS, optax.adam(0.1).init(PARAMS)), ("tuple",)),
+    ],
+)
+def test_arguments_of_update_that_are_swapped_or_of_another_optimizer(arguments, parts):
+    with refused(TypeError, *parts):
+        OPTIMIZER.update(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("mask", "error", "parts"),
+    [
+        (lambda p: p.ndim > 1, AttributeError, ("ndim", "weight_decay_mask", "jax.tree.map")),
+        (lambda p: len(p) > 9, TypeError, ("weight_decay_mask is False", "static_args")),
+        (True, TypeError, ("weight_decay_mask is True",)),
+        (jnp.array(True), TypeError, ("weight_decay_mask is Array(True",)),
+    ],
+)
+def test_a_mask_of_one_bool_for_all_parameters(mask, error, parts):
+    optimizer = adadelta(weight_decay=0.1, weight_decay_mask=mask)
+    with refused(error, *parts):
+        optimizer.update(PARAMS, STATE, PARAMS)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("limit", [-1, 1])
+def test_a_mask_that_inject_hyperparams_takes_for_a_schedule(jit, limit):
+    def mask(params):
+        return jax.tree.map(lambda p: p.ndim > limit, params)
+
+    optimizer = optax.inject_hyperparams(adadelta)(weight_decay=0.1, weight_decay_mask=mask)
+    state = optimizer.init(PARAMS)
+    update = jax.jit(optimizer.update) if jit else optimizer.update
+    with refused(TypeError, "weight_decay_mask", "static_args"):
+        update(PARAMS, state, PARAMS)
+
+
+def test_a_single_array_may_have_a_mask_of_one_bool():
+    x = jnp.ones(3)
+    for mask in (True, False, lambda p: p.ndim > 1):
+        optimizer = adadelta(weight_decay=0.1, weight_decay_mask=mask)
+        updates, _ = optimizer.update(0 * x, optimizer.init(x), x)
+        assert (updates != 0).all() == (mask is True)
+
+
+@pytest.mark.parametrize(
+    ("make", "word"),
+    [
+        (lambda: adadelta(1e-3, 0.9, 0.999), "beta"),
+        (lambda: adadelta(np.float32(1e-3), jnp.float32(0.9), jnp.float32(0.999)), "beta"),
+        (lambda: adadelta(1.0, 1e-6, 0.95), "swapped"),
+        (lambda: scale_by_adadelta(1e-6, 0.9), "swapped"),
+    ],
+)
+def test_an_order_of_other_optimizers_is_warned_of_where_it_was_written(make, word):
+    with pytest.warns(UserWarning, match=word) as caught:
+        make()
+    assert [warning.filename for warning in caught] == [__file__]
+
+
+@pytest.mark.parametrize(
+    ("rho", "eps"), [(0.95, 0.5), (0.95, 1.0), (0.95, 100.0), (0.0, 1e-3), (0.05, 2.0), (0.9, 0.95)]
+)
+def test_a_large_eps_or_a_small_rho_alone_is_not_warned_of(rho, eps):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer = adadelta(1.0, rho, eps)
+    updates, _ = optimizer.update(PARAMS, STATE)
+    (expected,) = algorithm_1(np.ones((1, 4)), rho, eps)
+    np.testing.assert_allclose(updates["b"], expected.dx, rtol=1e-6)
+
+
+def test_values_known_only_later_are_not_warned_of():
+    @jax.jit
+    def update(eps):
+        return adadelta(lambda count: 1e-3, lambda count: 0.9, eps).update(PARAMS, STATE)[0]
+
+    assert (update(0.999)["b"] < 0).all()

@@ -1,0 +1,129 @@
+"""Parameters beside gradients: models with more leaves, and leaves of different dtypes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from reference import algorithm_1
+from states import BITS, same_types
+
+from optax_adadelta import adadelta, scale_by_adadelta
+
+
+def relu_model():
+    return {"w": jnp.ones(2), "ids": jnp.arange(3), "act": jax.nn.relu, "deep": {"b": (1, "name")}}
+
+
+def beside(w, nothing=None):
+    """A tree of gradients, or of trained parameters, with nothing beside `w`."""
+    return {"w": w, "ids": nothing, "act": nothing, "deep": nothing}
+
+
+@BITS
+@pytest.mark.parametrize("nothing", [None, optax.MaskedNode()])
+@pytest.mark.parametrize("mask", [None, lambda model: jax.tree.map(lambda _: True, model)])
+def test_a_whole_model_may_stand_for_the_parameters(bits, nothing, mask):
+    optimizer = adadelta(weight_decay=0.1, weight_decay_mask=mask, state_bits=bits)
+    state = optimizer.init(beside(jnp.ones(2)))
+    if nothing is not None:
+        state = jax.tree.map(lambda x: x, state)._replace(
+            e_g=beside(state.e_g["w"], nothing), e_x=beside(state.e_x["w"], nothing)
+        )
+    updates, state = optimizer.update(beside(jnp.ones(2), nothing), state, relu_model())
+    np.testing.assert_allclose(updates["w"], np.full(2, -0.0044721), rtol=0.05 if bits else 1e-5)
+    assert updates == beside(updates["w"], nothing)
+
+
+def test_a_model_without_decay_steps_as_its_trained_part_alone():
+    optimizer = adadelta()
+    grads = beside(jnp.array([0.1, -0.2]))
+    state = optimizer.init(beside(jnp.ones(2)))
+    updates, _ = optimizer.update(grads, state, relu_model())
+    alone, _ = optimizer.update(grads["w"], optimizer.init(jnp.ones(2)))
+    np.testing.assert_array_equal(updates["w"], alone)
+
+
+def test_a_gradient_needs_a_parameter_beside_it():
+    state = adadelta().init(beside(jnp.ones(2)))
+    for missing in (None, {"deeper": jnp.ones(2)}, "no array", jnp.arange(2)):
+        with pytest.raises((ValueError, TypeError), match=r"params.*\['w'\]"):
+            adadelta().update(beside(jnp.ones(2)), state, {**relu_model(), "w": missing})
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@BITS
+def test_small_float16_gradients_move_float32_parameters(bits, jit):
+    optimizer = adadelta(1e-3, eps=1e-7, state_bits=bits)
+    params = jnp.float32(0)
+    state = optimizer.init(params)
+    update = jax.jit(optimizer.update) if jit else optimizer.update
+    g = jnp.float16(2e-5)
+    for _ in range(1000 if jit else 100):
+        updates, state = update(g, state, params)
+        params = optax.apply_updates(params, updates)
+    expected = 1e-3 * sum(s.dx for s in algorithm_1(np.full(1000 if jit else 100, g), eps=1e-7))
+    np.testing.assert_allclose(params, expected, rtol=1e-2 if bits else 1e-5)
+    if jit and bits is None:
+        np.testing.assert_allclose(params, -2.0027e-5, rtol=1e-4)
+
+
+FLOATS = (jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("p_dtype", FLOATS)
+@pytest.mark.parametrize("g_dtype", FLOATS)
+def test_the_update_has_the_wider_dtype_if_parameters_are_given(g_dtype, p_dtype, decay):
+    p, g = jnp.ones(3, p_dtype), jnp.full(3, 0.5, g_dtype)
+    optimizer = adadelta(weight_decay=decay)
+    state = optimizer.init(p)
+    updates, after = optimizer.update(g, state, p)
+    bits = jnp.finfo(g_dtype).bits, jnp.finfo(p_dtype).bits
+    assert updates.dtype == (g_dtype if bits[0] > bits[1] else p_dtype)
+    same_types(after, state)
+    (expected,) = algorithm_1(np.full((1, 3), 0.5 + decay))
+    np.testing.assert_allclose(np.float64(updates), expected.dx, rtol=float(jnp.finfo(p_dtype).eps))
+    if decay == 0.0:
+        assert optimizer.update(g, state)[0].dtype == g_dtype
+
+
+def test_each_leaf_has_its_own_dtype():
+    params = {"a": jnp.ones(2), "b": jnp.ones(2, jnp.bfloat16), "c": jnp.ones(2, jnp.complex64)}
+    grads = {**params, "a": params["a"].astype(jnp.float16)}
+    optimizer = scale_by_adadelta()
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    same_types(updates, params)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda rule: optax.apply_if_finite(rule, 3),
+        lambda rule: optax.MultiSteps(rule, 2),
+        lambda rule: optax.conditionally_transform(rule, lambda step: step < 5),
+    ],
+)
+def test_wrappers_that_need_the_dtype_of_the_gradients_work_without_parameters(wrap):
+    optimizer = wrap(adadelta())
+    params = jnp.ones(3)
+    state = optimizer.init(params)
+    for _ in range(2):
+        with jax.numpy_dtype_promotion("standard"):  # as MultiSteps needs it
+            updates, state = optimizer.update(jnp.ones(3, jnp.float16), state)
+    assert (updates < 0).all()
+    assert updates.dtype == jnp.float16
+
+
+def test_a_parameter_that_is_complex_and_a_gradient_that_is_real():
+    p, g = jnp.ones(2, jnp.complex64), jnp.ones(2)
+    for grads, params in ((g, p), (p, g)):
+        with pytest.raises(TypeError, match="both must be real or both complex"):
+            adadelta().update(grads, adadelta().init(params), params)
+
+
+def test_a_parameter_of_another_shape_is_refused_without_decay_too():
+    state = adadelta().init(jnp.ones(3))
+    with pytest.raises(ValueError, match=r"shape \(3,\).*params.*shape \(1, 3\)"):
+        adadelta().update(jnp.ones(3), state, jnp.ones((1, 3)))
