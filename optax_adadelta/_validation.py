@@ -33,7 +33,7 @@ def parameters_of(updates: optax.Updates, params: optax.Params) -> list[Any]:
     for (path, g), p in zip(jax.tree.leaves_with_path(updates), ps, strict=True):
         if p is None or not jax.tree_util.all_leaves([p]):
             raise _mismatch(updates, params, "params")
-        if getattr(g, "dtype", None) == getattr(p, "dtype", g) and g.shape == p.shape:
+        if isinstance(g, jax.Array) and isinstance(p, jax.Array) and g.aval == p.aval:
             continue
         g_dtype, p_dtype = (check_inexact(*x) for x in (("updates", path, g), ("params", path, p)))
         if jnp.issubdtype(p_dtype, jnp.floating) != jnp.issubdtype(g_dtype, jnp.floating):
@@ -62,8 +62,8 @@ def chosen_leaves(updates: optax.Updates, params: optax.Params, mask: Any) -> li
             raise
     if jax.tree_util.all_leaves([mask]) and not jax.tree_util.all_leaves([params]):
         raise TypeError(
-            f"weight_decay_mask is {mask!r} for the whole tree of parameters. If it is a function, it"
-            " must return a tree of bools for a tree of parameters, and under"
+            f"weight_decay_mask is {mask!r} for the whole tree of parameters. If it is a function,"
+            " it must return a tree of bools for a tree of parameters, and under"
             " optax.inject_hyperparams it must be named in static_args, or it is taken as a"
             " schedule. To decay all parameters, leave the mask out; for none, weight_decay=0.0."
         )

@@ -157,6 +157,4 @@ def test_its_derivative_is_that_of_finite_differences():
         step = 1e-6
         for i in range(3):
             moved = [loss(x.at[i].add(sign * step), bound) for sign in (1, -1)]
-            np.testing.assert_allclose(
-                derivative[i], (moved[0] - moved[1]) / (2 * step), atol=1e-8
-            )
+            np.testing.assert_allclose(derivative[i], (moved[0] - moved[1]) / (2 * step), atol=1e-8)

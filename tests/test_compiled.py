@@ -12,7 +12,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from optax_adadelta import adadelta, scale_by_adadelta
+from optax_adadelta import adadelta, clip_by_global_norm, scale_by_adadelta
 
 SHAPES = {"w": (96, 250), "b": (1003,), "k": (3, 3, 16, 40)}
 SIZE = sum(jnp.zeros(shape).size for shape in SHAPES.values())

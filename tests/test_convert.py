@@ -26,7 +26,7 @@ from states import (
 )
 
 from optax_adadelta import AdadeltaState, adadelta, convert, scale_by_adadelta
-from optax_adadelta.diagnostics import averages, effective_learning_rate
+from optax_adadelta.diagnostics import averages, effective_learning_rate, find_state
 
 
 def gaps(bits, eps):
@@ -279,3 +279,67 @@ def test_averages_that_are_not_finite_become_those_of_a_coordinate_that_stands_s
 def test_another_dtype_than_that_of_averages_is_refused(dtype):
     with pytest.raises(TypeError, match="dtype must be"):
         convert.with_state_bits(trained(8), None, dtype=dtype)
+
+
+def wrapped(trained, bits=None, wrap=lambda rule: rule):
+    labels = {name: "train" if name in trained else "freeze" for name in ("w", "b", "new")}
+    rules = {"train": wrap(adadelta(state_bits=bits)), "freeze": optax.set_to_zero()}
+    return optax.multi_transform(rules, labels)
+
+
+@BITS
+@pytest.mark.parametrize("chained", [False, True])
+def test_unfrozen_parameters_start_fresh_and_others_go_on(bits, chained):
+    def wrap(rule):
+        return optax.chain(optax.trace(0.9), rule, optax.scale(1.0)) if chained else rule
+
+    params = {"w": normal((3, 4)), "b": normal(4), "new": normal(5)}
+    some, every = (wrapped(trained, bits, wrap) for trained in ("w", ("w", "b", "new")))
+    state = stepped(some, params)
+    fresh = every.init(params)
+    before, begun = find_state(state), find_state(fresh)
+    carried = convert.carry_over(state, fresh)
+    same_types(carried, fresh)
+    found = find_state(carried)
+    assert found.count == before.count == 3
+    same_bits(averages(found).e_g["w"], averages(before).e_g["w"])
+    same_bits(averages(found).e_x["w"], averages(before).e_x["w"])
+    for name in ("b", "new"):
+        same_bits(found.e_g[name], begun.e_g[name])
+        same_bits(found.e_x[name], begun.e_x[name])
+    # The next update of an old parameter is what it would have been.
+    grads = jax.tree.map(jnp.ones_like, params)
+    if not chained:
+        expected, _ = some.update(grads, state, params)
+        updates, _ = every.update(grads, carried, params)
+        same_bits(updates["w"], expected["w"])
+        alone, _ = adadelta().update(grads["b"], adadelta().init(params["b"]))
+        np.testing.assert_allclose(updates["b"], alone, rtol=0.1 if bits else 1e-6)
+
+
+@BITS
+def test_frozen_parameters_leave_and_a_state_of_nothing_becomes_one(bits):
+    params = {"w": normal((3, 4)), "b": normal(4)}
+    optimizer = adadelta(state_bits=bits)
+    state = stepped(optimizer, params)
+    less = convert.carry_over(state, optimizer.init({"w": params["w"], "b": None}))
+    assert less.e_g["b"] is None
+    same_bits((less.e_g["w"], less.e_x["w"]), (state.e_g["w"], state.e_x["w"]))
+    empty = convert.carry_over(
+        optimizer.init({})._replace(count=jnp.int32(7)), optimizer.init(params)
+    )
+    same_types(empty, state)
+    assert empty.count == 7
+
+
+def test_what_does_not_fit_is_not_carried_over():
+    params = {"w": normal((3, 4))}
+    state = stepped(adadelta(), params)
+    with pytest.raises(ValueError, match=r"\['w'\].*\(3, 4\).*\(3, 5\)"):
+        convert.carry_over(state, adadelta().init({"w": normal((3, 5))}))
+    with pytest.raises(TypeError, match=r"\['w'\].*float32.*uint8.*with_state_bits"):
+        convert.carry_over(state, adadelta(state_bits=8).init(params))
+    with pytest.raises(ValueError, match="no AdadeltaState"):
+        convert.carry_over(optax.sgd(0.1).init(params), adadelta().init(params))
+    with pytest.raises(ValueError, match="no AdadeltaState"):
+        convert.carry_over(state, optax.sgd(0.1).init(params))

@@ -86,7 +86,7 @@ def test_a_hyperparameter_may_be_traced(name):
 
 
 def test_libraries_that_trace_a_closure_find_array_hyperparameters_in_it():
-    """Equinox and optimistix make the cells of a closure arguments, and retrace for other numbers."""
+    """Equinox and optimistix trace the arrays in a closure, and retrace for other numbers."""
 
     def arrays_in(function):
         cells = [cell.cell_contents for cell in function.__closure__]

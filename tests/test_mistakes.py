@@ -1,4 +1,4 @@
-"""Wrong calls that users make: each is refused, or warned of, by the names that tell what it was."""
+"""Wrong calls that users make: each is refused, or warned of, and named."""
 
 import contextlib
 import re
