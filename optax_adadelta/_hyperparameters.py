@@ -148,6 +148,19 @@ def known(value: Any) -> float | None:
         return math.inf
 
 
+def described(name: str, **hyperparameters: Any) -> str:
+    """Returns the call that makes an optimizer, with arrays and schedules by their type."""
+
+    def word(value):
+        if callable(value):
+            return getattr(value, "__name__", type(value).__name__)
+        if isinstance(value, jax.Array):
+            return type(value).__name__
+        return f"{value:g}" if isinstance(value, float) else repr(value)
+
+    return f"{name}({', '.join(f'{key}={word(v)}' for key, v in hyperparameters.items())})"
+
+
 def warn_of_mixed_up(
     learning_rate: Value | optax.Schedule,
     rho: Value | optax.Schedule,

@@ -11,6 +11,7 @@ from optax_adadelta._dtypes import dtypes_of_updates
 from optax_adadelta._hyperparameters import (
     at_step,
     checked_state_bits,
+    described,
     known,
     number_or_schedule,
     operands,
@@ -54,6 +55,9 @@ def adadelta(
     gradient whose square would overflow is clamped to the largest value whose square is finite, so
     the averages stay finite. A NaN stays in its own coordinate.
 
+    ``learning_rate``, ``rho``, ``eps`` and ``weight_decay`` are each a number, a scalar array, a
+    traced scalar, or a schedule that maps the count of updates made so far to a number.
+
     Args:
       learning_rate: :math:`\alpha`, at least 0; None means 1.0, the paper's algorithm. It
         scales the updates and never enters the averages.
@@ -62,22 +66,26 @@ def adadelta(
         ``sqrt(eps / (1 - rho))``) and keeps both square roots away from zero.
       weight_decay: :math:`\lambda`, at least 0; L2, that is, added to the gradient.
       weight_decay_mask: a tree of bools that is a prefix of the parameters, or a function of
-        the parameters that returns one; only leaves under True decay.
+        the whole tree of parameters that returns one; only leaves under True decay. Under
+        :func:`optax.inject_hyperparams`, name a function in ``static_args``.
       state_bits: how both averages are stored: None in full precision, which takes 8 bytes per
         parameter; 16 in 4 bytes; 8 in 2 bytes. 16 and 8 require a ``rho`` of at least 0.5; an
         ``eps`` below 1e-12 is refused, or taken as 1e-12 where it is known only later.
       seed: a plain integer, not a PRNG key, for the rounding with 16 or 8 bits. Any value works
         equally well.
 
-      The first four are each a number, a scalar array, a traced scalar, or a schedule that maps
-      the count of updates made so far to a number.
-
     Returns:
       A :class:`optax.GradientTransformationExtraArgs`. Its ``init(params)`` takes a tree of
       floating-point or complex arrays, or of :class:`jax.ShapeDtypeStruct`, and returns an
       :class:`AdadeltaState`. Its ``update(grads, state, params=None)`` returns the updates to
-      add to the parameters, of the shapes and dtypes of ``grads``, and the next state;
-      it needs ``params`` only where there is weight decay.
+      add to the parameters, and the next state. With ``params``, each update has the wider dtype
+      of the gradient and the parameter (the parameter's if they are equally wide), otherwise the
+      gradient's. ``params`` are required only for weight decay. Where ``grads`` has None, they may
+      have anything, so a whole model may stand for them. The conjugate of the gradient of a
+      complex parameter is what descends, as everywhere in JAX: ``jax.tree.map(jnp.conj, grads)``.
+
+    Warns:
+      UserWarning: ``rho`` and ``eps`` look swapped, or in the order of Adam's betas.
 
     Raises:
       TypeError: a hyperparameter is not a real number, a parameter or gradient not an array of
@@ -111,7 +119,7 @@ def adadelta(
     if learning_rate is None:
         learning_rate = 1.0
     return _transformation(
-        -1.0, learning_rate, rho, eps, weight_decay, weight_decay_mask, state_bits, seed
+        "adadelta", -1.0, learning_rate, rho, eps, weight_decay, weight_decay_mask, state_bits, seed
     )
 
 
@@ -144,7 +152,7 @@ def scale_by_adadelta(
 
     Returns:
       A :class:`optax.GradientTransformation` with an :class:`AdadeltaState`; its ``update``
-      returns :math:`\Delta x`, of the shapes and dtypes of the gradients.
+      returns :math:`\Delta x`, with dtypes as for :func:`adadelta`.
 
     Raises:
       TypeError: as :func:`adadelta`.
@@ -169,11 +177,11 @@ def scale_by_adadelta(
       Zeiler, `ADADELTA: An Adaptive Learning Rate Method
       <https://arxiv.org/abs/1212.5701>`_, 2012.
     """
-    return _transformation(1.0, 1.0, rho, eps, 0.0, None, state_bits, seed)
+    return _transformation("scale_by_adadelta", 1.0, 1.0, rho, eps, 0.0, None, state_bits, seed)
 
 
 def _transformation(
-    sign, learning_rate, rho, eps, weight_decay, weight_decay_mask, state_bits, seed
+    name, sign, learning_rate, rho, eps, weight_decay, weight_decay_mask, state_bits, seed
 ):
     learning_rate = number_or_schedule("learning_rate", learning_rate)
     rho = number_or_schedule("rho", rho)
@@ -216,4 +224,14 @@ def _transformation(
             )
         return update_tree(updates, state, decayed, dtypes, hyper, seed)
 
+    # These names are all that the repr of a transformation shows.
+    call = described(
+        name,
+        learning_rate=learning_rate,
+        rho=rho,
+        eps=eps,
+        weight_decay=weight_decay,
+        state_bits=state_bits,
+    )
+    init.__qualname__, update.__qualname__ = f"{call}.init", f"{call}.update"
     return optax.GradientTransformationExtraArgs(init, update)

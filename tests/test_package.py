@@ -1,12 +1,18 @@
 import email
+import importlib.metadata
+import importlib.util
+import inspect
 import os
 import pathlib
+import pydoc
 import re
 import subprocess
 import sys
 import tomllib
 import zipfile
 
+import jax.numpy as jnp
+import optax
 import pytest
 
 import optax_adadelta
@@ -121,17 +127,74 @@ def test_its_version_is_the_one_in_pyproject():
     assert optax_adadelta.__version__ == PROJECT["version"]
 
 
-def test_its_public_names():
-    public = {name for name in dir(optax_adadelta) if not name.startswith("_")}
-    assert public == {
+PUBLIC = {
+    optax_adadelta: {
         "AdadeltaState",
         "StochasticRoundState",
         "adadelta",
+        "clip_by_global_norm",
         "convert",
         "diagnostics",
         "scale_by_adadelta",
         "stochastic_round",
-    }
+    },
+    optax_adadelta.convert: {"carry_over", "with_state_bits"},
+    optax_adadelta.diagnostics: {
+        "Averages",
+        "Sample",
+        "averages",
+        "choose_coordinates",
+        "effective_learning_rate",
+        "find_state",
+        "plot_curves",
+        "plot_samples",
+        "sample",
+    },
+}
+
+
+@pytest.mark.parametrize("module", PUBLIC, ids=lambda module: module.__name__)
+def test_its_public_names_are_what_dir_and_help_show(module):
+    names = PUBLIC[module]
+    assert set(module.__all__) == names
+    assert set(dir(module)) - {"__version__"} == names
+    text = pydoc.render_doc(module, renderer=pydoc.plaintext)
+    for name in names:
+        assert getattr(module, name).__name__.startswith(module.__name__) or (
+            getattr(module, name).__module__ == module.__name__
+        )
+        assert re.search(rf"^    (class )?{name}\b", text, re.MULTILINE), name
+
+
+@pytest.mark.parametrize("name", ["adadelta", "scale_by_adadelta", "clip_by_global_norm"])
+def test_signatures_name_types_as_users_know_them(name):
+    signature = str(inspect.signature(getattr(optax_adadelta, name)))
+    assert "Union" not in signature
+    assert len(signature) < 500
+
+
+def test_a_source_tree_that_is_not_installed_can_be_imported(monkeypatch):
+    def version(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    spec = importlib.util.spec_from_file_location("optax_adadelta", PACKAGE / "__init__.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.__version__ == "0+unknown"
+    assert module.adadelta is optax_adadelta.adadelta
+
+
+def test_its_repr_tells_the_hyperparameters():
+    optimizer = optax_adadelta.adadelta(
+        optax.constant_schedule(1.0), 0.9, jnp.float32(1e-8), state_bits=16
+    )
+    text = repr(optimizer)
+    for word in ("adadelta(", "rho=0.9", "weight_decay=0", "state_bits=16", "update"):
+        assert word in text
+    assert "scale_by_adadelta(" in repr(optax_adadelta.scale_by_adadelta())
+    # The value of an array would have to be fetched, and another value would be another name.
+    assert "1e-08" not in text
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.name)
