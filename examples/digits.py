@@ -23,14 +23,14 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from tqdm import trange
 
-from optax_adadelta import adadelta
+from optax_adadelta import adadelta, clip_by_global_norm
 from optax_adadelta.diagnostics import effective_learning_rate
 
 LAYERS = {"hidden 1": (64, 256), "hidden 2": (256, 128), "output": (128, 10)}
 BATCH = 32
 SMOKE_EPOCHS = 2
 EPS = 1e-6
-OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), adadelta(rho=0.95, eps=EPS))
+OPTIMIZER = optax.chain(clip_by_global_norm(1.0), adadelta(rho=0.95, eps=EPS))
 
 
 def load(seed: int):
