@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import optax
 from jax import export
 
+from optax_adadelta._mismatch import check_dense
 from optax_adadelta._sharding import scalar_sharding
 from optax_adadelta._storage import Averages, Storage
-from optax_adadelta._validation import check_dense, dtype_of_averages, storages_of
+from optax_adadelta._validation import dtype_of_averages, storages_of
 
 
 class AdadeltaState(NamedTuple):

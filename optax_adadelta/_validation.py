@@ -1,4 +1,4 @@
-"""Trees that must match: pairing their leaves, and saying where they do not match."""
+"""Trees that must match: pairing their leaves, and checking each."""
 
 import numbers
 from typing import Any
@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from optax_adadelta._dtypes import dtype_of
+from optax_adadelta._mismatch import is_nothing, mismatch
 from optax_adadelta._storage import Storage, storage_of
 
 _REMEDY = (
@@ -21,7 +22,7 @@ _REMEDY = (
 def check_structure(updates: optax.Updates, tree: optax.Updates, name: str) -> None:
     """Raises the error that says where `tree` has another structure than `updates`."""
     if jax.tree.structure(updates) != jax.tree.structure(tree):
-        raise _mismatch(updates, tree, name)
+        raise mismatch(updates, tree, name)
 
 
 def parameters_of(updates: optax.Updates, params: optax.Params) -> list[Any]:
@@ -32,8 +33,8 @@ def parameters_of(updates: optax.Updates, params: optax.Params) -> list[Any]:
     ps = _beside(updates, params)
     for (path, g), p in zip(jax.tree.leaves_with_path(updates), ps, strict=True):
         if p is None or not jax.tree_util.all_leaves([p]):
-            raise _mismatch(updates, params, "params")
-        if isinstance(g, jax.Array) and isinstance(p, jax.Array) and g.aval == p.aval:
+            raise mismatch(updates, params, "params")
+        if all(isinstance(x, jax.Array) for x in (g, p)) and _type(g) == _type(p):
             continue
         g_dtype, p_dtype = (check_inexact(*x) for x in (("updates", path, g), ("params", path, p)))
         if jnp.issubdtype(p_dtype, jnp.floating) != jnp.issubdtype(g_dtype, jnp.floating):
@@ -77,13 +78,15 @@ def chosen_leaves(updates: optax.Updates, params: optax.Params, mask: Any) -> li
             )
         return jax.tree.map(lambda _: bool(choice), part)
 
-    try:
-        return _beside(updates, jax.tree.map_with_path(chosen, mask, params))
-    except ValueError as error:
-        raise ValueError(
-            "weight_decay_mask must have the structure of params or be a prefix of it; the mask is"
-            f" {jax.tree.structure(mask)}, params is {jax.tree.structure(params)}."
-        ) from error
+    for tree in (params, updates):  # a mask of the trained part has None where updates has
+        try:
+            return _beside(updates, jax.tree.map_with_path(chosen, mask, tree))
+        except ValueError:
+            continue
+    raise ValueError(
+        "weight_decay_mask must have the structure of params or be a prefix of it; the mask is"
+        f" {jax.tree.structure(mask)}, params is {jax.tree.structure(params)}."
+    )
 
 
 def check_leaves(updates: optax.Updates, e_gs: list[Any], e_xs: list[Any]) -> None:
@@ -96,21 +99,6 @@ def check_leaves(updates: optax.Updates, e_gs: list[Any], e_xs: list[Any]) -> No
                     f"updates{_at(path)} has shape {g.shape}, but {name}{_at(path)} has shape"
                     f" {like.shape}. Call init with the parameters that these updates are for."
                 )
-
-
-def check_dense(name: str, tree: Any) -> None:
-    """Raises the error that names the first sparse array."""
-
-    def is_sparse(leaf):
-        return hasattr(leaf, "todense")
-
-    for path, leaf in jax.tree.leaves_with_path(tree, is_leaf=is_sparse):
-        if is_sparse(leaf):
-            raise TypeError(
-                f"{name}{_at(path)} is a {type(leaf).__name__}, a sparse array, but parameters and"
-                " gradients must be dense: call .todense(), or update only the rows that have a"
-                " gradient, as docs/recipes.md shows."
-            )
 
 
 def storages_of(tree: Any, e_gs: list[Any], e_xs: list[Any], unit: Any) -> list[Storage]:
@@ -155,94 +143,18 @@ def check_inexact(name: str, path: jax.tree_util.KeyPath, leaf: Any) -> np.dtype
     return dtype_of(leaf)
 
 
-def _is_nothing(leaf: Any) -> bool:
-    return leaf is None or isinstance(leaf, optax.MaskedNode)
+def _type(x: jax.Array) -> tuple[np.dtype, tuple[int, ...]]:
+    return x.dtype, x.shape
 
 
 def _beside(updates: optax.Updates, tree: Any) -> list[Any]:
     """Returns what `tree` has in place of each leaf of `updates`; where that has None, any."""
-    leaves, structure = jax.tree.flatten(updates, is_leaf=_is_nothing)
+    leaves, structure = jax.tree.flatten(updates, is_leaf=is_nothing)
     try:
         parts = structure.flatten_up_to(tree)
     except ValueError:
-        raise _mismatch(updates, tree, "params") from None
-    return [part for leaf, part in zip(leaves, parts, strict=True) if not _is_nothing(leaf)]
-
-
-def _mismatch(updates: optax.Updates, tree: Any, name: str) -> ValueError:
-    return ValueError(
-        f"updates and {name} must have the same structure: {_difference(updates, tree, name)}."
-        f" {_advice(updates, tree, name)}"
-    )
-
-
-def _difference(updates: optax.Updates, tree: Any, name: str) -> str:
-    ours, theirs = (
-        {
-            _at(path) or "a single leaf": leaf
-            for path, leaf in jax.tree.leaves_with_path(t, is_leaf=_is_nothing)
-        }
-        for t in (updates, tree)
-    )
-    if name == "params":  # may have anything where updates has nothing
-        free = tuple(path for path, leaf in ours.items() if _is_nothing(leaf))
-        ours = {path: leaf for path, leaf in ours.items() if path not in free}
-        theirs = {path: leaf for path, leaf in theirs.items() if not path.startswith(free)}
-    extra, missing = _missing_from(theirs, ours), _missing_from(ours, theirs)
-    if extra and missing:
-        return f"updates has {extra}, {name} has {missing}"
-    if extra:
-        return f"updates has {extra}, {name} has not"
-    if missing:
-        return f"{name} has {missing}, updates has not"
-    return _difference_of_types(jax.tree.structure(updates), jax.tree.structure(tree), name)
-
-
-def _missing_from(some: dict[str, Any], others: dict[str, Any]) -> str:
-    """Returns the first paths at which `others` has a leaf, or None, and `some` has not."""
-    missing = [
-        f"None at {path}" if leaf is None else path
-        for path, leaf in sorted(others.items(), key=lambda item: item[0])
-        if path not in some or (some[path] is None) != (leaf is None)
-    ]
-    return ", ".join(missing[:3])
-
-
-def _difference_of_types(ours: Any, theirs: Any, name: str) -> str:
-    node, other = ours.node_data(), theirs.node_data()
-    if node == other:
-        for children in zip(ours.children(), theirs.children(), strict=True):
-            if children[0] != children[1]:
-                return _difference_of_types(*children, name)
-    if node is not None and other is not None and node[0] is not other[0]:
-        return (
-            f"updates has a {_name_of(node[0])}, {name} a {_name_of(other[0])} of the same leaves"
-        )
-    return f"updates is {ours}, {name} is {theirs}"
-
-
-def _name_of(kind: type) -> str:
-    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
-
-
-def _advice(updates: optax.Updates, tree: Any, name: str) -> str:
-    check_dense("updates", updates)
-    if isinstance(updates, tuple) and len(updates) == 2:
-        for part, what in ((1, "(value, grads), as of jax.value_and_grad"), (0, "(grads, aux)")):
-            if jax.tree.structure(updates[part]) == jax.tree.structure(tree):
-                return f"updates looks like {what}: pass the gradients alone."
-    without = jax.tree.map(lambda _: None, tree)
-    if jax.tree.structure(jax.tree.map(lambda _: None, updates)) == jax.tree.structure(without):
-        return (
-            "A parameter that never has a gradient must be None in init, too, or masked; one that"
-            " has none in this step needs zeros."
-        )
-    paths = [[path for path, _ in jax.tree.leaves_with_path(t)] for t in (updates, tree)]
-    if paths[0] == paths[1]:
-        return "Use the same containers in both."
-    if name == "params":
-        return "Pass the parameters that these updates are for."
-    return "Call init with the parameters that these updates are for."
+        raise mismatch(updates, tree, "params") from None
+    return [part for leaf, part in zip(leaves, parts, strict=True) if not is_nothing(leaf)]
 
 
 def _at(path: jax.tree_util.KeyPath) -> str:

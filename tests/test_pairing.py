@@ -22,8 +22,13 @@ def beside(w, nothing=None):
 
 @BITS
 @pytest.mark.parametrize("nothing", [None, optax.MaskedNode()])
-@pytest.mark.parametrize("mask", [None, lambda model: jax.tree.map(lambda _: True, model)])
+@pytest.mark.parametrize(
+    "mask",
+    [None, lambda model: jax.tree.map(lambda _: True, model), "of the trained part"],
+)
 def test_a_whole_model_may_stand_for_the_parameters(bits, nothing, mask):
+    if mask == "of the trained part":
+        mask = beside(True, nothing)
     optimizer = adadelta(weight_decay=0.1, weight_decay_mask=mask, state_bits=bits)
     state = optimizer.init(beside(jnp.ones(2)))
     if nothing is not None:
