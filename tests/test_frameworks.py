@@ -173,6 +173,100 @@ def test_nnx_optimizer_updates_without_jit(nnx, bits):
     chex.assert_trees_all_equal(jax.tree.leaves(averages(found)), jax.tree.leaves(averages(state)))
 
 
+def lora(nnx):
+    base = nnx.Linear(3, 8, rngs=nnx.Rngs(0))
+    return nnx.LoRA(3, 2, 8, base_module=base, rngs=nnx.Rngs(1))
+
+
+@BITS
+@pytest.mark.parametrize("names", [["Param"], ["LoRAParam"], ["LoRAParam", "Param"]], ids="+".join)
+def test_nnx_optimizer_steps_the_variables_of_its_filter_alone(nnx, names, bits):
+    model = lora(nnx)
+    wrt = tuple(getattr(nnx, name) for name in names)
+    chosen, rest = nnx.state(model, wrt, ...)
+    params, rest = nnx.to_pure_dict(chosen), jax.tree.map(jnp.copy, nnx.to_pure_dict(rest))
+    optimizer = nnx.Optimizer(model, adadelta(state_bits=bits), wrt=wrt)
+    grads = nnx.grad(lambda model: squared_error(model(INPUTS)), argnums=nnx.DiffState(0, wrt))
+    plain = adadelta(state_bits=bits)
+    state = plain.init(params)
+    for _ in range(3):
+        g = grads(model)
+        optimizer.update(model, g)
+        updates, state = plain.update(nnx.to_pure_dict(g), state, params)
+        params = optax.apply_updates(params, updates)
+    found, others = nnx.state(model, wrt, ...)
+    chex.assert_trees_all_equal(nnx.to_pure_dict(found), params)
+    chex.assert_trees_all_equal(nnx.to_pure_dict(others), rest)
+    stored = arrays_of(nnx, optimizer.opt_state)
+    chex.assert_trees_all_equal(jax.tree.leaves(stored), jax.tree.leaves(state))
+
+
+@BITS
+def test_nnx_optimizer_is_split_and_merged_in_a_jax_jit(nnx, bits):
+    """The chain needs an extra argument, which the optimizer hands on."""
+
+    def built():
+        model = nnx.Linear(3, 8, rngs=nnx.Rngs(0))
+        plateau = optax.contrib.reduce_on_plateau(factor=0.5, patience=1)
+        chain = optax.chain(adadelta(state_bits=bits), plateau)
+        return model, nnx.Optimizer(model, chain, wrt=nnx.Param)
+
+    def train(model, optimizer):
+        value, grads = nnx.value_and_grad(lambda model: squared_error(model(INPUTS)))(model)
+        optimizer.update(model, grads, value=jnp.ones_like(value))
+
+    @jax.jit
+    def step(graph, state):
+        both = nnx.merge(graph, state)
+        train(*both)
+        return nnx.split(both)
+
+    split = nnx.split(built())
+    expected = built()
+    for _ in range(3):
+        split = step(*split)
+        nnx.jit(train)(*expected)
+    _, optimizer = found = nnx.merge(*split)
+    assert optimizer.step[...] == optimizer.opt_state[0].count[...] == 3
+    # The value never gets better, so the scale was halved twice.
+    assert optimizer.opt_state[1].scale[...] == 0.25
+    close = functools.partial(chex.assert_trees_all_close, rtol=1e-5, atol=1e-7)
+    close(jax.tree.leaves(nnx.state(found)), jax.tree.leaves(nnx.state(expected)))
+
+
+@BITS
+def test_nnx_model_and_optimizer_is_the_optimizer_of_its_model(nnx, bits):
+    if not hasattr(nnx, "ModelAndOptimizer"):
+        pytest.skip("this version of Flax has no ModelAndOptimizer")
+    model, other = (nnx.Linear(3, 8, rngs=nnx.Rngs(0)) for _ in range(2))
+    both = nnx.ModelAndOptimizer(model, adadelta(state_bits=bits), wrt=nnx.Param)
+    optimizer = nnx.Optimizer(other, adadelta(state_bits=bits), wrt=nnx.Param)
+    before = squared_error(model(INPUTS))
+    for _ in range(3):
+        grads = nnx.grad(lambda model: squared_error(model(INPUTS)))(model)
+        both.update(grads)
+        optimizer.update(other, grads)
+    assert squared_error(both.model(INPUTS)) < before
+    chex.assert_trees_all_equal(
+        jax.tree.leaves(nnx.state((both.model, both.opt_state))),
+        jax.tree.leaves(nnx.state((other, optimizer.opt_state))),
+    )
+
+
+@BITS
+def test_nnx_gives_the_state_the_sharding_of_its_parameters(nnx, bits):
+    with jax.set_mesh(mesh_of("data", "model")):
+        init = nnx.with_partitioning(nnx.initializers.lecun_normal(), (None, "model"))
+        model = nnx.Linear(3, 8, rngs=nnx.Rngs(0), kernel_init=init)
+        optimizer = nnx.Optimizer(model, adadelta(state_bits=bits), wrt=nnx.Param)
+        optimizer.update(model, nnx.grad(lambda model: squared_error(model(INPUTS)))(model))
+    for field in ("e_g", "e_x"):
+        specs = nnx.get_partition_spec(nnx.state(optimizer))["opt_state"][field]
+        assert specs["kernel"].get_value() == PartitionSpec(None, "model")
+        kernel = getattr(optimizer.opt_state, field)["kernel"][...]
+        assert {shard.data.shape for shard in kernel.addressable_shards} == {(3, 4)}
+
+
 @BITS
 def test_flax_serialization_gives_the_same_bits_back(serialization, bits):
     optimizer, step, params, state = trained(bits)
@@ -303,6 +397,20 @@ def test_equinox_trains_and_serialises_leaves(eqx, bits):
     again, expected = train(model, restored), train(model, state)
     chex.assert_trees_all_equal(
         eqx.filter(again[:2], eqx.is_array), eqx.filter(expected[:2], eqx.is_array)
+    )
+
+
+@BITS
+def test_equinox_gradients_stand_beside_the_whole_model(eqx, bits):
+    """The model has functions and integers where the gradients have None."""
+    model = eqx.nn.MLP(3, 8, 4, 1, key=jax.random.key(0))
+    optimizer = adadelta(weight_decay=0.1, state_bits=bits)
+    params = eqx.filter(model, eqx.is_inexact_array)
+    grads = eqx.filter_grad(lambda model: squared_error(jax.vmap(model)(INPUTS)))(model)
+    state = optimizer.init(params)
+    assert jax.tree.structure(model) != jax.tree.structure(grads)
+    chex.assert_trees_all_equal(
+        optimizer.update(grads, state, model), optimizer.update(grads, state, params)
     )
 
 
