@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from optax_adadelta import adadelta, scale_by_adadelta
+from optax_adadelta import adadelta, clip_by_global_norm, convert, scale_by_adadelta
 from optax_adadelta.diagnostics import find_state
 
 STEPS, SHAPES = 60, {"w": (4, 3), "b": (3,)}
@@ -261,15 +261,170 @@ def test_torch_takes_a_complex_parameter_for_two_reals(torch, foreach):
                 np.testing.assert_allclose(pair.imaginary, theirs[name].imag, **FLOAT64)
 
 
+@pytest.mark.peers
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("maximize", [False, True])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.9])
+@pytest.mark.parametrize("rho", [0.0, 0.95])
+@pytest.mark.parametrize("kind", ["number", "array"])
+def test_torch_with_every_combination_of_its_options(torch, kind, rho, weight_decay, maximize):
+    given = {"rho": rho, "weight_decay": weight_decay, "eps": 1e-5}
+    theirs, this = (float, float) if kind == "number" else (torch.tensor, jnp.float64)
+    path = torch_path(torch, "float64", lr=theirs(0.25), maximize=maximize, foreach=False, **given)
+    optimizer = from_torch(this(0.25), **given)
+    if maximize:
+        optimizer = optax.chain(optax.scale(-1.0), optimizer)
+    assert_same_path(ours(optimizer), path, FLOAT64)
+
+
+GROUPS = {"w": {"lr": 0.5, "rho": 0.99}, "b": {"weight_decay": 0.1, "eps": 1e-3}}
+
+
+def torch_states(torch, params, groups, grads, add_at=None):
+    """Runs a group for each parameter, one of which may come later; yields all after each step."""
+    tensors = {name: torch.tensor(p, dtype=torch.float64) for name, p in params.items()}
+    built = {name: {"params": [p], **groups[name]} for name, p in tensors.items()}
+    first, *later = built.values()
+    optimizer = torch.optim.Adadelta([first] if add_at else [first, *later])
+    for step, gs in enumerate(grads):
+        if step == add_at:
+            for group in later:
+                optimizer.add_param_group(group)
+        for name, p in tensors.items():
+            p.grad = None if gs[name] is None else torch.tensor(gs[name])
+        optimizer.step()
+        yield {
+            name: [
+                p.numpy().copy(),
+                *(optimizer.state[p].get(key) for key in ("square_avg", "acc_delta")),
+            ]
+            for name, p in tensors.items()
+        }
+
+
+def few_gradients():
+    """Of a matrix and a scalar."""
+    rng = np.random.default_rng(3)
+    return [{"w": rng.standard_normal((4, 3)), "b": rng.standard_normal(())} for _ in range(9)]
+
+
+@pytest.mark.peers
+@pytest.mark.usefixtures("x64")
+def test_torch_groups_of_which_one_has_no_gradient_in_some_steps(torch):
+    """torch then leaves the parameter and its averages as they are."""
+    grads, params = few_gradients(), {"w": np.ones((4, 3)), "b": np.array(0.5)}
+    theirs = [{**g, "b": g["b"] if t % 3 == 1 else None} for t, g in enumerate(grads)]
+    built = {name: from_torch(**given) for name, given in GROUPS.items()}
+    sometimes = optax.conditionally_mask(built["b"], lambda step: step % 3 == 1)
+    optimizer = optax.partition({**built, "b": sometimes}, {"w": "w", "b": "b"})
+    ours = jax.tree.map(jnp.asarray, params)
+    state = optimizer.init(ours)
+    paths = torch_states(torch, params, GROUPS, theirs)
+    for g, expected in zip(grads, paths, strict=True):
+        updates, state = optimizer.update(jax.tree.map(jnp.asarray, g), state, ours)
+        ours = optax.apply_updates(ours, updates)
+        for name in params:
+            np.testing.assert_allclose(ours[name], expected[name][0], **FLOAT64)
+            found = find_state(state.inner_states[name])
+            for average, theirs in zip((found.e_g, found.e_x), expected[name][1:], strict=True):
+                np.testing.assert_allclose(
+                    average[name], 0.0 if theirs is None else theirs, **FLOAT64
+                )
+
+
+@pytest.mark.peers
+@pytest.mark.usefixtures("x64")
+def test_torch_group_that_is_added_in_mid_run_is_carry_over(torch):
+    grads, start = few_gradients(), {"w": np.ones((4, 3)), "b": np.array(0.5)}
+    settings = {"lr": 0.5, "rho": 0.95}
+    optimizer, groups = from_torch(**settings), {"w": settings, "b": settings}
+    params = {"w": jnp.asarray(start["w"]), "b": None}
+    state = optimizer.init(params)
+    for step, (g, expected) in enumerate(
+        zip(grads, torch_states(torch, start, groups, grads, add_at=4), strict=True)
+    ):
+        if step == 4:
+            params["b"] = jnp.asarray(start["b"])
+            state = convert.carry_over(state, optimizer.init(params))
+        g = {name: None if params[name] is None else jnp.asarray(g[name]) for name in params}
+        updates, state = optimizer.update(g, state, params)
+        params = optax.apply_updates(params, updates)
+        for name in ["w", "b"] if step >= 4 else ["w"]:
+            for found, theirs in zip((params, state.e_g, state.e_x), expected[name], strict=True):
+                np.testing.assert_allclose(found[name], theirs, **FLOAT64)
+    assert state.count == len(grads)
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ({"lr": -0.01}, "learning_rate"),
+        ({"lr": [0.01, 0.01]}, "learning_rate"),
+        ({"rho": 1.1}, "rho"),
+        ({"rho": -0.1}, "rho"),
+        ({"eps": -1e-6}, "eps"),
+        ({"weight_decay": -0.1}, "weight_decay"),
+    ],
+    ids=str,
+)
+def test_what_torch_refuses_is_refused_by_name(torch, given, name):
+    ((key, value),) = given.items()
+    theirs, this = (torch.tensor, jnp.array) if isinstance(value, list) else (float, float)
+    with pytest.raises(ValueError, match=r"lr|rate|epsilon|rho|weight_decay"):
+        torch.optim.Adadelta([torch.ones(2)], **{key: theirs(value)})
+    with pytest.raises(ValueError, match=f"^{name}"):
+        from_torch(**{key: this(value)})
+
+
+# The parameters after four steps, computed with 40 decimal digits.
+GOLDEN = {
+    "given": {"learning_rate": 0.5, "rho": 0.8},
+    "start": [1.0, -1.0, 0.5],
+    "gradients": np.outer([0.5, -2.0, 0.25, 1.0], [1.0, 0.125, -30.0]),
+    "params": [
+        [0.9888308237, -1.0105268990, 0.5111803275],
+        [1.0042525391, -0.9955974619, 0.4957500021],
+        [1.0013461529, -0.9984078074, 0.4986580607],
+        [0.9909565144, -1.0084756213, 0.5090533065],
+    ],
+}
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(("bits", "rtol"), [(None, 1e-7), (16, 2**-10), (8, 0.25)])
+def test_golden_values(bits, rtol):
+    optimizer = adadelta(**GOLDEN["given"], eps=1e-4, state_bits=bits)
+    params = before = jnp.array(GOLDEN["start"])
+    state = optimizer.init(params)
+    for g, expected in zip(GOLDEN["gradients"], np.array(GOLDEN["params"]), strict=True):
+        updates, state = optimizer.update(jnp.array(g), state)
+        np.testing.assert_allclose(updates, expected - before, rtol=rtol)
+        params, before = optax.apply_updates(params, updates), expected
+    if bits is None:
+        np.testing.assert_allclose(params, expected, atol=1e-10, rtol=0)
+
+
+@pytest.mark.peers
+def test_golden_values_are_those_of_keras(keras):
+    x = keras.Variable(GOLDEN["start"], dtype="float32")
+    optimizer = keras.optimizers.Adadelta(**GOLDEN["given"], epsilon=1e-4)
+    with jax.numpy_dtype_promotion("standard"):
+        for g, expected in zip(GOLDEN["gradients"], GOLDEN["params"], strict=True):
+            optimizer.apply([jnp.asarray(g, jnp.float32)], [x])
+            np.testing.assert_allclose(np.asarray(x), expected, rtol=1e-6)
+
+
 @pytest.fixture
 def keras(monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "jax")
     return pytest.importorskip("keras")
 
 
-def keras_path(keras, **kwargs):
+def keras_path(keras, without_decay=(), **kwargs):
     params = {name: keras.Variable(p, dtype="float32", name=name) for name, p in START.items()}
     optimizer = keras.optimizers.Adadelta(**kwargs)
+    optimizer.exclude_from_weight_decay(var_names=without_decay)
     optimizer.build(list(params.values()))
     for step in range(STEPS):
         grads = gradient(step, params)
@@ -307,3 +462,33 @@ def test_keras_decays_apart_from_the_gradient(keras):
         optax.scale_by_learning_rate(0.5),
     )
     assert_same_path(ours(equivalent, np.float32), theirs, FLOAT32)
+
+
+KERAS = {
+    "clipvalue": (dict(clipvalue=0.3), optax.chain(optax.clip(0.3), adadelta(eps=1e-7))),
+    "global_clipnorm": (
+        dict(global_clipnorm=0.5),
+        optax.chain(clip_by_global_norm(0.5), adadelta(eps=1e-7)),
+    ),
+    "gradient_accumulation_steps": (
+        dict(gradient_accumulation_steps=3),
+        optax.MultiSteps(adadelta(eps=1e-7), 3).gradient_transformation(),
+    ),
+    "exclude_from_weight_decay": (
+        dict(weight_decay=0.05, without_decay=["b"]),
+        optax.chain(
+            scale_by_adadelta(eps=1e-7),
+            optax.add_decayed_weights(0.05, {"w": True, "b": False}),
+            optax.scale_by_learning_rate(1.0),
+        ),
+    ),
+}
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("name", KERAS)
+def test_options_of_every_keras_optimizer_are_chains(keras, name):
+    given, equivalent = KERAS[name]
+    with jax.numpy_dtype_promotion("standard"):
+        theirs = list(keras_path(keras, learning_rate=1.0, **given))
+        assert_same_path(ours(equivalent, np.float32), theirs, FLOAT32)
