@@ -428,3 +428,102 @@ def test_orbax_gives_the_same_bits_back(tmp_path, bits):
         checkpointer.wait_until_finished()
         restored = checkpointer.restore(tmp_path / "state", target)
     assert_same_run(step, params, restored, state)
+
+
+@BITS
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_equinox_updates_a_whole_model_with_frozen_parts(eqx, bits, decay):
+    class Model(eqx.Module):
+        mlp: eqx.nn.MLP
+        ids: jax.Array
+        norm: eqx.nn.LayerNorm
+
+        def __call__(self, x):
+            return self.norm(self.mlp(x))
+
+    model = Model(
+        eqx.nn.MLP(3, 8, 16, 1, key=jax.random.key(0)), jnp.arange(3), eqx.nn.LayerNorm(8)
+    )
+    # As in Equinox's example of fine-tuning: only the MLP is trained.
+    chosen = jax.tree.map(lambda _: False, model)
+    chosen = eqx.tree_at(
+        lambda m: m.mlp, chosen, replace=jax.tree.map(eqx.is_inexact_array, model.mlp)
+    )
+    optimizer = adadelta(weight_decay=decay, state_bits=bits)
+    state = optimizer.init(eqx.filter(model, chosen))
+    plain = jax.tree.leaves(eqx.filter(model, chosen))
+    plain_state = optimizer.init(plain)
+
+    @eqx.filter_jit
+    def step(model, state):
+        @eqx.filter_value_and_grad
+        def loss(trained, frozen):
+            return squared_error(jax.vmap(eqx.combine(trained, frozen))(INPUTS))
+
+        value, grads = loss(*eqx.partition(model, chosen))
+        updates, state = optimizer.update(grads, state, model)
+        return eqx.apply_updates(model, updates), state, value, grads
+
+    for _ in range(3):
+        before = model
+        model, state, value, grads = step(model, state)
+        updates, plain_state = optimizer.update(jax.tree.leaves(grads), plain_state, plain)
+        plain = optax.apply_updates(plain, updates)
+    chex.assert_trees_all_close(jax.tree.leaves(eqx.filter(model, chosen)), plain, rtol=1e-5)
+    assert eqx.tree_equal((model.ids, model.norm), (before.ids, before.norm))
+    assert jnp.isfinite(value)
+
+
+def test_equinox_traces_once_for_all_values_of_an_array_hyperparameter(eqx):
+    traced = []
+
+    @eqx.filter_jit
+    def step(optimizer, params, state):
+        traced.append(0)
+        return optimizer.update(params, state, params)
+
+    params = jnp.ones(3)
+    found = {}
+    for value in (0.5, 0.9, 0.99):
+        optimizer = adadelta(0.5, jnp.float32(value), weight_decay=jnp.float32(0.1))
+        optimizer = eqx.internal.closure_to_pytree(optimizer)
+        updates, state = step(optimizer, params, optimizer.init(params))
+        found[value] = float(state.e_g[0])
+    assert len(traced) == 1
+    for value, e_g in found.items():
+        np.testing.assert_allclose(e_g, (1 - value) * 1.1**2, rtol=1e-5)
+
+
+def test_frozen_dicts_and_dicts_are_told_apart(linen):
+    from flax.core import freeze
+
+    params = {"w": jnp.ones(3)}
+    optimizer = adadelta()
+    for given, other in ((params, freeze(params)), (freeze(params), params)):
+        state = optimizer.init(other)
+        with pytest.raises(ValueError, match=rf"{type(given).__name__}.*{type(other).__name__}"):
+            optimizer.update(given, state)
+
+
+@pytest.mark.parametrize("kind", ["equinox", "nnx", "linen"])
+def test_a_model_in_place_of_the_learning_rate_is_refused(eqx, nnx, linen, kind):
+    model = {
+        "equinox": lambda: eqx.nn.MLP(2, 2, 4, 1, key=jax.random.key(0)),
+        "nnx": lambda: nnx.Linear(2, 3, rngs=nnx.Rngs(0)),
+        "linen": lambda: linen.Dense(3),
+    }[kind]()
+    params = jnp.ones(2)
+    told = ""
+    try:
+        adadelta(model).update(params, adadelta().init(params))
+    except Exception as error:  # of the model, where it cannot be told from a schedule
+        told = " ".join([str(error), *getattr(error, "__notes__", [])])
+    assert "learning_rate" in told
+    assert "init" in told
+
+
+def test_a_whole_model_in_init_is_refused_with_the_filter_to_use(eqx):
+    model = eqx.nn.MLP(2, 2, 4, 1, key=jax.random.key(0))
+    with pytest.raises(TypeError, match=r"params\.activation.*eqx\.filter"):
+        adadelta().init(model)
+    assert adadelta().init(eqx.filter(model, eqx.is_inexact_array)).count == 0

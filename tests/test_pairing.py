@@ -29,15 +29,25 @@ def beside(w, nothing=None):
 def test_a_whole_model_may_stand_for_the_parameters(bits, nothing, mask):
     if mask == "of the trained part":
         mask = beside(True, nothing)
-    optimizer = adadelta(weight_decay=0.1, weight_decay_mask=mask, state_bits=bits)
+    # With so large an eps the first update shows the size of the gradient, not only its sign.
+    optimizer = adadelta(eps=0.1, weight_decay=0.1, weight_decay_mask=mask, state_bits=bits)
     state = optimizer.init(beside(jnp.ones(2)))
     if nothing is not None:
-        state = jax.tree.map(lambda x: x, state)._replace(
+        state = state._replace(
             e_g=beside(state.e_g["w"], nothing), e_x=beside(state.e_x["w"], nothing)
         )
     updates, state = optimizer.update(beside(jnp.ones(2), nothing), state, relu_model())
-    np.testing.assert_allclose(updates["w"], np.full(2, -0.0044721), rtol=0.05 if bits else 1e-5)
+    (expected,) = algorithm_1(np.full((1, 2), 1.1), eps=0.1)
+    np.testing.assert_allclose(updates["w"], expected.dx, rtol=0.02 if bits else 1e-6)
     assert updates == beside(updates["w"], nothing)
+
+
+def test_the_first_update_of_a_model_with_functions_and_integers():
+    optimizer = adadelta(weight_decay=0.1)
+    params = {"w": jnp.ones(2), "ids": jnp.arange(3), "act": jax.nn.relu}
+    grads = {"w": jnp.ones(2), "ids": None, "act": None}
+    updates, _ = optimizer.update(grads, optimizer.init(grads), params)
+    np.testing.assert_allclose(updates["w"], np.full(2, -0.0044721), rtol=2e-6)
 
 
 def test_a_model_without_decay_steps_as_its_trained_part_alone():
