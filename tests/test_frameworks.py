@@ -487,7 +487,7 @@ def test_equinox_traces_once_for_all_values_of_an_array_hyperparameter(eqx):
     for value in (0.5, 0.9, 0.99):
         optimizer = adadelta(0.5, jnp.float32(value), weight_decay=jnp.float32(0.1))
         optimizer = eqx.internal.closure_to_pytree(optimizer)
-        updates, state = step(optimizer, params, optimizer.init(params))
+        _, state = step(optimizer, params, optimizer.init(params))
         found[value] = float(state.e_g[0])
     assert len(traced) == 1
     for value, e_g in found.items():
