@@ -70,6 +70,19 @@ def test_elements_streams_and_seeds_have_numbers_of_their_own():
     assert (np.diff(every, axis=1) == strides).all()
 
 
+def test_numbers_repeat_only_after_two_to_the_32_steps_seeds_or_elements():
+    # The multiples of a factor repeat sooner modulo 2**32 only if it is even. Then the multiples
+    # by 0 and by 2**31 are the same, and all multiples are even.
+    zero, half = np.uint32(0), np.uint32(2**31)
+    assert dither_at(zero, half).offset != dither_at(zero, zero).offset
+    assert dither_at(half, zero).offset != dither_at(zero, zero).offset
+    for stream in (second, third):
+        assert stream(jnp.int32(-(2**31))) != stream(jnp.int32(0))
+    bits = np.asarray(dither_at(zero, 0).bits((3, 4, 5, 6)))
+    for axis in range(bits.ndim):
+        assert (np.diff(bits & 1, axis=axis) != 0).all()
+
+
 @pytest.mark.parametrize("types", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("spec", [("a",), (None, "b"), (("a", "b"),)])
 def test_a_shard_has_its_part_of_the_whole_arrays_numbers(types, spec):

@@ -13,6 +13,7 @@ from reference import algorithm_1, gradients
 
 from optax_adadelta import AdadeltaState, adadelta
 from optax_adadelta._equation import equation
+from optax_adadelta._hyperparameters import Operands
 from optax_adadelta._storage import _full
 
 DTYPES = (
@@ -242,6 +243,17 @@ def test_weight_decay_is_added_to_the_gradient_where_the_mask_says(mask):
     np.testing.assert_allclose(state.e_g["w"], np.full((2, 3), decayed.e_g), rtol=1e-6)
 
 
+def test_weight_decay_of_complex_parameters_adds_both_parts():
+    rng = np.random.default_rng(0)
+    g, p = rng.standard_normal((2, 5, 2)) @ [1, 1j]
+    params, grads = jnp.asarray(p, jnp.complex64), jnp.asarray(g, jnp.complex64)
+    optimizer = adadelta(weight_decay=0.3)
+    updates, state = optimizer.update(grads, optimizer.init(params), params)
+    (expected,) = algorithm_1([g + 0.3 * p])
+    np.testing.assert_allclose(updates, expected.dx, rtol=2e-6)
+    np.testing.assert_allclose(state.e_g, expected.e_g, rtol=2e-6)
+
+
 @pytest.mark.parametrize("chosen", ["layer", "head"])
 def test_a_mask_may_be_a_prefix(chosen):
     mask = {"layer": chosen == "layer", "head": chosen == "head"}
@@ -314,6 +326,21 @@ def test_leaves_of_one_shape_are_traced_once(monkeypatch):
     params = [jnp.ones((2, 1013)) for _ in range(20)] + [jnp.ones(1019) for _ in range(20)]
     jax.jit(adadelta().update).trace(params, adadelta().init(params))
     assert traced == [(2, 1013), (1019,)]
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("dtypes", [(jnp.float32, jnp.float64), (jnp.float64, jnp.float32)])
+def test_hyperparameters_are_cast_once_per_dtype_in_the_order_of_the_leaves(dtypes, monkeypatch):
+    # In an order that differed from process to process, the program would differ too, and hosts
+    # would disagree and find no program in a compilation cache.
+    cast, casts = Operands.astype, []
+    monkeypatch.setattr(
+        Operands, "astype", lambda hyper, dtype: casts.append(dtype) or cast(hyper, dtype)
+    )
+    # A shape of no other test, whose traces JAX would remember.
+    params = [jnp.ones(1021, dtype) for dtype in (*dtypes, *dtypes)]
+    jax.jit(adadelta().update).trace(params, adadelta().init(params))
+    assert casts == list(dtypes)
 
 
 def test_explicit_sharding_is_in_the_types_of_the_state():
