@@ -1,0 +1,247 @@
+"""Mutation testing: plants one small fault at a time and asks whether a test notices it.
+
+`python tests/mutation.py --file _equation.py` runs all faults of one file, `--every 10` a tenth of
+them. A result is written as soon as it is there, so a run that was stopped goes on where it was.
+The tests run in a child of this process for each fault, which saves importing JAX. Programs that
+the unmutated tests compiled are kept in JAX's compilation cache, and children only read it.
+
+At the end there is a list of the faults that no test noticed. For each, write a test, or name it in
+`mutation_equivalent.toml` with the reason why it changes no behaviour.
+"""
+
+import argparse
+import collections
+import hashlib
+import importlib.machinery
+import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import pathlib
+import signal
+import sys
+import time
+import tomllib
+
+# Imported before the forks; none of them starts a backend, which would not survive a fork.
+import chex  # noqa: F401
+import hypothesis  # noqa: F401
+import jax
+import optax  # noqa: F401
+import pytest
+import tqdm
+from faults import faults
+
+TESTS = pathlib.Path(__file__).resolve().parent
+ROOT = TESTS.parent
+PACKAGE = ROOT / "optax_adadelta"
+FILES = ("_[!_]*.py", "convert.py", "_storage/*.py")
+MARKERS = "not scripts and not slow and not peers and not frameworks and not accelerators"
+# These read programs or files, not behaviour, or start processes that do not see the fault.
+NOT_RUN = ("package", "docs", "data", "peers", "plots", "hazards", "accelerators", "frameworks")
+# The test modules that are the likeliest to notice a fault, by the mutated file or its folder.
+FIRST = {
+    "_equation": "equation numerics properties",
+    "_update": "transform storage trees",
+    "_hyperparameters": "hyperparameters transform storage",
+    "_validation": "trees plain_state transform",
+    "_dither": "dither storage stochastic_round",
+    "_bits": "storage stochastic_round convert",
+    "_optimizer": "transform hyperparameters storage trees",
+    "_state": "transform plain_state convert",
+    "_dtypes": "transform plain_state storage",
+    "_sharding": "sharded_state transform rates",
+    "_storage": "storage plain_state convert derivatives",
+    "_stochastic_round": "stochastic_round",
+    "convert": "convert",
+}
+
+
+def module_of(path):
+    return pathlib.Path(path).stem.removeprefix("test_")
+
+
+class Planted:
+    """Imports one module of the package from another text."""
+
+    def __init__(self, fault):
+        self.path, self.text = str(PACKAGE / fault.file), fault.text
+
+    def find_spec(self, name, path=None, target=None):
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+        if spec is not None and spec.origin == self.path:
+            spec.loader.get_code = lambda _: compile(self.text, self.path, "exec")
+        return spec
+
+
+class Order:
+    """A pytest plugin that sorts the tests, and keeps how long they took and which one failed."""
+
+    def __init__(self, first=(), seconds=None):
+        self.first, self.before = {name: i for i, name in enumerate(first)}, seconds or {}
+        self.seconds, self.failed = collections.Counter(), None
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items):
+        def key(item):
+            module = self.first.get(module_of(item.path), len(self.first))
+            return self.first.get(item.nodeid, module), self.before.get(item.nodeid, 0.0)
+
+        items.sort(key=key)
+
+    def pytest_collectreport(self, report):
+        if report.failed:
+            self.failed = self.failed or report.nodeid
+
+    def pytest_runtest_logreport(self, report):
+        self.seconds[report.nodeid] += report.duration
+        self.pytest_collectreport(report)
+
+
+def check(fault, order, seconds, quick, log, sender):
+    """Runs the tests in this process, a child, and sends the exit status and what `Order` kept."""
+    signal.alarm(seconds)  # ends the process, whatever it is in
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for descriptor in (1, 2):
+        os.dup2(output, descriptor)
+    if fault is not None:
+        sys.meta_path.insert(0, Planted(fault))
+    paths = [path for path in sorted(TESTS.glob("test_*.py")) if module_of(path) not in NOT_RUN]
+    soon = {module_of(name.partition("::")[0]) for name in order.first}
+    # Not every plugin's own assertions can be rewritten, for some are imported already.
+    quiet = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
+    options = ["-x", "-q", "-p", "no:cacheprovider", *quiet, "-m", MARKERS]
+    # In two parts, because it takes a while to import all modules.
+    for part in (True,) if quick else (True, False):
+        modules = [str(path) for path in paths if (module_of(path) in soon) is part]
+        status = int(pytest.main([*options, *modules], plugins=[order])) if modules else 0
+        if status != 0:
+            break
+    sender.send((status, order.failed, order.seconds))
+
+
+def start(*args):
+    """Starts a child that runs `check`; returns the end of the pipe that it sends to."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    context.Process(target=check, args=(*args, sender), daemon=True).start()
+    sender.close()
+    return receiver
+
+
+def result(receiver):
+    """Returns the exit status of the tests, None if they did not end, the failed one, all times."""
+    try:
+        return receiver.recv()
+    except EOFError:
+        return None, None, {}
+
+
+def unmutated(work):
+    """Runs the tests without a fault, and returns how long each took with the programs cached."""
+    for what in ("fill the compilation cache", "use it"):
+        print(f"The unmutated tests {what}.", flush=True)
+        status, failed, seconds = result(start(None, Order(), 3600, False, work / "unmutated.txt"))
+        if status != 0:
+            raise SystemExit(f"The unmutated tests fail at {failed}: see {work / 'unmutated.txt'}")
+        read_only()
+    return seconds
+
+
+def read_only():
+    """Keeps the programs of faults out of the compilation cache."""
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9)
+
+
+def report(every, results, equivalent):
+    """Prints the score of each file and the faults that no test noticed; returns whether none."""
+    scores, unnoticed = collections.defaultdict(collections.Counter), []
+    for fault in every:
+        noticed = results.get(fault.digest)
+        what = {None: "not run", True: "noticed", False: "unnoticed"}[noticed]
+        scores[fault.file]["equivalent" if fault[:3] in equivalent else what] += 1
+        unnoticed += [fault] if noticed is False and fault[:3] not in equivalent else []
+    for file, score in scores.items():
+        share = score["noticed"] / max(score["noticed"] + score["unnoticed"], 1)
+        print(f"{file:24} {share:4.0%}", *(f"{n:4} {what}" for what, n in sorted(score.items())))
+    for fault in unnoticed:
+        print(f"\noptax_adadelta/{fault.file}:{fault.number}: {fault.line}\n    {fault.change}")
+    for key in equivalent - {fault[:3] for fault in every}:
+        if key[0] in scores:
+            print("\nmutation_equivalent.toml has one that does not exist:", *key, sep="\n    ")
+    return not unnoticed
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--file", action="append", help="as _equation.py; may be given twice")
+    parser.add_argument("--every", type=int, default=1, help="takes each K-th fault")
+    parser.add_argument("--quick", action="store_true", help="runs only what FIRST names")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--timeout", type=int, help="seconds per fault")
+    parser.add_argument("--work", type=pathlib.Path, default=ROOT / "results" / "mutation")
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    os.chdir(ROOT)
+    sys.path.insert(0, str(ROOT))
+    tqdm.tqdm.monitor_interval = 0  # a thread would not survive a fork
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_compilation_cache_dir", str(options.work / "cache"))
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+    paths = [path for pattern in FILES for path in sorted(PACKAGE.glob(pattern))]
+    every = [fault for path in paths for fault in faults(path, PACKAGE)]
+    every = [fault for fault in every if fault.file in (options.file or [fault.file])]
+    listed = tomllib.loads((TESTS / "mutation_equivalent.toml").read_text(encoding="utf-8"))
+    equivalent = {(entry["file"], entry["line"], entry["change"]) for entry in listed["fault"]}
+
+    # Results of other sources or other tests are in another file.
+    state = hashlib.sha256(jax.__version__.encode())
+    for path in (*paths, *sorted(TESTS.glob("test_*.py"))):
+        state.update(path.read_bytes())
+    journal = options.work / f"{state.hexdigest()[:16]}.jsonl"
+    if not journal.exists():
+        seconds = unmutated(options.work)
+        journal.write_text(json.dumps({"seconds": seconds}) + "\n", encoding="utf-8")
+    read_only()
+    with journal.open(encoding="utf-8") as lines:
+        first, *entries = map(json.loads, lines)
+    seconds, results = first["seconds"], {e["fault"]: e["noticed"] for e in entries}
+    timeout = options.timeout or int(3 * sum(seconds.values()) + 60)
+    failed_at = collections.defaultdict(collections.Counter)
+    for entry in entries:
+        failed_at[entry["file"]][entry["failed"]] += 1
+
+    todo = [fault for fault in every[:: options.every] if fault[:3] not in equivalent]
+    todo = [fault for fault in todo if fault.digest not in results]
+    running = {}
+    with (
+        tqdm.tqdm(total=len(todo), unit="fault") as bar,
+        journal.open("a", encoding="utf-8") as out,
+    ):
+        while todo or running:
+            while todo and len(running) < options.processes:
+                fault = todo.pop(0)
+                modules = FIRST.get(fault.file.split("/")[0].removesuffix(".py"), "").split()
+                tests = [test for test, _ in failed_at[fault.file].most_common() if test]
+                order = Order(tests + modules, seconds)
+                receiver = start(fault, order, timeout, options.quick, os.devnull)
+                running[receiver] = fault, time.monotonic()
+            receiver = multiprocessing.connection.wait(list(running))[0]
+            fault, began = running.pop(receiver)
+            status, failed, _ = result(receiver)
+            results[fault.digest] = status != 0
+            failed_at[fault.file][failed] += 1
+            bar.update()
+            if status == 0 and options.quick:
+                continue  # another test may notice it
+            entry = {"fault": fault.digest, "noticed": status != 0, "failed": failed}
+            entry |= {"file": fault.file, "line": fault.line, "change": fault.change}
+            out.write(json.dumps(entry | {"took": round(time.monotonic() - began, 1)}) + "\n")
+            out.flush()
+    raise SystemExit(0 if report(every, results, equivalent) else 1)
+
+
+if __name__ == "__main__":
+    main()
