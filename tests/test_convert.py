@@ -134,13 +134,14 @@ def test_a_quantized_state_is_quantized_otherwise(before, after):
 
 
 @pytest.mark.usefixtures("x64")
-def test_float64_averages_come_back_as_float64():
+@QUANTIZED
+def test_float64_averages_come_back_as_float64(bits):
     g = jnp.asarray(normal((3, 4)), jnp.float64)
     full = stepped(adadelta(), g)
-    low = convert.with_state_bits(full, 16, eps=EPS)
+    low = convert.with_state_bits(full, bits, eps=EPS)
     back = convert.with_state_bits(low, None, dtype=jnp.float64)
     same_types(back, full)
-    assert_agree((back.e_g, back.e_x), (full.e_g, full.e_x), 16)
+    assert_agree((back.e_g, back.e_x), (full.e_g, full.e_x), bits)
     # A state that is in full precision already keeps its dtype.
     same_bits(convert.with_state_bits(full, None), full)
 

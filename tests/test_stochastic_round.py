@@ -156,6 +156,16 @@ def test_a_step_has_the_same_bits_however_it_is_run(around):
     chex.assert_trees_all_equal(end(stochastic_round(3), around), expected)
 
 
+def test_an_exported_step_is_serialized_and_called():
+    optimizer = stochastic_round(3)
+    u, state = jnp.full(P.shape, 1e-3), optimizer.init(P)
+    data = jax.export.export(jax.jit(optimizer.update))(u, state, P).serialize()
+    assert b"optax_adadelta._" not in data
+    found = jax.export.deserialize(data).call(u, state, P)
+    assert isinstance(found[1], StochasticRoundState)
+    chex.assert_trees_all_equal(found, optimizer.update(u, state, P))
+
+
 def test_a_seed_may_be_an_array_or_injected_or_scheduled_and_a_new_one_compiles_nothing(compiled):
     expected, _ = end(stochastic_round(jnp.int32(-3)))
     before = compiled()

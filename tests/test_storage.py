@@ -104,6 +104,19 @@ def test_a_grid_has_its_codes_in_order_and_evenly_spaced_within_each_octave(grid
     assert (powers >= 2.0 ** np.round(np.log2(powers))).all()
 
 
+@pytest.mark.parametrize("dither", [-0.5, 0.0, 0.499999])
+@pytest.mark.parametrize("grid", [_S_GRID, _Z_GRID], ids=["s", "z"])
+def test_values_outside_a_grid_are_put_on_its_ends_whatever_the_dither(grid, dither):
+    outside = jnp.array([0.0, 1e-30, 1e30, jnp.inf])
+    values = np.asarray(grid.decode(grid.encode(outside, np.float32(dither))))
+    first = float(grid.decode(jnp.uint8(0)))
+    assert (values[:2] == first).all()
+    # Up to the end of the last octave, and at least from the middle of that octave on.
+    end = first * 2.0**grid.octaves
+    assert (values[2:] <= end).all()
+    assert (values[2:] >= 0.75 * end).all()
+
+
 @LOW
 def test_what_is_read_is_written_as_the_same_codes(bits):
     _, state = run(adadelta(state_bits=bits), made(SHAPE, 50))
