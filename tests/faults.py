@@ -133,5 +133,5 @@ def calls(node):
         yield ast.Call(ast.Name("set"), args, [])
     elif name == "astype":
         yield node.func.value
-    elif name != "finfo" and len(args) == 1 and not isinstance(args[0], ast.Starred):
+    elif name not in ("finfo", "dtype") and len(args) == 1 and not isinstance(args[0], ast.Starred):
         yield args[0]

@@ -41,16 +41,16 @@ MARKERS = "not scripts and not slow and not peers and not frameworks and not acc
 NOT_RUN = ("package", "docs", "data", "peers", "plots", "hazards", "accelerators", "frameworks")
 # The test modules that are the likeliest to notice a fault, by the mutated file or its folder.
 FIRST = {
-    "_equation": "equation numerics properties",
+    "_equation": "equation properties rates storage numerics",
     "_update": "transform storage trees",
     "_hyperparameters": "hyperparameters transform storage",
-    "_validation": "trees plain_state transform",
+    "_validation": "trees plain_state transform convert",
     "_dither": "dither storage stochastic_round",
     "_bits": "storage stochastic_round convert",
     "_optimizer": "transform hyperparameters storage trees",
     "_state": "transform plain_state convert",
     "_dtypes": "transform plain_state storage",
-    "_sharding": "sharded_state transform rates",
+    "_sharding": "sharded_state transform rates samples",
     "_storage": "storage plain_state convert derivatives",
     "_stochastic_round": "stochastic_round",
     "convert": "convert",
