@@ -36,20 +36,24 @@ TESTS = pathlib.Path(__file__).resolve().parent
 ROOT = TESTS.parent
 PACKAGE = ROOT / "optax_adadelta"
 FILES = ("_[!_]*.py", "convert.py", "_storage/*.py")
-MARKERS = "not scripts and not slow and not peers and not frameworks and not accelerators"
+MARKERS = (
+    "not scripts and not slow and not peers and not frameworks and not accelerators and not types"
+)
 # These read programs or files, not behaviour, or start processes that do not see the fault.
 NOT_RUN = ("package", "docs", "data", "peers", "plots", "hazards", "accelerators", "frameworks")
 # The test modules that are the likeliest to notice a fault, by the mutated file or its folder.
 FIRST = {
     "_equation": "equation properties rates storage numerics",
-    "_update": "transform storage trees",
-    "_hyperparameters": "hyperparameters transform storage",
-    "_validation": "trees plain_state transform convert",
+    "_update": "transform storage trees pairing",
+    "_hyperparameters": "hyperparameters mistakes transform storage",
+    "_validation": "trees pairing mistakes plain_state transform convert",
+    "_mismatch": "mistakes trees pairing",
+    "_clip": "clip",
     "_dither": "dither storage stochastic_round",
     "_bits": "storage stochastic_round convert",
-    "_optimizer": "transform hyperparameters storage trees",
-    "_state": "transform plain_state convert",
-    "_dtypes": "transform plain_state storage",
+    "_optimizer": "pairing transform hyperparameters mistakes storage trees",
+    "_state": "transform plain_state convert mistakes",
+    "_dtypes": "pairing transform plain_state storage",
     "_sharding": "sharded_state transform rates samples",
     "_storage": "storage plain_state convert derivatives",
     "_stochastic_round": "stochastic_round",
