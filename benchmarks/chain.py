@@ -6,7 +6,7 @@ inside optax.flatten; and on parameters that are kept as one flat array.
 
     python benchmarks/chain.py
 
-It takes five minutes and 6 GB. The tables of docs/performance.md are made from all results by
+It takes ten minutes and 8 GB. The tables of docs/performance.md are made from all results by
 
     python benchmarks/chain.py --report
 """

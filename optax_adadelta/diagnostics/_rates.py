@@ -22,7 +22,8 @@ def effective_learning_rate(
         \alpha \frac{\sqrt{E[\Delta x^2]_t + \epsilon}}{\sqrt{E[g^2]_t + \epsilon}}
 
     It starts at :math:`\alpha` and returns there when the gradients die away, for then
-    :math:`\epsilon` dominates both roots.
+    :math:`\epsilon` dominates both roots. Schedules are evaluated at ``state.count``, as the next
+    update does it.
 
     Args:
       state: an :class:`AdadeltaState`, or the state of any optimizer that contains exactly one,
@@ -30,8 +31,6 @@ def effective_learning_rate(
       eps: the optimizer's :math:`\epsilon`, a positive scalar or the schedule itself.
       learning_rate: the optimizer's :math:`\alpha`, a scalar that is not negative, or the schedule
         itself.
-
-      Schedules are evaluated at ``state.count``, as the next update does it.
 
     Returns:
       A tree with the structure of the parameters and real arrays of their shapes, float32 or
