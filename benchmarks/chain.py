@@ -109,6 +109,14 @@ def parts(report: dict[str, Any]) -> dict[str, str]:
     }
 
 
+def with_tables(page: str, reports: list[dict[str, Any]]) -> str:
+    """Returns the page with the tables of these results."""
+    for report in reports:
+        for name, text in parts(report).items():
+            page = filled(page, name, text)
+    return page
+
+
 def main() -> None:
     """Reads the options, measures or fills the page, and says what came out."""
     parser = argparse.ArgumentParser(
@@ -124,11 +132,9 @@ def main() -> None:
     add("--smoke", action="store_true", help="only try that all works (default: off)")
     options = parser.parse_args()
     if options.report:
-        page = PAGE.read_text(encoding="utf-8")
-        for path in sorted(RESULTS.glob("chain-*.json")):
-            for name, text in parts(json.loads(path.read_text(encoding="utf-8"))).items():
-                page = filled(page, name, text)
-        PAGE.write_text(page, encoding="utf-8")
+        paths = sorted(RESULTS.glob("chain-*.json"))
+        reports = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+        PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8"), reports), encoding="utf-8")
         return
 
     cases = SMOKE if options.smoke else {name: CASES[name] for name in options.cases}

@@ -104,3 +104,33 @@ def test_the_page_shows_the_committed_results():
     assert all(f"<!-- {name} -->" in page for name in made)
     assert module.with_parts(page, made) == page
     scripts.check_picture(module.PICTURE)
+
+
+@pytest.mark.slow
+def test_at_smoke_size_clips_and_flat_parameters_are_measured(tmp_path):
+    printed, report = scripts.benchmark("chain", tmp_path / "chain.json")
+    assert "times as fast with this clip" in printed
+    module = scripts.module("chain", BENCHMARKS)
+    for case in report["cases"].values():
+        assert set(case["steps"]) == {
+            module.ALONE,
+            module.OURS,
+            module.OPTAXS,
+            module.FLATTEN,
+            module.FLAT,
+        }
+        for step in case["steps"].values():
+            assert 0 < step["least"] <= step["seconds"]
+
+
+def test_the_page_shows_the_committed_results_of_clips_and_flat_parameters():
+    paths = sorted((BENCHMARKS / "results").glob("chain-*.json"))
+    assert {path.stem.split("-")[1] for path in paths} == {"cpu", "gpu"}
+    reports = [load(path) for path in paths]
+    module = scripts.module("chain", BENCHMARKS)
+    page = module.PAGE.read_text("utf-8")
+    assert module.with_tables(page, reports) == page
+    for report in reports:
+        for case in report["cases"].values():
+            ours, theirs = (case["steps"][kind] for kind in (module.OURS, module.OPTAXS))
+            assert ours["bytes per parameter"] <= theirs["bytes per parameter"]
