@@ -40,14 +40,14 @@ def adadelta(
     gradients,
 
     .. math::
-        \begin{align*}
+        \begin{aligned}
         g'_t &= g_t + \lambda \theta_{t-1} \\
         E[g^2]_t &= \rho E[g^2]_{t-1} + (1 - \rho) |g'_t|^2 \\
         \Delta x_t &= \frac{\sqrt{E[\Delta x^2]_{t-1} + \epsilon}}
                           {\sqrt{E[g^2]_t + \epsilon}} g'_t \\
         E[\Delta x^2]_t &= \rho E[\Delta x^2]_{t-1} + (1 - \rho) |\Delta x_t|^2 \\
         \theta_t &= \theta_{t-1} - \alpha \Delta x_t
-        \end{align*}
+        \end{aligned}
 
     where :math:`\theta` are the parameters, :math:`\alpha` is the learning rate,
     :math:`\lambda` is the weight decay, and both averages start at zero. The arithmetic and both
@@ -133,12 +133,12 @@ def scale_by_adadelta(
     r"""Rescales gradients by Adadelta's rule, keeping their sign, to be chained with others.
 
     .. math::
-        \begin{align*}
+        \begin{aligned}
         E[g^2]_t &= \rho E[g^2]_{t-1} + (1 - \rho) |g_t|^2 \\
         \Delta x_t &= \frac{\sqrt{E[\Delta x^2]_{t-1} + \epsilon}}
                           {\sqrt{E[g^2]_t + \epsilon}} g_t \\
         E[\Delta x^2]_t &= \rho E[\Delta x^2]_{t-1} + (1 - \rho) |\Delta x_t|^2
-        \end{align*}
+        \end{aligned}
 
     As with Optax's other ``scale_by`` transformations, descending takes a later
     :func:`optax.scale_by_learning_rate`, which flips the sign.
