@@ -34,3 +34,12 @@ copybutton_prompt_is_regexp = True
 html_theme = "furo"
 html_title = f"{project} {version}"
 linkcheck_ignore = [r"https?://"]
+
+
+def setup(app):
+    """Removes the empty line that doctest needs at the end of a block."""
+    app.connect("source-read", _without_empty_last_lines)
+
+
+def _without_empty_last_lines(app, name, source):
+    source[0] = source[0].replace("\n\n```\n", "\n```\n")
