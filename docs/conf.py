@@ -26,6 +26,11 @@ autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 80
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
+napoleon_attr_annotations = False
+
+# A link to a name that does not exist is an error, except to other packages.
+nitpicky = True
+nitpick_ignore_regex = [(r"py:.*", r"(jax|numpy|optax)\..*")]
 
 # The button copies the code of a session, without its prompts and its output.
 copybutton_prompt_text = r">>> |\.\.\. |\$ "

@@ -84,18 +84,18 @@ def check_arguments(updates: Any, state: Any) -> None:
 
 
 def is_adadelta_state(part: Any) -> bool:
-    """Returns whether a part of an optimizer's state is an :class:`AdadeltaState`."""
+    """Returns whether a part of an optimizer's state is an :class:`.AdadeltaState`."""
     return isinstance(part, AdadeltaState)
 
 
 def find_state(state: Any) -> AdadeltaState:
-    """Returns the one :class:`AdadeltaState` in the state of any optimizer.
+    """Returns the one :class:`.AdadeltaState` in the state of any optimizer.
 
     Args:
       state: an optimizer's state.
 
     Returns:
-      The :class:`AdadeltaState` in it.
+      The :class:`.AdadeltaState` in it.
 
     Raises:
       ValueError: there is none, or there are several.

@@ -46,9 +46,9 @@ def stochastic_round(seed: int = 0) -> optax.GradientTransformation:
       seed: a plain integer, not a PRNG key. Any value works equally well.
 
     Returns:
-      A :class:`optax.GradientTransformation`. Put it last in a chain: whatever scales its updates
-      undoes the rounding. Its ``update(updates, state, params)`` returns float32 updates for
-      parameters of fewer than 32 bits; :func:`optax.apply_updates` then lands exactly on the
+      A :class:`optax.GradientTransformation`. Put it last in a chain, because whatever scales its
+      updates undoes the rounding. Its ``update(updates, state, params)`` returns float32 updates
+      for parameters of fewer than 32 bits; :func:`optax.apply_updates` then lands exactly on the
       rounded sum. Under strict dtype promotion, add them yourself and cast. Other updates pass
       unchanged. Use it outside :func:`optax.MultiSteps` and :func:`optax.apply_if_finite`, which
       require updates of the gradients' dtype.

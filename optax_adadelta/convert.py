@@ -33,23 +33,23 @@ def with_state_bits(
     the largest E[g^2], or an E[dx^2] of zero. The step count stays.
 
     Args:
-      state: an :class:`AdadeltaState`, or the state of any optimizer that contains some, however
+      state: an :class:`.AdadeltaState`, or the state of any optimizer that contains some, however
         deep. All of them are converted.
-      state_bits: the storage: None for full precision, 16 or 8, as for :func:`adadelta`.
+      state_bits: the storage: None for full precision, 16 or 8, as for :func:`.adadelta`.
       eps: the optimizer's eps, a positive scalar or the schedule itself. It is needed only to
         quantize averages that are in full precision.
       dtype: float32 or float64, the dtype of averages that were quantized and are now in full
         precision. Use float64 if parameters are float64 or complex128.
 
     Returns:
-      The same state, with the leaves of each :class:`AdadeltaState` as
+      The same state, with the leaves of each :class:`.AdadeltaState` as
       ``adadelta(state_bits=state_bits)`` has them.
 
     Raises:
       TypeError: the arrays of ``state`` have dtypes that no storage has, or ``dtype`` is neither
         float32 nor float64.
-      ValueError: there is no :class:`AdadeltaState` in ``state``; ``eps`` is missing; or
-        ``state_bits`` or ``eps`` is not one that :func:`adadelta` takes.
+      ValueError: there is no :class:`.AdadeltaState` in ``state``; ``eps`` is missing; or
+        ``state_bits`` or ``eps`` is not one that :func:`.adadelta` takes.
 
     Example:
       >>> import jax.numpy as jnp
@@ -84,18 +84,18 @@ def carry_over(state: Any, new_state: Any) -> Any:
     out, so keep the old state if you may need them again.
 
     Args:
-      state: the old state: an :class:`AdadeltaState`, or the state of any optimizer that contains
+      state: the old state: an :class:`.AdadeltaState`, or the state of any optimizer that contains
         exactly one, however deep.
       new_state: the state of the new optimizer, as its ``init(params)`` returns it; likewise.
 
     Returns:
-      ``new_state`` with the other averages in its :class:`AdadeltaState`. All that is around that,
+      ``new_state`` with the other averages in its :class:`.AdadeltaState`. All that is around that,
       such as a chain's other states, stays as it is in ``new_state``.
 
     Raises:
       TypeError: a parameter's averages have different dtypes in the two states.
       ValueError: a parameter has different shapes in the two states; or there is no
-        :class:`AdadeltaState` in one of them, or there are several.
+        :class:`.AdadeltaState` in one of them, or there are several.
 
     Example:
       Train the head alone, then everything.

@@ -10,7 +10,7 @@ def averages(state: Any) -> Averages:
     """Returns E[g^2] and E[dx^2] as floats, whether they are quantized or not.
 
     Args:
-      state: an :class:`AdadeltaState`, or the state of any optimizer that contains exactly one,
+      state: an :class:`.AdadeltaState`, or the state of any optimizer that contains exactly one,
         however deep: a chain, a mask, a wrapper.
 
     Returns:
@@ -19,7 +19,7 @@ def averages(state: Any) -> Averages:
 
     Raises:
       TypeError: the arrays have dtypes that no storage has.
-      ValueError: there is no :class:`AdadeltaState` in ``state``, or there are several.
+      ValueError: there is no :class:`.AdadeltaState` in ``state``, or there are several.
 
     Example:
       >>> import jax.numpy as jnp

@@ -25,8 +25,9 @@ def plot_samples(samples: Sample | Sequence[Sample], figure: Figure | None = Non
       figure: where to draw; by default a new figure.
 
     Returns:
-      The figure: a column for each leaf, its rates above, its updates below, a line for each
-      coordinate; of complex updates the real part. Save it with its method ``savefig``.
+      The figure. It has a column for each leaf, with its rates above and its updates below, and a
+      line for each coordinate. Of complex updates it shows the real part. Save it with its method
+      ``savefig``.
 
     Raises:
       ImportError: matplotlib is not installed.

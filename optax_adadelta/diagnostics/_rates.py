@@ -26,7 +26,7 @@ def effective_learning_rate(
     update does it.
 
     Args:
-      state: an :class:`AdadeltaState`, or the state of any optimizer that contains exactly one,
+      state: an :class:`.AdadeltaState`, or the state of any optimizer that contains exactly one,
         however deep: a chain, a mask, a wrapper.
       eps: the optimizer's :math:`\epsilon`, a positive scalar or the schedule itself.
       learning_rate: the optimizer's :math:`\alpha`, a scalar that is not negative, or the schedule
@@ -37,7 +37,7 @@ def effective_learning_rate(
       float64 like the averages.
 
     Raises:
-      ValueError: there is no :class:`AdadeltaState` in ``state``, or there are several; or
+      ValueError: there is no :class:`.AdadeltaState` in ``state``, or there are several; or
         ``eps`` or ``learning_rate`` is out of its range.
 
     Example:

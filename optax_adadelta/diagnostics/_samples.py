@@ -44,8 +44,8 @@ def choose_coordinates(state: Any, size: int = 10, seed: int = 0) -> dict[str, n
       seed: chooses them.
 
     Returns:
-      The indices of the coordinates, int64 of shape ``[ndim, size]``, by the leaf's name: its
-      path in the parameters, joined by ``/``. A scalar counts as one-dimensional; an empty leaf
+      The indices of the coordinates, int64 of shape ``[ndim, size]``, by the leaf's name, which is
+      its path in the parameters, joined by ``/``. A scalar counts as one-dimensional; an empty leaf
       has no entry. Leave out leaves as you leave out items of a dictionary.
 
     Raises:
