@@ -22,7 +22,8 @@ from sklearn.model_selection import train_test_split
 from optax_adadelta import adadelta, clip_by_global_norm
 
 images, labels = load_digits(return_X_y=True)
-x, test_x, y, test_y = train_test_split(images / 16, labels, train_size=1280, random_state=0)
+images = np.float32(images / 16)
+x, test_x, y, test_y = train_test_split(images, labels, train_size=1280, random_state=0)
 optimizer = optax.chain(clip_by_global_norm(1.0), adadelta())
 
 
