@@ -247,6 +247,15 @@ def test_what_float32_cannot_hold_is_refused(name, value):
         adadelta(**{name: value})
 
 
+def test_the_largest_float32_is_allowed():
+    largest = float(np.finfo(np.float32).max)
+    g = jnp.full(3, 2.0)
+    optimizer = adadelta(eps=largest)
+    # Both roots are of eps, so the update is the gradient.
+    np.testing.assert_allclose(optimizer.update(g, optimizer.init(g))[0], -g, rtol=1e-6)
+    adadelta(learning_rate=largest, weight_decay=largest)
+
+
 @pytest.mark.parametrize("kind", [float, np.float32, jnp.asarray])
 def test_an_eps_of_zero_is_refused(kind):
     with pytest.raises(ValueError, match=r"^eps must be positive.*; got 0\.0\. Without it nothing"):
@@ -281,3 +290,13 @@ def test_scale_by_adadelta_checks_alike():
         scale_by_adadelta(rho=1.5)
     with pytest.raises(ValueError, match=r"^eps must be"):
         scale_by_adadelta(eps=0)
+
+
+def test_the_repr_of_an_optimizer_tells_its_hyperparameters():
+    rate = optax.constant_schedule(1.0)
+    text = repr(adadelta(rate, 0.9, jnp.float32(1e-8), weight_decay=0.25, state_bits=16))
+    for word in ("adadelta(", "rho=0.9", "weight_decay=0.25", "state_bits=16", "update"):
+        assert word in text
+    # The value of an array would have to be fetched, and another value would be another name.
+    assert "1e-08" not in text
+    assert "scale_by_adadelta(" in repr(scale_by_adadelta())

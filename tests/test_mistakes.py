@@ -129,6 +129,12 @@ def test_containers_of_another_type_are_named(grads, params, kinds, with_params)
         OPTIMIZER.update(grads, state, params if with_params else None)
 
 
+def test_containers_of_one_type_with_other_metadata_are_shown():
+    first, other = (jax.tree_util.Partial(f, jnp.ones(2)) for f in (jnp.sin, jnp.cos))
+    with refused(ValueError, "updates is", "sin", "state.e_g is", "cos"):
+        OPTIMIZER.update(first, OPTIMIZER.init(other))
+
+
 @pytest.mark.parametrize("place", ["gradient", "gradient beside params", "parameter"])
 def test_sparse_arrays(place):
     tree = {**PARAMS, "w": sparse.BCOO.fromdense(PARAMS["w"])}
@@ -196,6 +202,7 @@ def test_a_single_array_may_have_a_mask_of_one_bool():
     [
         (lambda: adadelta(1e-3, 0.9, 0.999), "beta"),
         (lambda: adadelta(np.float32(1e-3), jnp.float32(0.9), jnp.float32(0.999)), "beta"),
+        (lambda: adadelta(0.1, 0.9, 0.9), "beta"),
         (lambda: adadelta(1.0, 1e-6, 0.95), "swapped"),
         (lambda: scale_by_adadelta(1e-6, 0.9), "swapped"),
     ],
@@ -207,7 +214,17 @@ def test_an_order_of_other_optimizers_is_warned_of_where_it_was_written(make, wo
 
 
 @pytest.mark.parametrize(
-    ("rho", "eps"), [(0.95, 0.5), (0.95, 1.0), (0.95, 100.0), (0.0, 1e-3), (0.05, 2.0), (0.9, 0.95)]
+    ("rho", "eps"),
+    [
+        (0.95, 0.5),
+        (0.05, 0.1),
+        (0.05, 1.0),
+        (0.1, 0.5),
+        (0.95, 100.0),
+        (0.0, 1e-3),
+        (0.05, 2.0),
+        (0.9, 0.95),
+    ],
 )
 def test_a_large_eps_or_a_small_rho_alone_is_not_warned_of(rho, eps):
     with warnings.catch_warnings():
