@@ -285,6 +285,24 @@ def test_a_value_that_a_cast_has_spoiled_is_refused_with_the_remedy(name, value)
         adadelta(**{name: value})
 
 
+def test_a_float32_value_was_spoiled_by_no_cast():
+    with pytest.raises(ValueError, match=r"^rho must") as caught:
+        adadelta(rho=np.float32(1.5))
+    assert "hyperparam_dtype" not in str(caught.value)
+
+
+@pytest.mark.parametrize("bits", [16, 8])
+@pytest.mark.parametrize("make", [adadelta, scale_by_adadelta])
+def test_the_seed_is_zero_if_none_is_given(make, bits):
+    g = jnp.asarray(GRADIENTS[0], jnp.float32)
+    found, given, other = (
+        optimizer.update(g, optimizer.init(g))[1].e_g
+        for optimizer in (make(state_bits=bits), *(make(state_bits=bits, seed=n) for n in (0, 1)))
+    )
+    np.testing.assert_array_equal(found, given)
+    assert not jnp.array_equal(found, other)
+
+
 def test_scale_by_adadelta_checks_alike():
     with pytest.raises(ValueError, match=r"^rho must be"):
         scale_by_adadelta(rho=1.5)
@@ -295,7 +313,8 @@ def test_scale_by_adadelta_checks_alike():
 def test_the_repr_of_an_optimizer_tells_its_hyperparameters():
     rate = optax.constant_schedule(1.0)
     text = repr(adadelta(rate, 0.9, jnp.float32(1e-8), weight_decay=0.25, state_bits=16))
-    for word in ("adadelta(", "rho=0.9", "weight_decay=0.25", "state_bits=16", "update"):
+    names = ("learning_rate=", "rho=0.9", "eps=", "weight_decay=0.25", "state_bits=16")
+    for word in ("adadelta(", *names, "update"):
         assert word in text
     # The value of an array would have to be fetched, and another value would be another name.
     assert "1e-08" not in text

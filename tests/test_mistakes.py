@@ -104,7 +104,10 @@ def test_a_builtin_without_a_signature_may_be_a_schedule():
     [
         ((1.0, PARAMS), ("updates has", "state.e_g has", "value_and_grad")),
         ((PARAMS, "aux"), ("updates has", "state.e_g has", "(grads, aux)")),
-        ({"w": PARAMS["w"], "b": None}, ("updates has None at ['b']", "state.e_g has ['b']")),
+        (
+            {"w": PARAMS["w"], "b": None},
+            ("updates has None at ['b']", "state.e_g has ['b']", "zeros"),
+        ),
         ({"w": PARAMS["w"], "c": PARAMS["b"]}, ("updates has ['c'], state.e_g has ['b']",)),
     ],
     ids=["value and gradient", "gradient and aux", "None", "another name"],

@@ -205,3 +205,13 @@ def test_other_seeds_and_params_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             stochastic_round().update(updates, StochasticRoundState(0), params)
+
+
+def test_the_seed_is_zero_if_none_is_given():
+    p, u = jnp.ones(1000, jnp.bfloat16), jnp.full(1000, 1e-3, jnp.bfloat16)
+    found, given, other = (
+        step.update(u, step.init(p), p)[0]
+        for step in (stochastic_round(), stochastic_round(0), stochastic_round(1))
+    )
+    np.testing.assert_array_equal(found, given)
+    assert not jnp.array_equal(found, other)
