@@ -68,10 +68,10 @@ def _missing_from(some: dict[str, Any], others: dict[str, Any]) -> str:
 
 def _difference_of_types(ours: Any, theirs: Any, name: str) -> str:
     node, other = ours.node_data(), theirs.node_data()
-    if node == other:
-        for children in zip(ours.children(), theirs.children(), strict=True):
-            if children[0] != children[1]:
-                return _difference_of_types(*children, name)
+    children = zip(ours.children(), theirs.children(), strict=False)
+    differing = [pair for pair in children if pair[0] != pair[1]]
+    if node == other and differing:
+        return _difference_of_types(*differing[0], name)
     if node is not None and other is not None and node[0] is not other[0]:
         return (
             f"updates has a {_name_of(node[0])}, {name} a {_name_of(other[0])} of the same leaves"

@@ -49,6 +49,7 @@ def test_gradients_of_integers():
             ["updates has ['b']['c'], state.e_g has ['b']"],
         ),
         ([PARAMS["b"], PARAMS["w"]], ["updates has [0], [1], state.e_g has ['b'], ['w']"]),
+        ((PARAMS["b"], PARAMS["w"]), ["updates has [0], [1], state.e_g has ['b'], ['w']"]),
         (jnp.ones(4), ["updates has", "state.e_g has ['b'], ['w']"]),
     ],
 )
