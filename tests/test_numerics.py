@@ -1,4 +1,4 @@
-"""The promises of docs/numerics.md: what holds for every float, and for how long."""
+"""The guarantees of docs/numerics.md: for every float, and over long runs."""
 
 import collections
 import functools
