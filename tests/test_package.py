@@ -1,4 +1,5 @@
 import email
+import html.parser
 import importlib.metadata
 import importlib.util
 import inspect
@@ -8,10 +9,12 @@ import pydoc
 import re
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 
 import pytest
+import readme_renderer.markdown
 
 import optax_adadelta
 
@@ -76,12 +79,22 @@ def run(*command, cwd):
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("wheel")
-    run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder), cwd=ROOT)
+def build(kind, folder):
+    run(sys.executable, "-m", "hatchling", "build", "-t", kind, "-d", str(folder), cwd=ROOT)
     (path,) = folder.iterdir()
     return path
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    return build("wheel", tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def metadata(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        text = archive.read(f"optax_adadelta-{PROJECT['version']}.dist-info/METADATA").decode()
+    return email.message_from_string(text)
 
 
 def test_the_wheel_holds_the_package_alone(wheel):
@@ -97,15 +110,63 @@ def test_the_wheel_holds_the_package_alone(wheel):
         assert set(archive.namelist()) == sources | about
 
 
-def test_the_wheel_requires_its_runtime_dependencies_alone(wheel):
-    with zipfile.ZipFile(wheel) as archive:
-        text = archive.read(f"optax_adadelta-{PROJECT['version']}.dist-info/METADATA").decode()
-    metadata = email.message_from_string(text)
+def test_the_wheel_requires_its_runtime_dependencies_alone(metadata):
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Version"] == optax_adadelta.__version__
     required = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
     assert sorted(required) == sorted(PROJECT["dependencies"])
     assert {re.match(r"[\w-]+", line)[0] for line in required} == RUNTIME
+
+
+class Targets(html.parser.HTMLParser):
+    """The targets of all links and pictures in a page of HTML."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.links, self.pictures = set(), set()
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        values = dict(attrs)
+        if tag == "img":
+            self.pictures.add(values["src"])
+        elif "href" in values:
+            self.links.add(values["href"])
+
+
+def test_a_package_index_shows_the_readme_with_links_to_the_files_of_this_version(metadata):
+    text = metadata.get_payload()
+    page = readme_renderer.markdown.render(text)
+    assert page is not None
+    found = Targets(page)
+    assert found.links
+    assert found.pictures
+    # A link to a heading of the page itself begins with "#".
+    assert [url for url in found.links if not url.startswith(("https://", "#"))] == []
+    repository = PROJECT["urls"]["Repository"]
+    assert all(url.startswith(repository) for url in found.pictures)
+    for kind, urls in ("blob", found.links), ("raw", found.pictures):
+        start = f"{repository}/{kind}/v{PROJECT['version']}/"
+        for url in urls:
+            if url.startswith(repository):
+                assert url.startswith(start), url
+                assert (ROOT / url.removeprefix(start)).is_file(), url
+    code = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+    assert code.findall(text) == code.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+
+
+def test_the_source_archive_has_the_files_of_the_repository_and_no_local_folder(tmp_path):
+    if not (ROOT / ".git").exists():
+        pytest.skip("this is not a clone")
+    tracked = {
+        name for name in run("git", "ls-files", cwd=ROOT).splitlines() if (ROOT / name).is_file()
+    }
+    with tarfile.open(build("sdist", tmp_path)) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()} - {"PKG-INFO"}
+    assert tracked - held == set()
+    assert {name.partition("/")[0] for name in held - tracked} <= {
+        name.partition("/")[0] for name in tracked if "/" in name
+    }
 
 
 @pytest.mark.slow
