@@ -1,6 +1,12 @@
 """Builds the documentation site: python -m sphinx -W --keep-going -b html docs docs/_build/html."""
 
+import pathlib
+import re
+import tomllib
 from importlib.metadata import version as _version
+
+_PYPROJECT = pathlib.Path(__file__).parents[1] / "pyproject.toml"
+_URLS = tomllib.loads(_PYPROJECT.read_text(encoding="utf-8"))["project"]["urls"]
 
 project = "optax_adadelta"
 author = "The optax_adadelta authors"
@@ -23,7 +29,8 @@ myst_heading_anchors = 3
 # The text tells the types; in signatures Optax's would be spelled out over many lines.
 autodoc_typehints = "none"
 autodoc_preserve_defaults = True
-python_maximum_signature_line_length = 80
+python_maximum_signature_line_length = 50
+add_module_names = False
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_attr_annotations = False
@@ -38,7 +45,23 @@ copybutton_prompt_is_regexp = True
 
 html_theme = "furo"
 html_title = f"{project} {version}"
-linkcheck_ignore = [r"https?://"]
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+pygments_dark_style = "github-dark"
+html_theme_options = {
+    "source_repository": _URLS["Repository"],
+    "source_branch": "main",
+    "source_directory": "docs/",
+    "top_of_page_buttons": ["view"],
+    "footer_icons": [{"name": "Repository", "url": _URLS["Repository"], "html": "Repository"}],
+}
+
+# Other sites are checked with `-t external` only, which needs a network. The project's own
+# addresses are left out, because they exist only once a version is published.
+if tags.has("external"):  # noqa: F821 - Sphinx defines it
+    linkcheck_ignore = [re.escape(url) for url in _URLS.values()]
+else:
+    linkcheck_ignore = [r"https?://"]
 
 
 def setup(app):

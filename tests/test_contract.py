@@ -130,7 +130,7 @@ def test_the_parameters_in_the_state_are_mapped_over():
 
 
 def freezing(**labels):
-    """The README's recipe; optax.masked would pass the gradient of the other parts on."""
+    """A recipe of the page; optax.masked would pass the gradient of the other parts on."""
     return optax.multi_transform({"train": adadelta(), "freeze": optax.set_to_zero()}, labels)
 
 

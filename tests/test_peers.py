@@ -213,7 +213,7 @@ TORCH = [
 
 
 def from_torch(lr=1.0, rho=0.9, eps=1e-6, weight_decay=0.0):
-    """What the README says to write for torch.optim.Adadelta's arguments."""
+    """What docs/migrating.md says to write for torch.optim.Adadelta's arguments."""
     return adadelta(lr, rho=rho, eps=eps, weight_decay=weight_decay)
 
 
