@@ -25,7 +25,7 @@ try:
 except _PackageNotFoundError:  # a source tree that is not installed
     __version__ = "0+unknown"
 
-# Pickles and messages then name this module, and no private file.
+# Pickles and error messages then name this module and not a private file.
 for _public in (
     AdadeltaState,
     StochasticRoundState,

@@ -1,4 +1,4 @@
-"""Float32 numbers as integers: each octave is `2**23` integers, evenly spaced in value."""
+"""The bits of float32 numbers, as integers: each octave is `2**23` of them, evenly spaced."""
 
 import jax
 import jax.numpy as jnp

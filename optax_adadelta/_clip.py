@@ -12,28 +12,31 @@ from optax_adadelta._validation import check_inexact
 
 
 def clip_by_global_norm(max_norm: jax.typing.ArrayLike) -> optax.GradientTransformation:
-    r"""Scales all gradients down where their common norm exceeds a bound.
+    r"""Scales all gradients down by one factor if their global norm exceeds ``max_norm``.
 
     .. math::
         g' = g \min\left(1, \frac{c}{\lVert g \rVert}\right)
 
     where :math:`\lVert g \rVert` is the norm of all gradients taken together and :math:`c` is
-    ``max_norm``. It computes what :func:`optax.clip_by_global_norm` computes. But it multiplies
-    where that divides, so XLA does not store the clipped gradients before the next transformation.
+    ``max_norm``. The numbers are those of :func:`optax.clip_by_global_norm`, but a step is faster
+    on CPU: this clip multiplies instead of dividing, so XLA does not store the clipped gradients
+    before the next transformation.
 
-    An infinite or NaN gradient becomes NaN, as with Optax's. Put ``optax.zero_nans()`` after the
-    clip, or :func:`optax.apply_if_finite` around the chain.
+    If a gradient is infinite, it becomes NaN and all others become zero. If a gradient is NaN, all
+    become NaN. Optax's clip does the same. Put ``optax.zero_nans()`` after the clip, or
+    :func:`optax.apply_if_finite` around the chain.
 
     Args:
-      max_norm: :math:`c`, not negative: a number, a scalar array or a traced scalar.
+      max_norm: :math:`c`, at least 0: a number, a scalar array or a traced scalar.
 
     Returns:
       A :class:`optax.GradientTransformation` without state. Its ``update(grads, state)`` returns
-      gradients of the same dtypes. The norm is summed in float32, or in float64 if any gradient is
-      float64 or complex128.
+      gradients of the same shapes and dtypes. The norm is summed in float32, or in float64 if any
+      gradient is float64 or complex128.
 
     Raises:
-      TypeError: ``max_norm`` is not a real number.
+      TypeError: ``max_norm`` is not a real number, or a gradient is not an array of floating-point
+        or complex numbers.
       ValueError: ``max_norm`` is negative, NaN, or not a scalar.
 
     Example:

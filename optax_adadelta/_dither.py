@@ -1,4 +1,4 @@
-"""Stochastic rounding without a random key: one dither per element, even over the steps."""
+"""Stochastic rounding without a PRNG key: one dither per element, evenly spread over the steps."""
 
 from typing import NamedTuple
 
@@ -6,26 +6,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# The fractional part of the plastic number's inverse. The factors turn its multiples into those of
-# the square of that inverse, and of the golden ratio's inverse: modulo 2**32,
-# _STRIDE * _SECOND == 0x91E10DA5 and _STRIDE * _THIRD == 0x9E3779B9. Multiples of the first two
-# fill the unit square evenly, those of the third the unit interval.
+# _STRIDE is the inverse of the plastic number, in units of 2**-32. The factors turn its multiples
+# into those of the square of that inverse and of the inverse of the golden ratio: modulo 2**32,
+# _STRIDE * _SECOND == 0x91E10DA5 and _STRIDE * _THIRD == 0x9E3779B9. The multiples of the first
+# two fill the unit square evenly, those of the third the unit interval.
 _STRIDE = np.uint32(0xC13FA9A9)
 _SECOND, _THIRD = np.array([0x3BF0999D, 0xE7EBF991], np.uint32).astype(np.int32)
 _START, _SEED, _LATTICE = np.uint32(0x243F6A88), np.uint32(0xA54FF53B), 0xD1B54A33
 
 HALF = np.int32(-(2**31))
-"""One half, as an unsigned number; it rounds to nearest."""
+"""One half, in units of `2**-32`. As a dither, it rounds to nearest."""
 
 
 class Dither(NamedTuple):
     """Numbers that decide which values are rounded up, in units of `2**-32`.
 
-    An element's number advances by an irrational stride at every step (a Weyl sequence), from a
-    start that its index in the array gives. Over a few steps such numbers are more even than
-    random ones. They depend on the seed, the count and the index only: nothing has to be saved,
-    a resumed run gets the same ones, and under `jit` a shard gets its part of the whole array's.
-    All leaves use the same numbers, so that leaves of one shape compile to one program.
+    Each element has a number. Its index in the array decides where it starts, and every step adds
+    an irrational stride (a Weyl sequence). Over a few steps, such numbers are spread more evenly
+    than random ones. They depend only on the seed, the count and the index: nothing has to be
+    saved, a resumed run gets the same numbers, and under `jit` a shard gets its part of the numbers
+    of the whole array. All leaves use the same numbers, so that leaves of one shape compile to one
+    program.
     """
 
     offset: jax.Array  # an int32 scalar
@@ -40,12 +41,12 @@ class Dither(NamedTuple):
 
 
 def second(bits: jax.Array) -> jax.Array:
-    """Returns other numbers, which over the steps are jointly even with `bits`."""
+    """Returns a second dither; over the steps, its pairs with `bits` are evenly spread."""
     return bits * _SECOND
 
 
 def third(bits: jax.Array) -> jax.Array:
-    """Returns yet other numbers, which are the most even by themselves."""
+    """Returns a third dither, which by itself is the most evenly spread."""
     return bits * _THIRD
 
 
@@ -56,5 +57,5 @@ def dither_at(seed: jax.typing.ArrayLike, count: jax.typing.ArrayLike) -> Dither
 
 
 def centered(bits: jax.Array) -> jax.Array:
-    """Returns such numbers as float32, at least -1/2 and, also after rounding, below 1/2."""
+    """Returns a dither as float32, at least -1/2 and below 1/2, even after rounding."""
     return bits.astype(jnp.float32) * np.float32(2.0**-32 * (1 - 2.0**-20))

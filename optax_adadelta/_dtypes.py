@@ -1,4 +1,4 @@
-"""The dtypes that values get, as JAX is configured."""
+"""The dtypes of values under the current configuration of JAX."""
 
 from typing import Any
 
@@ -9,13 +9,13 @@ import optax
 
 
 def float64_on_request() -> bool:
-    """Returns whether JAX makes float64 arrays, without x64 mode, where they are asked for."""
+    """Returns whether JAX makes float64 arrays on request, although x64 mode is off."""
     mode = getattr(jax.config, "jax_explicit_x64_dtypes", None)
     return getattr(mode, "name", None) == "ALLOW"
 
 
 def dtype_of(leaf: Any) -> np.dtype:
-    """Returns the dtype of an array, or the one that anything else gets as an array."""
+    """Returns the dtype of an array, or the dtype that a value gets when it becomes an array."""
     dtype = np.dtype(leaf.dtype) if hasattr(leaf, "dtype") else jnp.result_type(leaf)
     abstract = isinstance(leaf, jax.ShapeDtypeStruct) and float64_on_request()
     return (
@@ -24,9 +24,10 @@ def dtype_of(leaf: Any) -> np.dtype:
 
 
 def dtypes_of_updates(updates: optax.Updates, ps: list[Any]) -> tuple[np.dtype, ...] | None:
-    """Returns for each leaf the parameter's dtype, or its own if that is wider.
+    """Returns the dtype of each update: the wider of its gradient's and its parameter's.
 
-    None if each is its own. A narrower update could flush to zero what the parameter can hold.
+    Returns None if every update keeps the dtype of its gradient. In a narrower dtype than the
+    parameter's, a small update could become zero.
     """
     gs = [dtype_of(g) for g in jax.tree.leaves(updates)]
     dtypes = tuple(_wider(g, dtype_of(p)) for g, p in zip(gs, ps, strict=True))

@@ -16,10 +16,10 @@ def equation(
     """Makes one step of Algorithm 1 and returns `dx`, with the sign of `g`, and both averages.
 
     With `S = E[dx^2] + eps` from before the step, the paper's `dx^2` is `S g^2 / (E[g^2] + eps)`.
-    After the step, `E[dx^2] + rho eps = S (rho + (1 - rho) g^2 / (E[g^2] + eps))`. This is a sum of
-    positive terms, so `S` can be computed back from it. Then each result depends only on `g`, on
-    its own old value and on the *new* values of the results before it, and a compiler can write
-    every result where its old value was.
+    After the step, `E[dx^2] + rho eps = S (rho + (1 - rho) g^2 / (E[g^2] + eps))`. All terms are
+    positive, so `S` can be computed back from it without cancellation. Then each result depends
+    only on `g`, on its own old value and on the *new* values of the results before it. So a
+    compiler can write every result in place.
     """
     eps = floored(eps)
     g, g_sq = clip_to_squarable(g)
@@ -37,8 +37,8 @@ def delta(
     g: jax.Array, g_sq: jax.Array, e_g: jax.Array, e_x: jax.Array, rho: "Decay", eps: Scalar
 ) -> jax.Array:
     """Returns `dx` from the new `e_g` and the new `e_x`."""
-    # For a tiny rho the product underflows, and a coordinate that never moved would be 0 / 0.
-    # The larger of the two would have no derivative by rho there.
+    # For a tiny rho the product underflows, and a coordinate that never moved would give 0 / 0.
+    # jnp.maximum would lose the derivative with respect to rho.
     tiny = jax.lax.full((), jnp.finfo(eps.dtype).tiny, eps.dtype)
     rho_eps = rho.high * eps
     rho_eps += jnp.where(rho_eps < tiny, tiny, jnp.zeros_like(tiny))
@@ -53,12 +53,12 @@ def rms_ratio(e_g: jax.Array, e_x: jax.Array, eps: Scalar) -> jax.Array:
 
 
 def _root_ratio(a: jax.Array, b: jax.Array) -> jax.Array:
-    # Not the root of the quotient, which can underflow.
+    # The quotient of the averages could underflow.
     return jnp.sqrt(a) / jnp.sqrt(b)
 
 
 def floored(eps: Scalar) -> jax.Array:
-    """Returns `eps`, but at least so much that `rho * eps` is a normal number for rho >= 1 / 64."""
+    """Returns `eps`, raised if `rho * eps` would not be a normal number for a rho of 1 / 64."""
     return jnp.maximum(eps, jax.lax.full((), 64 * jnp.finfo(eps.dtype).tiny, eps.dtype))
 
 
@@ -67,9 +67,9 @@ def clip_to_squarable(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns `g` clamped to the largest modulus whose square is finite, and that square.
 
-    With `largest_square` the square is also at most that. So the averages stay finite. The first
-    such gradient still gets its exact update, which depends only on its quotient with an average
-    that it fills alone.
+    With `largest_square`, the square is also at most that. This keeps the averages finite. The
+    first gradient that is clamped still gets its exact update: it alone makes up the average that
+    it is divided by, so its size cancels.
     """
     largest = float(jnp.finfo(g.dtype).max)
     square = jax.lax.full((), 0.98 * largest, jnp.finfo(g.dtype).dtype)
@@ -81,7 +81,7 @@ def clip_to_squarable(
         return g, jnp.square(g)
     g_sq = sum(jnp.square(jnp.clip(part, -bound, bound)) for part in (g.real, g.imag))
     g = jax.lax.complex(*(jnp.clip(part, -largest, largest) for part in (g.real, g.imag)))
-    # The modulus itself can be infinite, a quarter of it cannot.
+    # The modulus can overflow, a quarter of it cannot.
     quarter = jnp.maximum(jnp.abs(0.25 * g), 0.25 * bound)
     return (0.25 * bound / quarter).astype(g.dtype) * g, jnp.minimum(g_sq, square)
 
@@ -89,9 +89,9 @@ def clip_to_squarable(
 class Decay(NamedTuple):
     """The weights of a running average, `rho` for the old value and `1 - rho` for the new one.
 
-    `rho` is the unevaluated sum `high + low`, and `one_minus_rho` is not computed from it, because
-    a float32 near one is too coarse for that. For rho = 0.9999, rounding alone would put a bias of
-    2e-4 into every average.
+    `rho` is kept as two numbers whose sum it is, `high + low`, and `one_minus_rho` as a third,
+    because a float32 near one is too coarse. For rho = 0.9999, its rounding alone would bias every
+    average by 2e-4.
     """
 
     high: Scalar
@@ -103,7 +103,7 @@ class Decay(NamedTuple):
         return self.high * old + (self.low * old + self.one_minus_rho * new)
 
     def astype(self, dtype: np.dtype) -> "Decay":
-        """Returns the same weights in `dtype`; what `high` loses goes to `low`."""
+        """Returns the same weights in `dtype`; the rounding error of `high` goes to `low`."""
         high = self.high.astype(dtype)
         low = (self.high - high.astype(self.high.dtype)) + self.low
         return Decay(high, low.astype(dtype), self.one_minus_rho.astype(dtype))

@@ -1,10 +1,10 @@
-"""Hyperparameters: numbers, arrays, traced values or schedules, checked and made operands.
+"""Checks hyperparameters and turns them into the scalars that the compiled update takes.
 
 A number becomes a checked Python float. A JAX array is checked and stays an array, because
-libraries that trace an optimizer's closure retrace it for every new Python number. What is only
-known later stays as it is: a schedule is asked at every step, a traced value is used unchecked.
-Either way the compiled update receives strongly typed scalars of one dtype, so that it is compiled
-once whatever they hold and wherever they came from.
+libraries that trace an optimizer's closure trace it again for every new Python number. A schedule
+is evaluated and checked at every step. A traced value is used unchecked. In all cases the compiled
+update receives strongly typed scalars of one dtype, so it is compiled once, whatever their values
+are and wherever they come from.
 """
 
 import inspect
@@ -39,76 +39,76 @@ _LARGEST = float(np.finfo(np.float32).max)
 _RANGES = {
     "learning_rate": _Range(
         lambda value: 0 <= value <= _LARGEST,
-        "not negative, and finite in float32",
-        "Adadelta needs none: leave it at 1.0. To maximise, use"
+        "at least 0 and finite in float32",
+        "Adadelta needs no learning rate: leave it at 1.0. To maximize, use"
         " optax.chain(optax.scale(-1.0), adadelta()).",
     ),
     "rho": _Range(
         lambda value: 0 <= value < 1,
         "at least 0 and below 1",
-        "It is the share that the running averages keep at each step; the paper uses 0.95.",
+        "It is the share of the running averages that each step keeps; the paper uses 0.95.",
     ),
     "eps": _Range(
         lambda value: 0 < value <= _LARGEST,
-        "positive, and finite in float32",
-        "Without it nothing ever moves; the paper uses 1e-6.",
+        "positive and finite in float32",
+        "It sets the size of the first steps, and with 0 there are none; the paper uses 1e-6.",
     ),
     "weight_decay": _Range(
         lambda value: 0 <= value <= _LARGEST,
-        "not negative, and finite in float32",
+        "at least 0 and finite in float32",
         "Use 0.0 for no decay.",
     ),
     "max_norm": _Range(
         lambda value: value >= 0,
-        "not negative",
-        "It is the largest norm of the gradients; 1.0 and 5.0 are common.",
+        "at least 0",
+        "It is the largest global norm that gradients may have; 1.0 and 5.0 are common.",
     ),
 }
 
 
 def number_or_schedule(name: str, value: optax.ScalarOrSchedule) -> Value | optax.Schedule:
-    """Returns a schedule that can be called with a count, and anything else as `number` does."""
+    """Checks and returns a schedule, which must take a count, or what `number` takes."""
     if not callable(value):
         return number(name, value)
-    # A partial function may hold a table of values, other callable trees of matrices are models.
+    # A partial function may hold a table of values. Other callable trees with matrices are models.
     if not isinstance(value, jax.tree_util.Partial) and any(
         np.ndim(leaf) >= 2 for leaf in jax.tree.leaves(value) if hasattr(leaf, "dtype")
     ):
         raise TypeError(_tree_given(name, value))
     try:
         signature = inspect.signature(value)
-    except (TypeError, ValueError):  # of a builtin
+    except (TypeError, ValueError):  # a builtin may have no signature
         return value
     try:
         signature.bind(0)
     except TypeError as error:
         raise TypeError(
-            f"{name} is a function, so it is taken as a schedule and called with the step count;"
-            f" but its parameters are {signature}. Use lambda count: ..., or pass a number."
+            f"{name} is a function, so it must be a schedule that takes the step count; got one"
+            f" with the signature {signature}. Use lambda count: ..., or pass a number."
         ) from error
     return value
 
 
 def at_step(name: str, value: Value | optax.Schedule, count: jax.typing.ArrayLike) -> Value:
-    """Returns what `value` is at step `count`."""
+    """Returns the value of a hyperparameter at step `count`."""
     if not callable(value):
         return value
     try:
         now = value(count)
     except Exception as error:
         error.add_note(
-            f"{name} of the optimizer is a {type(value).__name__}, so it was called as a schedule,"
-            " with the step count. A model or its parameters go to init instead."
+            f"{name} was called with the step count, as a schedule, because it is a"
+            f" {type(value).__name__}. If it is a model, pass its parameters to init instead."
         )
         raise
-    return number(name, now, fading=True)
+    return number(name, now, scheduled=True)
 
 
-def number(name: str, value: Any, *, fading: bool = False) -> Value:
-    """Returns a scalar array as it is, any other number as a float, having checked its range.
+def number(name: str, value: Any, *, scheduled: bool = False) -> Value:
+    """Checks a number and returns it: a JAX array as it is, anything else as a float.
 
-    A `fading` one may be zero: a schedule that decays gets there, and `floored` raises it. The
-    range of a traced one cannot be checked.
+    The range of a traced value cannot be checked. A `scheduled` value may be zero, because a
+    schedule that decays gets there; the equation then raises an eps of zero.
     """
     if isinstance(value, _ARRAYS):
         real = jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)
@@ -118,20 +118,20 @@ def number(name: str, value: Any, *, fading: bool = False) -> Value:
         real = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not real:
         raise TypeError(
-            f"{name} must be a real number, a scalar array or a schedule, a function of the step"
-            f" count; got {value!r} of type {type(value).__name__}.{_cast_hint(value)}"
+            f"{name} must be a real number, a scalar array or a schedule (a function of the step"
+            f" count); got {value!r} of type {type(value).__name__}.{_cast_hint(value)}"
         )
     if np.shape(value):
         raise ValueError(
-            f"{name} must be a scalar; got an array of shape {np.shape(value)}. Parameters go to"
+            f"{name} must be a scalar; got an array of shape {np.shape(value)}. Pass parameters to"
             " init. For one optimizer per value, use jax.vmap; for one value per part of the"
-            " model, optax.multi_transform."
+            " model, use optax.multi_transform."
         )
     concrete = known(value)
     if concrete is None:
         return value
     allowed = _RANGES[name]
-    if not (allowed.holds(concrete) or (fading and concrete == 0)):
+    if not (allowed.holds(concrete) or (scheduled and concrete == 0)):
         raise ValueError(
             f"{name} must be {allowed.words}; got {concrete}. {allowed.remedy}{_cast_hint(value)}"
         )
@@ -139,17 +139,17 @@ def number(name: str, value: Any, *, fading: bool = False) -> Value:
 
 
 def known(value: Any) -> float | None:
-    """Returns the number that a value is, None if it is a schedule or traced."""
+    """Returns a value as a float, or None if it is a schedule or traced."""
     if callable(value) or isinstance(value, jax.core.Tracer):
         return None
     try:
         return float(value)
-    except OverflowError:  # of a Python integer
+    except OverflowError:  # a Python integer too large for a float
         return math.inf
 
 
 def described(name: str, **hyperparameters: Any) -> str:
-    """Returns the call that makes an optimizer, with arrays and schedules by their type."""
+    """Returns the call that makes an optimizer, with names and types for schedules and arrays."""
 
     def word(value):
         if callable(value):
@@ -161,14 +161,14 @@ def described(name: str, **hyperparameters: Any) -> str:
     return f"{name}({', '.join(f'{key}={word(v)}' for key, v in hyperparameters.items())})"
 
 
-def warn_of_mixed_up(
+def warn_if_mixed_up(
     learning_rate: Value | optax.Schedule,
     rho: Value | optax.Schedule,
     eps: Value | optax.Schedule,
 ) -> None:
-    """Warns of numbers that are allowed, but look as if they were given in another order.
+    """Warns if the numbers are allowed, but look as if they were given in the wrong order.
 
-    A search over hyperparameters may try such numbers, so this is no error.
+    It is not an error, because a search over hyperparameters may try such numbers.
     """
     rate, share, floor = known(learning_rate), known(rho), known(eps)
     if share is None or floor is None or not 0.1 < floor < 1:
@@ -180,8 +180,9 @@ def warn_of_mixed_up(
     else:
         return
     warnings.warn(
-        f"rho is {share:g} and eps is {floor:g}. {guess} The order is adadelta(learning_rate, rho,"
-        " eps) and scale_by_adadelta(rho, eps); eps is usually between 1e-8 and 1e-4.",
+        f"rho is {share:g} and eps is {floor:g}. {guess} The order of the arguments is"
+        " adadelta(learning_rate, rho, eps) and scale_by_adadelta(rho, eps); eps is usually between"
+        " 1e-8 and 1e-4.",
         UserWarning,
         stacklevel=4,
     )
@@ -190,7 +191,7 @@ def warn_of_mixed_up(
 def checked_state_bits(
     bits: Any, rho: Value | optax.Schedule, eps: Value | optax.Schedule
 ) -> int | None:
-    """Returns `state_bits`, having checked that it suits the other hyperparameters."""
+    """Checks `state_bits`, and `rho` and `eps` with it, and returns it."""
     if bits is None:
         return None
     if isinstance(bits, jax.Array):
@@ -209,8 +210,8 @@ def checked_state_bits(
         # A float32 scalar can lie below the number that it was made from.
         if concrete is not None and concrete < least * (1 - 1e-6):
             raise ValueError(
-                f"{name} must be at least {least:g} with state_bits={bits}, which is too coarse for"
-                f" less; got {concrete}. Use state_bits=None, or a larger {name}."
+                f"{name} must be at least {least:g} with state_bits={bits}, whose codes are too"
+                f" coarse for less; got {concrete}. Use a larger {name}, or state_bits=None."
             )
     return int(bits)
 
@@ -230,8 +231,8 @@ def seed_scalar(seed: Any) -> jax.Array | np.uint32:
 def _tree_given(name: str, value: Any) -> str:
     leaves = len(jax.tree.leaves(value))
     return (
-        f"{name} must be a number or a schedule; got a {type(value).__name__} of {leaves} leaves."
-        " Parameters and models go to init: optimizer = adadelta(); state = optimizer.init(params)."
+        f"{name} must be a number or a schedule; got a {type(value).__name__} with {leaves} leaves."
+        " Pass parameters to init: optimizer = adadelta(); state = optimizer.init(params)."
     )
 
 
@@ -240,8 +241,8 @@ def _cast_hint(value: Any) -> str:
     if dtype.itemsize >= 4 and not jnp.issubdtype(dtype, jnp.complexfloating):
         return ""
     return (
-        f" It is {dtype}: if optax.inject_hyperparams cast it to the dtype of the model, give that"
-        " hyperparam_dtype=jnp.float32."
+        f" Its dtype is {dtype}. If optax.inject_hyperparams cast it to the dtype of the model,"
+        " call that with hyperparam_dtype=jnp.float32."
     )
 
 
@@ -264,14 +265,14 @@ class Operands(NamedTuple):
 def operands(
     sign: float, learning_rate: Value, rho: Value, eps: Value, weight_decay: Value
 ) -> Operands:
-    """Returns the values as scalars of the widest float that JAX is set to use."""
+    """Returns the values as scalars of the widest float dtype that JAX is configured for."""
     explicit = float64_on_request()
     wide = np.dtype(np.float64) if explicit else jnp.result_type(float)
 
     def scalar(value: Value) -> Scalar:
         if isinstance(value, jax.Array):
             return value.astype(wide)
-        # On the host where JAX takes it as it is, because that is faster.
+        # A NumPy scalar is faster, but JAX would not keep its dtype in the other case.
         return jax.lax.full((), value, wide) if explicit else wide.type(value)
 
     if isinstance(rho, float):

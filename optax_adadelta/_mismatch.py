@@ -1,4 +1,4 @@
-"""What to say where two trees differ: the leaves, the containers, and what was probably meant."""
+"""The errors for trees that do not match: where they differ, and what to do."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ def mismatch(updates: optax.Updates, tree: Any, name: str) -> ValueError:
 
 
 def check_dense(name: str, tree: Any) -> None:
-    """Raises the error that names the first sparse array."""
+    """Raises an error that names the first sparse array, if there is one."""
 
     def is_sparse(leaf):
         return hasattr(leaf, "todense")
@@ -30,7 +30,7 @@ def check_dense(name: str, tree: Any) -> None:
 
 
 def is_nothing(leaf: Any) -> bool:
-    """Returns whether a node stands for a leaf that is left out."""
+    """Returns whether a node of a tree is a placeholder for a leaf that is left out."""
     return leaf is None or isinstance(leaf, optax.MaskedNode)
 
 
@@ -42,7 +42,7 @@ def _difference(updates: optax.Updates, tree: Any, name: str) -> str:
         }
         for t in (updates, tree)
     )
-    if name == "params":  # may have anything where updates has nothing
+    if name == "params":  # params may have anything where updates has a placeholder
         free = tuple(path for path, leaf in ours.items() if is_nothing(leaf))
         ours = {path: leaf for path, leaf in ours.items() if path not in free}
         theirs = {path: leaf for path, leaf in theirs.items() if not path.startswith(free)}
@@ -50,9 +50,9 @@ def _difference(updates: optax.Updates, tree: Any, name: str) -> str:
     if extra and missing:
         return f"updates has {extra}, {name} has {missing}"
     if extra:
-        return f"updates has {extra}, {name} has not"
+        return f"updates has {extra}, {name} does not"
     if missing:
-        return f"{name} has {missing}, updates has not"
+        return f"{name} has {missing}, updates does not"
     return _difference_of_types(jax.tree.structure(updates), jax.tree.structure(tree), name)
 
 
@@ -74,7 +74,8 @@ def _difference_of_types(ours: Any, theirs: Any, name: str) -> str:
         return _difference_of_types(*differing[0], name)
     if node is not None and other is not None and node[0] is not other[0]:
         return (
-            f"updates has a {_name_of(node[0])}, {name} a {_name_of(other[0])} of the same leaves"
+            f"updates has a {_name_of(node[0])} where {name} has a {_name_of(other[0])} with the"
+            " same leaves"
         )
     return f"updates is {ours}, {name} is {theirs}"
 
@@ -86,18 +87,19 @@ def _name_of(kind: type) -> str:
 def _advice(updates: optax.Updates, tree: Any, name: str) -> str:
     check_dense("updates", updates)
     if isinstance(updates, tuple) and len(updates) == 2:
-        for part, what in ((1, "(value, grads), as of jax.value_and_grad"), (0, "(grads, aux)")):
+        pairs = ((1, "(value, grads) from jax.value_and_grad"), (0, "(grads, aux) from jax.grad"))
+        for part, what in pairs:
             if jax.tree.structure(updates[part]) == jax.tree.structure(tree):
                 return f"updates looks like {what}: pass the gradients alone."
     without = jax.tree.map(lambda _: None, tree)
     if jax.tree.structure(jax.tree.map(lambda _: None, updates)) == jax.tree.structure(without):
         return (
-            "A parameter that never has a gradient must be None in init, too, or masked; one that"
-            " has none in this step needs zeros."
+            "If a parameter never has a gradient, give init a None in its place, or mask it. If it"
+            " has none in this step, pass zeros."
         )
     paths = [[path for path, _ in jax.tree.leaves_with_path(t)] for t in (updates, tree)]
     if paths[0] == paths[1]:
-        return "Use the same containers in both."
+        return "Use the same containers in both trees."
     if name == "params":
         return "Pass the parameters that these updates are for."
     return "Call init with the parameters that these updates are for."

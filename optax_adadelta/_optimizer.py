@@ -16,7 +16,7 @@ from optax_adadelta._hyperparameters import (
     number_or_schedule,
     operands,
     seed_scalar,
-    warn_of_mixed_up,
+    warn_if_mixed_up,
 )
 from optax_adadelta._state import check_arguments, initial_state
 from optax_adadelta._storage import storage_with
@@ -36,8 +36,8 @@ def adadelta(
 ) -> optax.GradientTransformationExtraArgs:
     r"""The Adadelta optimizer: steps in the units of the parameters, no learning rate to tune.
 
-    Each coordinate moves by the root mean square of its past updates over that of its past
-    gradients,
+    Each gradient is multiplied by a ratio of two running averages: the root mean square of the past
+    updates of its coordinate over the root mean square of its past gradients.
 
     .. math::
         \begin{aligned}
@@ -56,21 +56,21 @@ def adadelta(
     the averages stay finite. A NaN stays in its own coordinate.
 
     ``learning_rate``, ``rho``, ``eps`` and ``weight_decay`` are each a number, a scalar array, a
-    traced scalar, or a schedule that maps the count of updates made so far to a number.
+    traced scalar, or a schedule: a function of the number of updates made so far.
 
     Args:
       learning_rate: :math:`\alpha`, at least 0; None means 1.0, the paper's algorithm. It
         scales the updates and never enters the averages.
-      rho: :math:`\rho`, the share that the averages keep at each step, at least 0 and below 1.
+      rho: :math:`\rho`, the share of the averages that each step keeps, at least 0 and below 1.
       eps: :math:`\epsilon`, positive. Sets the size of the first steps (at most
         ``sqrt(eps / (1 - rho))``) and keeps both square roots away from zero.
-      weight_decay: :math:`\lambda`, at least 0; L2, that is, added to the gradient.
-      weight_decay_mask: a tree of bools that is a prefix of the parameters, or a function of
-        the whole tree of parameters that returns one; only leaves under True decay. Under
-        :func:`optax.inject_hyperparams`, name a function in ``static_args``.
-      state_bits: how both averages are stored: None in full precision, which takes 8 bytes per
-        parameter; 16 in 4 bytes; 8 in 2 bytes. 16 and 8 require a ``rho`` of at least 0.5; an
-        ``eps`` below 1e-12 is refused, or taken as 1e-12 where it is known only later.
+      weight_decay: :math:`\lambda`, at least 0. It is L2 decay, which is added to the gradient.
+      weight_decay_mask: which parameters decay: a tree of bools that is a prefix of the tree of
+        parameters, or a function that takes the whole tree of parameters and returns one. None
+        means all. Under :func:`optax.inject_hyperparams`, name a function in ``static_args``.
+      state_bits: the bits of each average: None for full precision (8 bytes per parameter for
+        both), 16 (4 bytes) or 8 (2 bytes). 16 and 8 require ``rho >= 0.5`` and ``eps >= 1e-12``.
+        Plain numbers are checked; an ``eps`` from a schedule or traced is raised to 1e-12.
       seed: a plain integer, not a PRNG key, for the rounding with 16 or 8 bits. Any value works
         equally well.
 
@@ -80,19 +80,19 @@ def adadelta(
       :class:`AdadeltaState`. Its ``update(grads, state, params=None)`` returns the updates to
       add to the parameters, and the next state. With ``params``, each update has the wider dtype
       of the gradient and the parameter (the parameter's if they are equally wide), otherwise the
-      gradient's. ``params`` are required only for weight decay. Where ``grads`` has None, they may
-      have anything, so a whole model may stand for them. The conjugate of the gradient of a
-      complex parameter is what descends, as everywhere in JAX: ``jax.tree.map(jnp.conj, grads)``.
+      gradient's. ``params`` are required only for weight decay. Where ``grads`` has None,
+      ``params`` may have anything, so you can pass a whole model. With complex parameters, pass the
+      conjugate of the gradients, as for any optimizer in JAX: ``jax.tree.map(jnp.conj, grads)``.
 
     Warns:
-      UserWarning: ``rho`` and ``eps`` look swapped, or in the order of Adam's betas.
+      UserWarning: ``rho`` and ``eps`` look swapped, or look like Adam's betas.
 
     Raises:
-      TypeError: a hyperparameter is not a real number, a parameter or gradient not an array of
-        floating-point or complex numbers, the mask not of bools, the state not of this
-        optimizer or cast to another dtype.
-      ValueError: a hyperparameter is out of its range or not a scalar; trees or shapes differ;
-        ``params`` is missing though there is weight decay. The range of a traced hyperparameter
+      TypeError: a hyperparameter is not a real number; a parameter or gradient is not an array of
+        floating-point or complex numbers; the mask contains something else than bools; or the state
+        is not of this optimizer, or was cast to another dtype.
+      ValueError: a hyperparameter is out of its range or not a scalar; trees or shapes do not
+        match; or there is weight decay, but no ``params``. The range of a traced hyperparameter
         cannot be checked.
       NotImplementedError: a derivative is taken through averages in 16 or 8 bits.
 
@@ -130,7 +130,7 @@ def scale_by_adadelta(
     state_bits: int | None = None,
     seed: int = 0,
 ) -> optax.GradientTransformation:
-    r"""Rescales gradients by Adadelta's rule, keeping their sign, to be chained with others.
+    r"""Rescales gradients by Adadelta's rule and keeps their sign, for use in a chain.
 
     .. math::
         \begin{aligned}
@@ -140,23 +140,24 @@ def scale_by_adadelta(
         E[\Delta x^2]_t &= \rho E[\Delta x^2]_{t-1} + (1 - \rho) |\Delta x_t|^2
         \end{aligned}
 
-    As with Optax's other ``scale_by`` transformations, descending takes a later
-    :func:`optax.scale_by_learning_rate`, which flips the sign.
+    To descend, put :func:`optax.scale_by_learning_rate` after it, which flips the sign, as with
+    Optax's other ``scale_by`` transformations.
 
     Args:
-      rho: :math:`\rho`, the share that the averages keep at each step, at least 0 and below 1;
-        a number, a scalar array, a traced scalar, or a schedule, as for :func:`adadelta`.
-      eps: :math:`\epsilon`, positive, alike.
+      rho: :math:`\rho`, the share of the averages that each step keeps, at least 0 and below 1: a
+        number, a scalar array, a traced scalar, or a schedule, as for :func:`adadelta`.
+      eps: :math:`\epsilon`, positive: a number, a scalar array, a traced scalar, or a schedule.
       state_bits: as for :func:`adadelta`.
       seed: as for :func:`adadelta`.
 
     Returns:
-      A :class:`optax.GradientTransformation` with an :class:`AdadeltaState`; its ``update``
-      returns :math:`\Delta x`, with dtypes as for :func:`adadelta`.
+      A :class:`optax.GradientTransformation` whose state is an :class:`AdadeltaState`. Its
+      ``update`` returns :math:`\Delta x`, with shapes and dtypes as for :func:`adadelta`.
 
     Raises:
-      TypeError: as :func:`adadelta`.
-      ValueError: as :func:`adadelta`.
+      TypeError: as for :func:`adadelta`.
+      ValueError: as for :func:`adadelta`.
+      NotImplementedError: as for :func:`adadelta`.
 
     Example:
       Adadelta with decoupled weight decay.
@@ -187,7 +188,7 @@ def _transformation(
     rho = number_or_schedule("rho", rho)
     eps = number_or_schedule("eps", eps)
     weight_decay = number_or_schedule("weight_decay", weight_decay)
-    warn_of_mixed_up(learning_rate, rho, eps)
+    warn_if_mixed_up(learning_rate, rho, eps)
     decays = known(weight_decay) != 0.0
     storage = storage_with(checked_state_bits(state_bits, rho, eps))
     seed = seed_scalar(seed)
@@ -220,11 +221,11 @@ def _transformation(
         elif decays:
             raise ValueError(
                 "params is None, but weight decay needs the parameters: call update(grads, state,"
-                " params). A weight_decay known only later counts as decay even if it is zero."
+                " params). A weight_decay from a schedule or traced needs them even if it is zero."
             )
         return update_tree(updates, state, decayed, dtypes, hyper, seed)
 
-    # These names are all that the repr of a transformation shows.
+    # The repr of a transformation shows nothing but these names.
     call = described(
         name,
         learning_rate=learning_rate,

@@ -1,4 +1,4 @@
-"""State that starts with the sharding of its parameters, so that no step has to move it."""
+"""Gives the state the sharding of its parameters, so that no step has to move it."""
 
 from typing import Any
 
@@ -19,15 +19,15 @@ def zeros_like(p: Any, dtype: np.dtype) -> jax.Array:
     sharding = jax.typeof(p).sharding
     if _has_reduction(sharding):
         return jnp.zeros(p.shape, dtype, device=_without_reduction(sharding))
-    # Not a constant: only a value that depends on p gets p's sharding from the compiler.
+    # The compiler gives p's sharding only to a value that depends on p, not to a constant.
     zero = jnp.zeros((), dtype)
     return jnp.where(p == p, zero, zero)
 
 
 def scalar_sharding(params: optax.Params) -> NamedSharding | None:
-    """Returns the sharding that a step gives to the scalars of the state, None for the default.
+    """Returns the sharding that a step gives to the scalars of the state, or None for the default.
 
-    If `init` gave them another one, the second step would recompile.
+    If `init` gave them another one, the second step would compile again.
     """
     for p in jax.tree.leaves(params):
         sharding = None if isinstance(p, jax.core.Tracer) else _named_sharding(p)
@@ -39,7 +39,7 @@ def scalar_sharding(params: optax.Params) -> NamedSharding | None:
 def gathered(x: jax.Array, indices: tuple[jax.Array | np.ndarray, ...]) -> jax.Array:
     """Returns `x[indices]`, replicated over the explicit axes of the mesh of `x`."""
     mesh = jax.typeof(x).sharding.mesh
-    # A gather has no sharding of its own, which explicit axes ask for.
+    # With explicit axes, a gather must be told the sharding of its result.
     explicit = not mesh.empty and AxisType.Explicit in mesh.axis_types
     out = NamedSharding(mesh, PartitionSpec()) if explicit else None
     return x.at[indices].get(out_sharding=out)
@@ -51,12 +51,12 @@ def _named_sharding(p: Any) -> NamedSharding | None:
 
 
 def _has_reduction(sharding: NamedSharding) -> bool:
-    # Newer versions of JAX mark mesh axes over which a value, or its gradient, is yet to be summed.
+    # Newer versions of JAX mark mesh axes over which a value or its gradient is still to be summed.
     spec = sharding.spec
     return bool(getattr(spec, "reduced", None) or getattr(spec, "unreduced", None))
 
 
 def _without_reduction(sharding: NamedSharding) -> NamedSharding:
-    # Where JAX refuses to iterate over such a spec, it has this attribute.
+    # Versions of JAX that refuse to iterate over such a spec have this attribute.
     partitions = getattr(sharding.spec, "partitions", sharding.spec)
     return NamedSharding(sharding.mesh, PartitionSpec(*partitions))

@@ -1,4 +1,4 @@
-"""The state of the optimizer: what it is before the first update, and how to go through it."""
+"""The state of the optimizer: how to make, check and find it."""
 
 import functools
 from collections.abc import Callable
@@ -25,8 +25,9 @@ class AdadeltaState(NamedTuple):
         parameters and arrays of their shapes. In full precision they are float32, or float64 for
         float64 and complex128 parameters. With ``state_bits=16`` or ``8`` they are codes, uint16
         or uint8, which :func:`optax_adadelta.diagnostics.averages` reads.
-      e_x: E[dx^2], the running average of the squared updates, likewise.
-      unit: what the codes are relative to, a float32 scalar: the eps of the last update. None in
+      e_x: E[dx^2], the running average of the squared updates, with the same structure, shapes and
+        dtypes.
+      unit: the eps of the last update, a float32 scalar, which the codes are relative to. None in
         full precision.
     """
 
@@ -52,13 +53,13 @@ def initial_state(storage: Storage, params: optax.Params) -> AdadeltaState:
         for i in range(2)
     )
     scalar = functools.partial(jnp.zeros, (), device=scalar_sharding(params))
-    # Codes of zero are averages of zero whatever the unit, so the eps need not be known yet.
+    # A code of zero means an average of zero in any unit, so the eps need not be known yet.
     unit = scalar(jnp.float32) if storage.quantized else None
     return AdadeltaState(scalar(jnp.int32), e_g, e_x, unit)
 
 
 def check_arguments(updates: Any, state: Any) -> None:
-    """Raises the error that names what was given in place of gradients and state."""
+    """Raises an error that names what was given, if it is not gradients and a state."""
     if is_adadelta_state(updates):
         raise TypeError(
             "updates is an AdadeltaState: call update(grads, state, params), in this order."
@@ -67,12 +68,13 @@ def check_arguments(updates: Any, state: Any) -> None:
         return
     if inner := _adadelta_states(state):
         advice = (
-            f"There is one at {', '.join(inner)}, so it is the state of a chain or a wrapper: call"
-            " update of the whole optimizer that made it."
+            f"There is one at {', '.join(inner)}, so this is the state of a chain or a wrapper:"
+            " call the update of the whole optimizer that made it."
         )
     elif isinstance(state, dict) and {"count", "e_g", "e_x"} <= state.keys():
         advice = (
-            "It has the right keys, so it was restored without a target: AdadeltaState(**state)."
+            "It has the right keys, so it was probably restored without a target: pass"
+            " AdadeltaState(**state)."
         )
     else:
         advice = (
@@ -92,7 +94,7 @@ def find_state(state: Any) -> AdadeltaState:
     """Returns the one :class:`.AdadeltaState` in the state of any optimizer.
 
     Args:
-      state: an optimizer's state.
+      state: the state of an optimizer: of a chain, a mask or a wrapper, nested however deep.
 
     Returns:
       The :class:`.AdadeltaState` in it.
@@ -110,7 +112,10 @@ def find_state(state: Any) -> AdadeltaState:
     """
     found = _adadelta_states(state)
     if not found:
-        raise ValueError(f"There is no AdadeltaState in {jax.tree.structure(state)}.")
+        raise ValueError(
+            f"There is no AdadeltaState in {jax.tree.structure(state)}. Pass the state of an"
+            " optimizer that contains adadelta or scale_by_adadelta."
+        )
     if len(found) > 1:
         paths = ", ".join(found)
         raise ValueError(f"There are {len(found)} AdadeltaStates, at {paths}; pass one of them.")
@@ -129,7 +134,7 @@ def _adadelta_states(state: Any) -> dict[str, AdadeltaState]:
 def map_averages(
     function: Callable[[Storage, Averages], Averages], state: AdadeltaState
 ) -> Averages:
-    """Returns two trees of what `function` makes of each leaf's storage and stored averages."""
+    """Applies `function` to the storage and the stored averages of each leaf; returns two trees."""
     e_gs, structure = jax.tree.flatten(state.e_g)
     e_xs = jax.tree.leaves(state.e_x)
     storages = storages_of(state.e_g, e_gs, e_xs, state.unit)

@@ -31,27 +31,27 @@ export.register_namedtuple_serialization(
 def stochastic_round(seed: int = 0) -> optax.GradientTransformation:
     r"""Rounds parameters of fewer than 32 bits stochastically, so that small updates are not lost.
 
-    A bfloat16 parameter :math:`\theta` that is rounded to nearest does not move where the update
-    :math:`|u|` is below :math:`|\theta| / 512`. This transformation rounds :math:`\theta + u` to
-    one of its neighbours :math:`a \le \theta + u \le b` in the parameter's dtype, with
+    Rounded to nearest, a bfloat16 parameter :math:`\theta` does not move if its update is below
+    :math:`|\theta| / 512`. This transformation rounds :math:`\theta + u`, where :math:`u` is the
+    update, to one of its neighbours :math:`a \le \theta + u \le b` in the parameter's dtype, with
 
     .. math::
         P(b) = \frac{\theta + u - a}{b - a}
 
-    so the parameter follows the sum on average. The choice depends on the step count and the index
-    of the element only. It is even over the steps, needs no PRNG key, and the same run gives the
-    same bits.
+    so the parameter follows the exact sum on average. The choice depends only on the step count,
+    the index of the element and ``seed``. It needs no PRNG key, and the same run gives the same
+    bits.
 
     Args:
       seed: a plain integer, not a PRNG key. Any value works equally well.
 
     Returns:
-      A :class:`optax.GradientTransformation`. Put it last in a chain, because whatever scales its
-      updates undoes the rounding. Its ``update(updates, state, params)`` returns float32 updates
-      for parameters of fewer than 32 bits; :func:`optax.apply_updates` then lands exactly on the
-      rounded sum. Under strict dtype promotion, add them yourself and cast. Other updates pass
-      unchanged. Use it outside :func:`optax.MultiSteps` and :func:`optax.apply_if_finite`, which
-      require updates of the gradients' dtype.
+      A :class:`optax.GradientTransformation`. Put it last in a chain, because scaling its updates
+      would undo the rounding. Its ``update(updates, state, params)`` returns float32 updates
+      for parameters of fewer than 32 bits; :func:`optax.apply_updates` then gives exactly the
+      rounded sum. Under strict dtype promotion, add them yourself and cast. Other updates are
+      returned unchanged. Use it outside :func:`optax.MultiSteps` and
+      :func:`optax.apply_if_finite`, which require updates of the gradients' dtype.
 
     Raises:
       TypeError: ``seed`` is not an integer.
@@ -83,8 +83,8 @@ def stochastic_round(seed: int = 0) -> optax.GradientTransformation:
     def update(updates, state, params=None):
         if params is None:
             raise ValueError(
-                "params is None, but the parameters are what is rounded: call update(updates,"
-                " state, params)."
+                "params is None, but stochastic_round needs the parameters, which it rounds: call"
+                " update(updates, state, params)."
             )
         return _rounded(updates, state, params, chosen)
 
@@ -98,7 +98,8 @@ def _rounded(updates, state: StochasticRoundState, params, seed):
     if jax.tree.structure(params) != structure or shapes[0] != shapes[1]:
         raise ValueError(
             "updates and params must have the same structure and shapes; got"
-            f" {jax.tree.map(jnp.shape, updates)} and {jax.tree.map(jnp.shape, params)}."
+            f" {jax.tree.map(jnp.shape, updates)} and {jax.tree.map(jnp.shape, params)}. Pass the"
+            " parameters that these updates are for."
         )
     dither = dither_at(seed, state.count)
     rounded = [
@@ -118,7 +119,7 @@ def _rounding_update(p: jax.Array, u: jax.Array, dither: Dither) -> jax.Array:
     start = p.astype(jnp.float32)
     goal = start + u.astype(jnp.float32)
     kind = jnp.finfo(p.dtype)
-    # The largest power of two up to the goal, but none whose last place float32 would flush.
+    # The power of two below the goal, but large enough that its last place is a normal float32.
     bits = jax.lax.bitcast_convert_type(goal, jnp.uint32) & np.uint32(0x7F800000)
     least = max(float(kind.smallest_normal), 2.0 ** (kind.nmant - 126))
     power = jnp.maximum(jax.lax.bitcast_convert_type(bits, jnp.float32), np.float32(least))

@@ -1,3 +1,3 @@
-"""Nothing but a name: states that 0.1.0 pickled say that their class is here."""
+"""States that were pickled by version 0.1.0 look for their class here."""
 
 from optax_adadelta._state import AdadeltaState as AdadeltaState

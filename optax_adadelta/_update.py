@@ -25,9 +25,9 @@ def update_tree(
 ) -> tuple[optax.Updates, AdadeltaState]:
     """Returns the updates of a tree and the next state.
 
-    For each leaf of `updates`, `decayed` has the parameter if there is weight decay, and `dtypes`
-    the dtype of the result if it is not that of the leaf. The checks of each
-    leaf run while this is traced, so they cost a step nothing.
+    `decayed` has for each leaf its parameter, or None if the leaf does not decay; it is None if no
+    leaf does. `dtypes` has the dtype of each result; it is None if they are those of `updates`. The
+    leaves are checked while this is traced, so the checks cost a step nothing.
     """
     # Under jax.disable_jit, NumPy arrays and numbers arrive as they are.
     updates, state, decayed = jax.tree.map(jnp.asarray, (updates, state, decayed))

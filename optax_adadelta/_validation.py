@@ -1,4 +1,4 @@
-"""Trees that must match: pairing their leaves, and checking each."""
+"""Checks trees that must match, and pairs their leaves."""
 
 import numbers
 from typing import Any
@@ -13,14 +13,14 @@ from optax_adadelta._mismatch import is_nothing, mismatch
 from optax_adadelta._storage import Storage, storage_of
 
 _REMEDY = (
-    "Adadelta takes arrays of floating-point or complex numbers only. Pass these alone to init:"
+    "Adadelta takes only arrays of floating-point or complex numbers. Pass nothing else to init:"
     " eqx.filter(model, eqx.is_inexact_array) in Equinox, wrt=nnx.Param in Flax NNX; in any tree,"
     " put None in place of the others, or mask them with optax.masked or optax.multi_transform."
 )
 
 
 def check_structure(updates: optax.Updates, tree: optax.Updates, name: str) -> None:
-    """Raises the error that says where `tree` has another structure than `updates`."""
+    """Raises an error that says where they differ, if `tree` does not match `updates`."""
     if jax.tree.structure(updates) != jax.tree.structure(tree):
         raise mismatch(updates, tree, name)
 
@@ -28,7 +28,7 @@ def check_structure(updates: optax.Updates, tree: optax.Updates, name: str) -> N
 def parameters_of(updates: optax.Updates, params: optax.Params) -> list[Any]:
     """Returns the parameter of each leaf of `updates`.
 
-    Where `updates` has None, `params` may have anything: a model has functions and integers too.
+    Where `updates` has None, `params` may have anything: models contain functions and integers.
     """
     ps = _beside(updates, params)
     for (path, g), p in zip(jax.tree.leaves_with_path(updates), ps, strict=True):
@@ -39,8 +39,8 @@ def parameters_of(updates: optax.Updates, params: optax.Params) -> list[Any]:
         g_dtype, p_dtype = (check_inexact(*x) for x in (("updates", path, g), ("params", path, p)))
         if jnp.issubdtype(p_dtype, jnp.floating) != jnp.issubdtype(g_dtype, jnp.floating):
             raise TypeError(
-                f"updates{_at(path)} is {g_dtype}, but params{_at(path)} is {p_dtype}; either"
-                " both must be real or both complex."
+                f"updates{_at(path)} is {g_dtype}, but params{_at(path)} is {p_dtype}; both must be"
+                " real or both complex. Pass the parameters that these updates are for."
             )
         if np.shape(p) != np.shape(g):
             raise ValueError(
@@ -51,22 +51,22 @@ def parameters_of(updates: optax.Updates, params: optax.Params) -> list[Any]:
 
 
 def chosen_leaves(updates: optax.Updates, params: optax.Params, mask: Any) -> list[bool]:
-    """Returns for each leaf of `updates` what `mask` says, a tree of bools or a function."""
+    """Returns whether each leaf of `updates` decays, by a mask: a tree of bools or a function."""
     if callable(mask):
         try:
             mask = mask(params)
         except Exception as error:
             error.add_note(
-                "weight_decay_mask is called once, with the whole tree of parameters. To decide for"
-                " each leaf: weight_decay_mask=lambda params: jax.tree.map(decays, params)."
+                "weight_decay_mask is called once, with the whole tree of parameters. To call it"
+                " for each leaf, use weight_decay_mask=lambda params: jax.tree.map(mask, params)."
             )
             raise
     if jax.tree_util.all_leaves([mask]) and not jax.tree_util.all_leaves([params]):
         raise TypeError(
             f"weight_decay_mask is {mask!r} for the whole tree of parameters. If it is a function,"
-            " it must return a tree of bools for a tree of parameters, and under"
-            " optax.inject_hyperparams it must be named in static_args, or it is taken as a"
-            " schedule. To decay all parameters, leave the mask out; for none, weight_decay=0.0."
+            " it must return a tree of bools. Under optax.inject_hyperparams, name a function in"
+            " static_args; otherwise it is called as a schedule. To decay all parameters, leave out"
+            " the mask; to decay none, use weight_decay=0.0."
         )
 
     def chosen(path, choice, part):
@@ -78,7 +78,7 @@ def chosen_leaves(updates: optax.Updates, params: optax.Params, mask: Any) -> li
             )
         return jax.tree.map(lambda _: bool(choice), part)
 
-    for tree in (params, updates):  # a mask of the trained part has None where updates has
+    for tree in (params, updates):  # a mask may have None where updates has None
         try:
             return _beside(updates, jax.tree.map_with_path(chosen, mask, tree))
         except ValueError:
@@ -90,7 +90,7 @@ def chosen_leaves(updates: optax.Updates, params: optax.Params, mask: Any) -> li
 
 
 def check_leaves(updates: optax.Updates, e_gs: list[Any], e_xs: list[Any]) -> None:
-    """Raises the error that names the first leaf for which no step can be made."""
+    """Raises an error that names the first leaf with a wrong dtype or shape, if there is one."""
     for (path, g), e_g, e_x in zip(jax.tree.leaves_with_path(updates), e_gs, e_xs, strict=True):
         check_inexact("updates", path, g)
         for name, like in (("state.e_g", e_g), ("state.e_x", e_x)):
@@ -105,8 +105,8 @@ def storages_of(tree: Any, e_gs: list[Any], e_xs: list[Any], unit: Any) -> list[
     """Returns the storage of each leaf of `tree`; `unit` is that of the state."""
     if unit is not None and np.shape(unit):
         raise ValueError(
-            f"state.unit must be a scalar; got one of shape {np.shape(unit)}. For the states of"
-            " several runs or steps, use jax.vmap."
+            f"state.unit must be a scalar; got an array of shape {np.shape(unit)}. For the states"
+            " of several runs or steps, use jax.vmap."
         )
     storages = []
     for (path, _), e_g, e_x in zip(jax.tree.leaves_with_path(tree), e_gs, e_xs, strict=True):
@@ -114,7 +114,7 @@ def storages_of(tree: Any, e_gs: list[Any], e_xs: list[Any], unit: Any) -> list[
         if storage is None:
             raise TypeError(
                 f"state.e_g{_at(path)} and state.e_x{_at(path)} are {e_g.dtype} and {e_x.dtype};"
-                " both must be float32, float64, uint16 or uint8, and both the same. If the whole"
+                " they must have the same dtype: float32, float64, uint16 or uint8. If the whole"
                 " training state was cast, cast the optimizer's part back."
             )
         if storage.quantized and unit is None:
@@ -127,13 +127,13 @@ def storages_of(tree: Any, e_gs: list[Any], e_xs: list[Any], unit: Any) -> list[
 
 
 def dtype_of_averages(path: jax.tree_util.KeyPath, p: Any) -> np.dtype:
-    """Returns the dtype that the averages of a parameter have as floats."""
+    """Returns the dtype that the averages of a parameter have when they are floats."""
     bits = jnp.finfo(check_inexact("params", path, p)).bits
     return np.dtype(np.float64 if bits > 32 else np.float32)
 
 
 def check_inexact(name: str, path: jax.tree_util.KeyPath, leaf: Any) -> np.dtype:
-    """Returns the dtype of a leaf, or raises the error that says that it has no gradient."""
+    """Returns the dtype of a leaf, or raises an error if it is not floating-point or complex."""
     dtype = leaf.dtype if hasattr(leaf, "shape") and hasattr(leaf, "dtype") else None
     if dtype is None and not isinstance(leaf, numbers.Number):
         raise TypeError(f"{name}{_at(path)} is {leaf!r}, of type {type(leaf).__name__}. {_REMEDY}")
@@ -148,7 +148,7 @@ def _type(x: jax.Array) -> tuple[np.dtype, tuple[int, ...]]:
 
 
 def _beside(updates: optax.Updates, tree: Any) -> list[Any]:
-    """Returns what `tree` has in place of each leaf of `updates`; where that has None, any."""
+    """Returns what `tree` has at each leaf of `updates`, which may have None for other parts."""
     leaves, structure = jax.tree.flatten(updates, is_leaf=is_nothing)
     try:
         parts = structure.flatten_up_to(tree)

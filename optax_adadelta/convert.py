@@ -1,4 +1,4 @@
-"""Conversion of optimizer states."""
+"""Converts optimizer states: to another storage, or to another set of parameters."""
 
 from __future__ import annotations
 
@@ -27,29 +27,29 @@ def with_state_bits(
     eps: optax.ScalarOrSchedule | None = None,
     dtype: jax.typing.DTypeLike = jnp.float32,
 ) -> Any:
-    """Returns a state with its averages in another storage, so that a run can go on in it.
+    """Returns a state with its averages in another storage, so that a run can change its storage.
 
-    The averages are rounded to the nearest that the new storage has. A NaN has no code: it becomes
+    The averages are rounded to the nearest values of the new storage. A NaN has no code: it becomes
     the largest E[g^2], or an E[dx^2] of zero. The step count stays.
 
     Args:
       state: an :class:`.AdadeltaState`, or the state of any optimizer that contains some, however
         deep. All of them are converted.
       state_bits: the storage: None for full precision, 16 or 8, as for :func:`.adadelta`.
-      eps: the optimizer's eps, a positive scalar or the schedule itself. It is needed only to
+      eps: the optimizer's eps, a positive scalar or the schedule itself. It is required only to
         quantize averages that are in full precision.
-      dtype: float32 or float64, the dtype of averages that were quantized and are now in full
-        precision. Use float64 if parameters are float64 or complex128.
+      dtype: the dtype of averages that were quantized and become full precision: float32 or
+        float64. Use float64 if parameters are float64 or complex128.
 
     Returns:
-      The same state, with the leaves of each :class:`.AdadeltaState` as
-      ``adadelta(state_bits=state_bits)`` has them.
+      The same state, with the averages of each :class:`.AdadeltaState` stored as
+      ``adadelta(state_bits=state_bits)`` stores them.
 
     Raises:
       TypeError: the arrays of ``state`` have dtypes that no storage has, or ``dtype`` is neither
         float32 nor float64.
       ValueError: there is no :class:`.AdadeltaState` in ``state``; ``eps`` is missing; or
-        ``state_bits`` or ``eps`` is not one that :func:`.adadelta` takes.
+        ``state_bits`` or ``eps`` is not a value that :func:`.adadelta` accepts.
 
     Example:
       >>> import jax.numpy as jnp
@@ -65,32 +65,39 @@ def with_state_bits(
     eps = None if eps is None else number_or_schedule("eps", eps)
     checked_state_bits(state_bits, 1.0, 1.0 if eps is None else eps)
     if jnp.dtype(dtype) not in storage_with(None).dtypes:
-        raise TypeError(f"dtype must be float32 or float64; got {jnp.dtype(dtype)}.")
+        raise TypeError(
+            f"dtype must be float32 or float64; got {jnp.dtype(dtype)}. In full precision, averages"
+            " have no other dtype, whatever the dtype of the parameters."
+        )
     storage = storage_with(state_bits)
     parts, structure = jax.tree.flatten(state, is_leaf=is_adadelta_state)
     if not any(map(is_adadelta_state, parts)):
-        raise ValueError(f"There is no AdadeltaState in {structure}.")
+        raise ValueError(
+            f"There is no AdadeltaState in {structure}. Pass the state of an optimizer that"
+            " contains adadelta or scale_by_adadelta."
+        )
     converted = [_converted(p, storage, eps, dtype) if is_adadelta_state(p) else p for p in parts]
     return jax.tree.unflatten(structure, converted)
 
 
 def carry_over(state: Any, new_state: Any) -> Any:
-    """Returns a new state with the averages of the parameters that the old state also has.
+    """Returns a new state with the averages of those parameters that the old state also has.
 
-    Use it when the set of trained parameters changes in mid-run: when layers are unfrozen or
-    frozen, or when a model gets new ones. Parameters are matched by their path. Those that the old
-    state does not have start fresh, as in ``new_state``. The step count and what quantized averages
-    are relative to are the old ones. The averages of parameters that are no longer there are left
-    out, so keep the old state if you may need them again.
+    Use it when the set of trained parameters changes during a run: when layers are unfrozen or
+    frozen, or when a model gets new ones. Parameters are matched by their path. Parameters that the
+    old state does not have start fresh, as in ``new_state``. The step count, and the unit of
+    quantized averages, are those of the old state. The averages of parameters that are no longer
+    trained are left out, so keep the old state if you may need them again.
 
     Args:
       state: the old state: an :class:`.AdadeltaState`, or the state of any optimizer that contains
         exactly one, however deep.
-      new_state: the state of the new optimizer, as its ``init(params)`` returns it; likewise.
+      new_state: the state that ``init(params)`` of the new optimizer returns. It too must contain
+        exactly one :class:`.AdadeltaState`.
 
     Returns:
-      ``new_state`` with the other averages in its :class:`.AdadeltaState`. All that is around that,
-      such as a chain's other states, stays as it is in ``new_state``.
+      ``new_state`` with the old averages in its :class:`.AdadeltaState`. Everything else in it,
+      such as the other states of a chain, stays the same.
 
     Raises:
       TypeError: a parameter's averages have different dtypes in the two states.
@@ -126,8 +133,8 @@ def carry_over(state: Any, new_state: Any) -> Any:
             if was.dtype != is_.dtype:
                 raise TypeError(
                     f"The averages at {jax.tree_util.keystr(path) or 'the top'} are {was.dtype} in"
-                    f" the old state and {is_.dtype} in the new one. Convert the old ones first, as"
-                    " with_state_bits does."
+                    f" the old state and {is_.dtype} in the new one. Convert the old state first:"
+                    " convert.with_state_bits."
                 )
         return stored
 

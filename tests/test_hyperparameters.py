@@ -258,7 +258,7 @@ def test_the_largest_float32_is_allowed():
 
 @pytest.mark.parametrize("kind", [float, np.float32, jnp.asarray])
 def test_an_eps_of_zero_is_refused(kind):
-    with pytest.raises(ValueError, match=r"^eps must be positive.*; got 0\.0\. Without it nothing"):
+    with pytest.raises(ValueError, match=r"^eps must be positive.*; got 0\.0\. .*1e-6"):
         adadelta(eps=kind(0.0))
 
 

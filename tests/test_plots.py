@@ -111,9 +111,9 @@ def test_more_curves_than_styles_are_told_apart_as_far_as_it_goes():
 
 
 def test_curves_of_the_wrong_shape():
-    with pytest.raises(ValueError, match=r"x must be \[times\] .* but is \(2, 2, 2\)"):
+    with pytest.raises(ValueError, match=r"'x' must .*\[times\].*\[runs, times\].*\(2, 2, 2\)"):
         plot_curves({"x": np.ones((2, 2, 2))})
-    with pytest.raises(ValueError, match=r"x must be .* but is \(0, 3\)"):
+    with pytest.raises(ValueError, match=r"'x' must .*\(0, 3\)"):
         plot_curves({"x": np.ones((0, 3))})
     with pytest.raises(ValueError, match="no curves"):
         plot_curves({})

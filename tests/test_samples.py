@@ -48,7 +48,7 @@ def test_each_coordinate_is_as_likely_as_any_other():
 
 @pytest.mark.parametrize("size", [0, -1])
 def test_at_least_one_coordinate(size):
-    with pytest.raises(ValueError, match=f"size must be at least 1, not {size}"):
+    with pytest.raises(ValueError, match=f"size.* at least 1; got {size}"):
         choose_coordinates(adadelta().init(PARAMS), size)
 
 
@@ -140,21 +140,21 @@ def test_coordinates_of_one_s_own():
 
 def test_a_leaf_that_is_not_there():
     state = adadelta().init({"a": jnp.ones(3)})
-    with pytest.raises(ValueError, match="no leaf 'b'; there are 'a'"):
+    with pytest.raises(ValueError, match="'b'.* leaves are: 'a'"):
         sample(state, {"a": jnp.ones(3)}, {"b": np.array([[0]])}, 1e-6)
-    with pytest.raises(ValueError, match="no leaf 'a'; there are none"):
+    with pytest.raises(ValueError, match="'a'.* leaves are: none"):
         sample(state, {}, {"a": np.array([[0]])}, 1e-6)
 
 
 @pytest.mark.parametrize(
     ("indices", "message"),
     [
-        ([[6], [0]], r"within its shape, \(6, 5\)"),
-        ([[0], [5]], r"within its shape, \(6, 5\)"),
-        ([[-1], [0]], r"within its shape, \(6, 5\)"),
-        ([[1, 2]], r"integers of shape \[2, n\], not int(?:32|64) of shape \[1, 2\]"),
-        ([1, 2], r"integers of shape \[2, n\], not int(?:32|64) of shape \[2\]"),
-        ([[0.0], [0.0]], r"integers of shape \[2, n\], not float(?:32|64) of shape \[2, 1\]"),
+        ([[6, 1], [0, 2]], r"within .*\(6, 5\); got .*\[1, 0\] to \[6, 2\]"),
+        ([[0], [5]], r"within .*\(6, 5\); got .*\[0, 5\]"),
+        ([[-1], [0]], r"within .*\(6, 5\); got .*\[-1, 0\]"),
+        ([[1, 2]], r"integers of shape \[2, n\].*; got int(?:32|64) of shape \[1, 2\]"),
+        ([1, 2], r"integers of shape \[2, n\].*; got int(?:32|64) of shape \[2\]"),
+        ([[0.0], [0.0]], r"integers of shape \[2, n\].*; got float(?:32|64) of shape \[2, 1\]"),
     ],
 )
 def test_coordinates_that_are_not_inside(indices, message):

@@ -42,8 +42,8 @@ def test_gradients_of_integers():
 @pytest.mark.parametrize(
     ("grads", "words"),
     [
-        ({"w": PARAMS["w"]}, ["state.e_g has ['b'], updates has not"]),
-        ({**PARAMS, "c": jnp.ones(1)}, ["updates has ['c'], state.e_g has not"]),
+        ({"w": PARAMS["w"]}, ["state.e_g has ['b'], updates does not"]),
+        ({**PARAMS, "c": jnp.ones(1)}, ["updates has ['c'], state.e_g does not"]),
         (
             {"w": PARAMS["w"], "b": {"c": jnp.ones(4)}},
             ["updates has ['b']['c'], state.e_g has ['b']"],
@@ -67,7 +67,7 @@ def test_gradients_of_another_shape():
 @pytest.mark.parametrize(
     ("params", "words"),
     [
-        ({"w": PARAMS["w"]}, "updates has ['b'], params has not"),
+        ({"w": PARAMS["w"]}, "updates has ['b'], params does not"),
         ({**PARAMS, "b": jnp.ones(5)}, "params['b'] has shape (5,)"),
         ({**PARAMS, "b": {"c": jnp.ones(4)}}, "updates has ['b'], params has ['b']['c']"),
     ],
@@ -90,13 +90,13 @@ def test_weight_decay_without_parameters():
 
 def test_accumulators_that_do_not_match():
     state = adadelta().init(PARAMS)
-    with refused(ValueError, "updates has ['b'], state.e_x has not"):
+    with refused(ValueError, "updates has ['b'], state.e_x does not"):
         adadelta().update(PARAMS, state._replace(e_x={"w": state.e_x["w"]}))
 
 
 def test_a_state_cast_to_low_precision():
     state = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), adadelta().init(PARAMS))
-    with refused(TypeError, "state.e_g['b']", "bfloat16", "cast the optimizer's part back"):
+    with refused(TypeError, "state.e_g['b']", "bfloat16", "float32", "cast"):
         adadelta().update(PARAMS, state)
 
 

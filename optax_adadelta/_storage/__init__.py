@@ -25,7 +25,7 @@ def storage_with(state_bits: int | None) -> Storage:
 
 
 def storage_of(e_g: Any, e_x: Any) -> Storage | None:
-    """Returns the storage of two averages of a leaf, None if no storage has such a pair."""
+    """Returns the storage of the two averages of a leaf, or None if no storage has their dtypes."""
     for storage in _STORAGES.values():
         if e_g.dtype == e_x.dtype and e_g.dtype in storage.dtypes:
             return storage

@@ -1,4 +1,4 @@
-"""The protocol of a storage, and what the quantized storages share."""
+"""The protocol of a storage, and what the quantized storages have in common."""
 
 import abc
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from optax_adadelta._dither import Dither
 from optax_adadelta._equation import Decay, Scalar, clip_to_squarable, delta
 from optax_adadelta._sharding import zeros_like
 
-# Below these, codes do not resolve what the equation needs of the averages.
+# Below these values, the codes are too coarse for the equation.
 MIN_QUANTIZED_RHO = 0.5
 MIN_QUANTIZED_EPS = 1e-12
 
@@ -32,7 +32,7 @@ export.register_namedtuple_serialization(
 
 
 class Quantization(NamedTuple):
-    """What all quantized leaves share in one step."""
+    """What all quantized leaves have in common in one step."""
 
     stored_unit: jax.Array  # what the codes are relative to before the step
     unit: jax.Array  # and after it
@@ -40,18 +40,18 @@ class Quantization(NamedTuple):
 
 
 def unit_of(eps: jax.typing.ArrayLike) -> jax.Array:
-    """Returns the float32 scalar that codes are relative to when the optimizer has this eps."""
+    """Returns the float32 scalar that codes are relative to if the optimizer has this eps."""
     return jnp.maximum(jnp.asarray(eps).astype(jnp.float32), MIN_QUANTIZED_EPS)
 
 
 class Storage(abc.ABC):
-    """How the two averages of a leaf are stored: as two arrays of the parameter's shape."""
+    """A way to store the two averages of a leaf, as two arrays of the parameter's shape."""
 
     dtypes: tuple[np.dtype, ...]
     quantized: bool
 
     def init(self, p: Any, dtype: np.dtype) -> Averages:
-        """Returns averages of zero for a parameter, whose averages have `dtype` as floats."""
+        """Returns averages of zero for a parameter whose averages, as floats, have this dtype."""
         stored = dtype if dtype in self.dtypes else self.dtypes[0]
         return Averages(zeros_like(p, stored), zeros_like(p, stored))
 
@@ -103,7 +103,7 @@ class Quantized(Storage):
     ) -> Averages:
         """Returns the codes after a step; a NaN in `g_sq` leaves its codes as they are.
 
-        `rescaling` is the eps that `codes` are relative to, in units of the new one.
+        `rescaling` is the eps that `codes` are relative to, divided by the new one.
         """
 
     def dtype(self, g: jax.Array, e_g: jax.Array) -> np.dtype:
@@ -129,7 +129,7 @@ class Quantized(Storage):
 
     def _step(self, g, stored, rho, quantization):
         # dx is computed from the averages as they are stored. Then each result needs only its own
-        # old codes and the new codes of the others, and a compiler can write all in place.
+        # old codes and the new codes of the others, so a compiler can write them in place.
         dtype = jnp.finfo(g.dtype).dtype
         old, new = quantization.stored_unit.astype(dtype), quantization.unit.astype(dtype)
         one = jnp.ones_like(new)
@@ -148,7 +148,7 @@ def _without_derivative(step: Callable[..., Any], *operands: Any) -> Any:
 def _refuse(step, primals, tangents):
     del step, primals, tangents
     raise NotImplementedError(
-        "Quantized averages are integers, so a derivative through them would be wrong. Use"
-        " state_bits=None to differentiate through updates; convert.with_state_bits converts a"
-        " state."
+        "A derivative was taken through quantized averages. They are integers, so it would be"
+        " wrong. Use state_bits=None to differentiate through updates;"
+        " convert.with_state_bits(state, None) converts a state."
     )

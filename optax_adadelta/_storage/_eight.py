@@ -17,11 +17,12 @@ _Z_GRID = Grid(0.5, Segment(octaves=10, codes=18), Segment(octaves=37, codes=2))
 class EightBits(Quantized):
     """Codes of `s = E[g^2] + 1` and of the ratio of `x = E[dx^2] + 1` to it, in units of eps.
 
-    Every step multiplies E[dx^2] by a factor that swings with the gradients. Its own 8-bit code
-    would be rounded anew each time, and the errors would grow. The ratio `x / s` hardly changes in
-    a step, so it mostly stays on its code. But its range is that of s, and a wide range leaves few
-    codes per octave. So the code is that of `z = x / s * 2^k`, where `2^k` is the power of two in
-    the *stored* s. It has the small range of x, and when k changes, z moves by whole octaves.
+    E[dx^2] itself has no code, because every step multiplies it by a factor that depends on the
+    gradient: each step would round it again, and the errors would grow. The ratio `x / s` hardly
+    changes in a step, so it mostly keeps its code. But its range is as wide as that of s, and a
+    wide range leaves few codes per octave. So the code is that of `z = x / s * 2^k`, where `2^k` is
+    the power of two in the *stored* s. It has the small range of x, and when k changes, z moves by
+    whole octaves.
     """
 
     dtypes = (np.dtype(np.uint8),)
@@ -51,8 +52,8 @@ class EightBits(Quantized):
         z_codes = _Z_GRID.encode(_z(s, x, s_codes), centered(second(bits)))
         unknown = jnp.isnan(g_sq)
         z_codes = jax.lax.select(unknown, codes.e_x, z_codes.astype(jnp.uint8))
-        # This adds zero, but XLA does not know it. So it stores z first, while the old s can still
-        # be read, and then the new s in place of the old one.
+        # This adds zero, but XLA does not know that. So it stores z first, while it can still read
+        # the old s, and then writes the new s in place of the old one.
         s_codes += z_codes.astype(jnp.int32) >> 8
         s_codes = jax.lax.select(unknown, codes.e_g, s_codes.astype(jnp.uint8))
         return Averages(s_codes, z_codes)

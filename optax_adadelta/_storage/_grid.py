@@ -1,4 +1,4 @@
-"""A fixed grid of codes: so many in each octave, evenly spaced within it."""
+"""A fixed grid of codes: a fixed number in each octave, evenly spaced within it."""
 
 import functools
 from typing import NamedTuple
@@ -14,7 +14,7 @@ NEAREST = np.float32(0)
 
 
 class Segment(NamedTuple):
-    """A number of octaves that have the same number of codes each."""
+    """A number of octaves, and the number of codes in each of them."""
 
     octaves: int
     codes: int
@@ -25,13 +25,13 @@ class Grid:
 
     Each segment is coarser than the one before. So the code as a function of the octave is
     concave: it is the minimum of one line per segment, and its inverse is a maximum. A segment is
-    made of whole octaves, so two neighbouring codes are never in different ones. Values between
-    them are then evenly spaced, which keeps stochastic rounding unbiased.
+    made of whole octaves, so the interval between two neighbouring codes lies within one octave of
+    one segment. Values are evenly spaced there, which keeps stochastic rounding unbiased.
     """
 
     def __init__(self, first: float, *segments: Segment) -> None:
         self._first = np.float32(first).view(np.int32)
-        # For each line the width of a code, in bits of a float32, and the code at octave 0. The
+        # Each line has the width of a code, in bits of a float32, and the code at octave 0. The
         # width is rounded up, so that the first code of an octave is never in the octave below.
         self._lines: list[tuple[int, int]] = []
         octave = code = 0
@@ -42,7 +42,7 @@ class Grid:
         self._ends = np.float32(first), np.float32(first * 2.0**octave * (1 - 2.0**-9))
 
     def encode(self, x: jax.Array, dither: jax.Array | np.float32) -> jax.Array:
-        """Returns int32 codes of float32 `x`: its place on the grid plus `dither`, to nearest.
+        """Returns int32 codes of float32 `x`: its place on the grid plus `dither`, rounded.
 
         Values outside the grid get its first or last code.
         """

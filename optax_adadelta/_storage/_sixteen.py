@@ -32,8 +32,8 @@ class SixteenBits(Quantized):
     def advance(self, g_sq, codes, rho, rescaling, dither):
         e_g, e_x = (rescaling * average for average in self.decode(codes, g_sq.dtype))
         unknown, bits = jnp.isnan(g_sq), dither.bits(g_sq.shape)
-        # Each choice is a last operation for one more reason: it keeps XLA from computing the
-        # codes again in every loop that reads them.
+        # Each select comes last on purpose: it keeps XLA from computing the codes again in every
+        # loop that reads them.
         e_g_codes = _encode(rho.average(e_g, g_sq), _SHIFTS.e_g, bits)
         e_g_codes = jax.lax.select(unknown, codes.e_g, e_g_codes)
         e_g = _decode(e_g_codes, _SHIFTS.e_g, g_sq.dtype)

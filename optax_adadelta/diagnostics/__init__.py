@@ -1,4 +1,4 @@
-"""What an Adadelta run is doing: its averages, its effective learning rates, pictures of both."""
+"""Look into a run: its running averages, its effective learning rates, and plots."""
 
 from optax_adadelta._state import find_state
 from optax_adadelta.diagnostics._averages import Averages, averages
@@ -18,7 +18,7 @@ __all__ = [
     "sample",
 ]
 
-# Pickles and messages then name this module, and no private file.
+# Pickles and error messages then name this module and not a private file.
 for _name in __all__:
     globals()[_name].__module__ = __name__
 

@@ -15,7 +15,7 @@ def averages(state: Any) -> Averages:
 
     Returns:
       Two trees ``e_g`` and ``e_x`` with the structure of the parameters and arrays of their
-      shapes: as they are in full precision, float32 if they are quantized.
+      shapes: float32 if they are quantized, otherwise the arrays of the state.
 
     Raises:
       TypeError: the arrays have dtypes that no storage has.

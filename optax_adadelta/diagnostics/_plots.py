@@ -1,4 +1,4 @@
-"""Pictures of a run, drawn by matplotlib, which is imported when one is asked for."""
+"""Plots of a run. matplotlib is imported only when something is drawn."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def plot_samples(samples: Sample | Sequence[Sample], figure: Figure | None = Non
     Args:
       samples: a :class:`Sample` whose arrays have a leading axis of time, as ``jax.lax.scan``
         stacks them, or a sequence of Samples.
-      figure: where to draw; by default a new figure.
+      figure: the matplotlib figure to draw into; by default a new one.
 
     Returns:
       The figure. It has a column for each leaf, with its rates above and its updates below, and a
-      line for each coordinate. Of complex updates it shows the real part. Save it with its method
+      line for each coordinate. Complex updates appear with their real part. Save it with its method
       ``savefig``.
 
     Raises:
@@ -55,16 +55,16 @@ def plot_samples(samples: Sample | Sequence[Sample], figure: Figure | None = Non
     """
     if not isinstance(samples, Sample):
         if not samples:
-            raise ValueError("There are no samples to draw.")
+            raise ValueError("There are no samples to draw: pass a Sample of at least one step.")
         samples = jax.tree.map(lambda *leaves: np.stack(leaves), *samples)
     if np.ndim(samples.count) != 1:
         raise ValueError(
-            f"samples.count must have one axis, that of time, but its shape is"
-            f" {np.shape(samples.count)}; stack the samples of one run along a leading axis."
+            f"samples.count must have one axis, the time, but its shape is"
+            f" {np.shape(samples.count)}. Stack the samples of one run along a leading axis."
         )
     names = list(samples.rate)
     if not names:
-        raise ValueError("The samples hold no leaf; choose coordinates of at least one.")
+        raise ValueError("The samples have no leaf: choose the coordinates of at least one leaf.")
     if figure is None:
         figure = _new_figure(2.9 * len(names) + 0.4, 5.0)
     top, bottom = figure.subplots(2, len(names), sharex=True, sharey="row", squeeze=False)
@@ -80,20 +80,21 @@ def plot_samples(samples: Sample | Sequence[Sample], figure: Figure | None = Non
 
 
 def plot_curves(curves: Mapping[str, Any], axes: Axes | None = None, steps: Any = None) -> Axes:
-    """Draws a line for each method, the mean of its runs in a band from the lowest to the highest.
+    """Draws the mean of each method's runs as a line, in a band from the lowest to the highest run.
 
     Args:
-      curves: arrays of shape ``[times]`` or ``[runs, times]`` by the method's name.
-      axes: where to draw; by default those of a new figure.
-      steps: what stands below, of shape ``[times]``; by default 1, 2, 3 and so on.
+      curves: a dictionary from a method's name to its values, an array of shape ``[times]`` or
+        ``[runs, times]``.
+      axes: the matplotlib axes to draw into; by default those of a new figure.
+      steps: the values on the horizontal axis, of shape ``[times]``; by default 1, 2, 3 and so on.
 
     Returns:
       The axes, with a legend. Label them as you like; ``axes.figure.savefig`` saves them.
 
     Raises:
       ImportError: matplotlib is not installed.
-      ValueError: there are no curves; or one is empty, has neither of the two shapes, or not the
-        length of ``steps``.
+      ValueError: there are no curves; or a curve is empty, has another number of axes, or does not
+        have the length of ``steps``.
 
     Example:
       >>> from optax_adadelta.diagnostics import plot_curves
@@ -102,13 +103,16 @@ def plot_curves(curves: Mapping[str, Any], axes: Axes | None = None, steps: Any 
       Text(0, 0.5, 'test error (%)')
     """
     if not curves:
-        raise ValueError("There are no curves to draw.")
+        raise ValueError("There are no curves to draw: pass the values of at least one method.")
     if axes is None:
         axes = _new_figure(6.0, 4.0).subplots()
     for (name, runs), style in zip(curves.items(), itertools.cycle(_STYLES), strict=False):
         runs = np.atleast_2d(_real(runs))
         if runs.ndim > 2 or not runs.size:
-            raise ValueError(f"{name} must be [times] or [runs, times], but is {runs.shape}.")
+            raise ValueError(
+                f"The values of {name!r} must have the shape [times] or [runs, times] and must not"
+                f" be empty; got shape {runs.shape}."
+            )
         x = np.arange(1, runs.shape[1] + 1) if steps is None else np.asarray(steps)
         axes.plot(x, runs.mean(axis=0), label=name, **style)
         if len(runs) > 1:
@@ -118,7 +122,7 @@ def plot_curves(curves: Mapping[str, Any], axes: Axes | None = None, steps: Any 
     return axes
 
 
-# Okabe and Ito's colours; the dashes tell lines apart where colours do not.
+# Okabe and Ito's colours. The dashes tell lines apart where colours do not.
 _STYLES = [
     {"color": color, "linestyle": dashes}
     for color, dashes in (

@@ -16,27 +16,27 @@ from optax_adadelta.diagnostics._averages import averages
 def effective_learning_rate(
     state: Any, eps: optax.ScalarOrSchedule, learning_rate: optax.ScalarOrSchedule = 1.0
 ) -> optax.Updates:
-    r"""Returns what multiplies each coordinate's gradient, the step size of the paper's Figure 2.
+    r"""Returns the factor that multiplies each gradient, the step size of the paper's Figure 2.
 
     .. math::
         \alpha \frac{\sqrt{E[\Delta x^2]_t + \epsilon}}{\sqrt{E[g^2]_t + \epsilon}}
 
-    It starts at :math:`\alpha` and returns there when the gradients die away, for then
-    :math:`\epsilon` dominates both roots. Schedules are evaluated at ``state.count``, as the next
-    update does it.
+    It starts at :math:`\alpha` and returns there when the gradients die away, because
+    :math:`\epsilon` then dominates both roots. Schedules are evaluated at ``state.count``, as in
+    the next update.
 
     Args:
       state: an :class:`.AdadeltaState`, or the state of any optimizer that contains exactly one,
         however deep: a chain, a mask, a wrapper.
       eps: the optimizer's :math:`\epsilon`, a positive scalar or the schedule itself.
-      learning_rate: the optimizer's :math:`\alpha`, a scalar that is not negative, or the schedule
-        itself.
+      learning_rate: the optimizer's :math:`\alpha`, a scalar of at least 0 or the schedule itself.
 
     Returns:
       A tree with the structure of the parameters and real arrays of their shapes, float32 or
       float64 like the averages.
 
     Raises:
+      TypeError: ``eps`` or ``learning_rate`` is not a real number or a schedule.
       ValueError: there is no :class:`.AdadeltaState` in ``state``, or there are several; or
         ``eps`` or ``learning_rate`` is out of its range.
 

@@ -1,4 +1,4 @@
-"""A few coordinates of a run, step by step."""
+"""Records a few coordinates of a run, step by step."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -21,8 +21,8 @@ class Sample(NamedTuple):
 
     Attributes:
       count: the number of steps made.
-      rate: the effective learning rates, an array for each leaf by its name.
-      update: what was added to the parameters in that step, likewise.
+      rate: the effective learning rates: a dictionary from the name of a leaf to an array.
+      update: what was added to the parameters in that step, in the same form.
     """
 
     count: jax.Array
@@ -36,21 +36,21 @@ export.register_namedtuple_serialization(
 
 
 def choose_coordinates(state: Any, size: int = 10, seed: int = 0) -> dict[str, np.ndarray]:
-    """Returns coordinates of each leaf at random, for :func:`sample` to look at.
+    """Chooses random coordinates of each leaf, for :func:`sample`.
 
     Args:
-      state: what :func:`find_state` takes; of its arrays only the shapes matter.
-      size: how many coordinates of a leaf, at most all of them.
-      seed: chooses them.
+      state: a state as for :func:`find_state`. Only the shapes of its arrays matter.
+      size: the number of coordinates per leaf. A smaller leaf gives all of its coordinates.
+      seed: an integer that decides which coordinates are chosen.
 
     Returns:
-      The indices of the coordinates, int64 of shape ``[ndim, size]``, by the leaf's name, which is
-      its path in the parameters, joined by ``/``. A scalar counts as one-dimensional; an empty leaf
-      has no entry. Leave out leaves as you leave out items of a dictionary.
+      A dictionary from the name of a leaf to the indices of its coordinates, int64 of shape
+      ``[ndim, size]``. The name is the leaf's path in the parameters, joined by ``/``. A scalar
+      counts as one-dimensional; an empty leaf has no entry. To leave out a leaf, delete its entry.
 
     Raises:
-      ValueError: ``size`` is below 1, two leaves have the same name, or :func:`find_state` raises
-        it.
+      ValueError: ``size`` is below 1; two leaves have the same name; or ``state`` does not contain
+        exactly one :class:`.AdadeltaState`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -62,7 +62,9 @@ def choose_coordinates(state: Any, size: int = 10, seed: int = 0) -> dict[str, n
       {'layer/b': (1, 10), 'layer/w': (2, 10)}
     """
     if size < 1:
-        raise ValueError(f"size must be at least 1, not {size}.")
+        raise ValueError(
+            f"size must be at least 1, the number of coordinates per leaf; got {size}."
+        )
     rng = np.random.default_rng(seed)
     coordinates = {}
     for name, leaf in _by_name(find_state(state).e_g).items():
@@ -86,10 +88,10 @@ def sample(
     ``jax.vmap``.
 
     Args:
-      state: what :func:`find_state` takes, after the step.
+      state: a state as for :func:`find_state`, after the step.
       updates: the updates of that step, as ``optax.apply_updates`` takes them.
-      coordinates: indices of shape ``[ndim, n]`` by the leaf's name, such as
-        :func:`choose_coordinates` makes; the range of traced ones is not checked.
+      coordinates: a dictionary from the name of a leaf to integer indices of shape ``[ndim, n]``,
+        as :func:`choose_coordinates` returns it. The range of traced indices is not checked.
       eps: as for :func:`effective_learning_rate`.
       learning_rate: as for :func:`effective_learning_rate`.
 
@@ -97,9 +99,10 @@ def sample(
       A :class:`Sample` with arrays of shape ``[n]``.
 
     Raises:
-      ValueError: ``coordinates`` has a leaf that is not there, or indices that are not inside it;
-        the updates are not of the state's shapes; two leaves have the same name; or
-        :func:`effective_learning_rate` raises it.
+      TypeError: as for :func:`effective_learning_rate`.
+      ValueError: ``coordinates`` names a leaf that does not exist, or has indices outside of it;
+        the updates do not have the shapes of the averages; two leaves have the same name; or as for
+        :func:`effective_learning_rate`.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -123,7 +126,8 @@ def sample(
         for tree in leaves:
             if name not in tree:
                 raise ValueError(
-                    f"There is no leaf {name!r}; there are {', '.join(map(repr, tree)) or 'none'}."
+                    f"coordinates has {name!r}, but there is no leaf of this name; the leaves are:"
+                    f" {', '.join(map(repr, tree)) or 'none'}."
                 )
         e_g, e_x, update = (jnp.atleast_1d(tree[name]) for tree in leaves)
         if not isinstance(indices, jax.core.Tracer):
@@ -140,15 +144,21 @@ def _check(
     name: str, indices: jax.Array | np.ndarray, shape: tuple[int, ...], update: tuple[int, ...]
 ) -> None:
     if update != shape:
-        raise ValueError(f"{name!r} has updates of shape {update} and averages of shape {shape}.")
+        raise ValueError(
+            f"{name!r} has updates of shape {update} and averages of shape {shape}. Pass the"
+            " updates and the state of the same step."
+        )
     integer = jnp.issubdtype(indices.dtype, jnp.integer)
     if indices.ndim != 2 or len(indices) != len(shape) or not integer:
         raise ValueError(
-            f"The coordinates of {name!r} must be integers of shape [{len(shape)}, n], not"
-            f" {indices.dtype} of shape {list(indices.shape)}."
+            f"The coordinates of {name!r} must be integers of shape [{len(shape)}, n], a row per"
+            f" axis; got {indices.dtype} of shape {list(indices.shape)}."
         )
     if isinstance(indices, np.ndarray) and not ((0 <= indices.T) & (indices.T < shape)).all():
-        raise ValueError(f"The coordinates of {name!r} must be within its shape, {shape}.")
+        raise ValueError(
+            f"The coordinates of {name!r} must be within its shape, {shape}; got indices from"
+            f" {indices.min(axis=1).tolist()} to {indices.max(axis=1).tolist()}."
+        )
 
 
 def _by_name(tree: Any) -> dict[str, Any]:
@@ -160,5 +170,5 @@ def _by_name(tree: Any) -> dict[str, Any]:
     if len(leaves) < len(named):
         names = [name for name, _ in named]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"Two leaves have the name {twice!r}: a key must not have / in it.")
+        raise ValueError(f"Two leaves have the name {twice!r}. Use no key with a / in it.")
     return leaves
