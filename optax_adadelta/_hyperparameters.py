@@ -117,9 +117,12 @@ def number(name: str, value: Any, *, scheduled: bool = False) -> Value:
     else:
         real = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not real:
+        kinds = "a real number, a scalar array or a schedule (a function of the step count)"
+        if name == "max_norm":
+            kinds = "a real number or a scalar array"
         raise TypeError(
-            f"{name} must be a real number, a scalar array or a schedule (a function of the step"
-            f" count); got {value!r} of type {type(value).__name__}.{_cast_hint(value)}"
+            f"{name} must be {kinds}; got {value!r} of type {type(value).__name__}."
+            f"{_cast_hint(value)}"
         )
     if np.shape(value):
         raise ValueError(

@@ -107,6 +107,12 @@ def test_a_bound_that_is_none_is_refused_by_name(max_norm, error):
         clip_by_global_norm(max_norm)
 
 
+def test_the_error_for_a_schedule_does_not_ask_for_one():
+    with pytest.raises(TypeError, match=r"^max_norm must .* function") as caught:
+        clip_by_global_norm(lambda count: 1.0)
+    assert "schedule" not in str(caught.value)
+
+
 def test_integer_gradients_are_refused_by_path():
     with pytest.raises(TypeError, match=r"updates\['n'\].*int32"):
         clipped(1.0, {"n": jnp.arange(3)})
