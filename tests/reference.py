@@ -1,4 +1,4 @@
-"""Adadelta written again, in NumPy, to compare with: nothing here knows of the package."""
+"""An independent Adadelta in NumPy, to compare with: it uses nothing of the package."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 class Step(NamedTuple):
-    """What one step of Algorithm 1 leaves behind, each of the gradient's shape."""
+    """The results of one step of Algorithm 1, each of the gradient's shape."""
 
     dx: np.ndarray
     e_g: np.ndarray

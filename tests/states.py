@@ -31,7 +31,7 @@ def tree(seed=0):
 
 
 def like(p, seed):
-    """A random gradient of a parameter, sharded as it is."""
+    """A random gradient of a parameter, with its sharding."""
     g = normal(p.shape, seed).astype(p.dtype)
     return jax.device_put(g, p.sharding) if isinstance(p.sharding, NamedSharding) else g
 
@@ -62,6 +62,6 @@ def apart(found, expected, eps=EPS):
 
 
 def assert_agree(found, expected, bits, eps=EPS):
-    """E[g^2] agrees within one code, and E[dx^2] within two, for at 8 bits both average's count."""
+    """E[g^2] agrees within one code, E[dx^2] within two: at 8 bits it is read from both codes."""
     assert apart(found[0], expected[0], eps) <= 1.01 * CODE[bits]
     assert apart(found[1], expected[1], eps) <= 2.01 * CODE[bits]

@@ -102,7 +102,7 @@ def test_a_tree_of_nothing(nothing):
     ("max_norm", "error"),
     [(-1.0, ValueError), (np.nan, ValueError), (jnp.ones(2), ValueError), ("1", TypeError)],
 )
-def test_a_bound_that_is_none_is_refused_by_name(max_norm, error):
+def test_a_wrong_max_norm_is_refused_by_name(max_norm, error):
     with pytest.raises(error, match="max_norm"):
         clip_by_global_norm(max_norm)
 
@@ -110,7 +110,7 @@ def test_a_bound_that_is_none_is_refused_by_name(max_norm, error):
 def test_the_error_for_a_schedule_does_not_ask_for_one():
     with pytest.raises(TypeError, match=r"^max_norm must .* function") as caught:
         clip_by_global_norm(lambda count: 1.0)
-    assert "schedule" not in str(caught.value)
+    assert "step count" not in str(caught.value)
 
 
 def test_integer_gradients_are_refused_by_path():

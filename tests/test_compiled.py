@@ -16,7 +16,7 @@ from optax_adadelta import adadelta, clip_by_global_norm, scale_by_adadelta
 
 SHAPES = {"w": (96, 250), "b": (1003,), "k": (3, 3, 16, 40)}
 SIZE = sum(jnp.zeros(shape).size for shape in SHAPES.values())
-# A count, a norm and their like.
+# Scalars such as a count or a norm.
 SCALARS = 256
 
 
@@ -70,7 +70,7 @@ IN_PLACE = {
 
 
 @pytest.mark.parametrize("name", IN_PLACE)
-def test_a_step_is_three_loops_a_leaf_that_write_where_they_read(name):
+def test_a_step_is_three_in_place_loops_per_leaf(name):
     made = program(IN_PLACE[name])
     assert made.kernels == ["fusion"] * 3 * len(SHAPES)
     assert made.copies == []

@@ -1,4 +1,4 @@
-"""The dither: known from the index and the count, and even over the steps."""
+"""The dither: given by the index and the count, and evenly spread over the steps."""
 
 import functools
 
@@ -47,7 +47,7 @@ def test_over_the_steps_an_elements_numbers_fill_the_unit_interval_evenly():
     for steps in (16, 128, 1024, 4096):
         ends = np.arange(steps + 1).reshape(-1, 1, 1) / steps
         for of in np.sort([x[:steps], x[-steps:]], axis=1):
-            # The star discrepancy, which of random numbers is about 1 / sqrt(steps).
+            # The star discrepancy. That of random numbers is about 1 / sqrt(steps).
             assert np.maximum(ends[1:] - of, of - ends[:-1]).max() < 7 / steps
 
 
@@ -57,13 +57,13 @@ def test_over_the_steps_an_elements_streams_are_jointly_even(streams):
     for element in range(0, 50, 5):
         boxes = 16 if len(streams) == 2 else 6
         inside, _ = np.histogramdd(x[..., element], boxes, [(0, 1)] * len(streams))
-        # Of random numbers some box has 3.5 to 5 standard deviations more or less.
+        # With random numbers, some box is off by 3.5 to 5 standard deviations.
         assert np.abs(inside - 4096 / inside.size).max() < 2.5 * (4096 / inside.size) ** 0.5
 
 
 def test_elements_streams_and_seeds_have_numbers_of_their_own():
     every = np.stack([numbers(np.uint32(seed))[1:9] for seed in (0, 1, 2**31)])
-    # Of as many random numbers of 32 bits about 0.001 are met twice.
+    # Among as many random 32-bit numbers, about 0.001 pairs of equal ones are expected.
     assert len(np.unique(every)) == every.size == 3 * 8 * 3 * 50
     plastic, golden = np.roots([1, 0, -1, -1])[0].real, (1 + 5**0.5) / 2
     strides = [[int(2**32 / x)] for x in (plastic, plastic**2, golden)]

@@ -36,7 +36,7 @@ def test_200_steps_in_float32_stay_within_rounding_of_algorithm_1(kind, rho):
     for (dx, state), expected in zip(
         run(adadelta(rho=rho), g, jnp.float32), algorithm_1(g, rho), strict=True
     ):
-        # E[dx^2] feeds on itself, so what is rounded alike at every step adds up.
+        # E[dx^2] depends on itself, so errors that are the same at every step add up.
         same_each_step = kind in ("constant", "alternating")
         assert ulps(dx, expected.dx) <= (36 if same_each_step else 16)
         assert ulps(state.e_g, expected.e_g) <= 20
@@ -83,7 +83,7 @@ def test_a_float32_leaf_under_x64_is_stepped_as_it_is_without():
 
 
 @pytest.mark.parametrize("rho", [0.0, 1e-38, 1e-8, 1e-3])
-def test_averages_that_keep_next_to_nothing_are_those_of_algorithm_1(rho):
+def test_averages_with_a_tiny_rho_are_those_of_algorithm_1(rho):
     g = gradients("scales", 60, SIZE)
     g[::3] *= 1e-6
     for (dx, _), expected in zip(
@@ -130,7 +130,7 @@ def test_a_gradient_too_large_to_square_moves_as_it_should_and_then_lets_go(huge
     expected = list(algorithm_1(g.astype(np.float32), rho))
     assert all(jnp.isfinite(state.e_g[0]) and jnp.isfinite(state.e_x[0]) for _, state in steps)
     np.testing.assert_allclose(steps[before][0], expected[before].dx, rtol=1e-5)
-    # float32 holds E[g^2] up to 3e38 only, so the coordinate is free again no later than exactly.
+    # float32 holds E[g^2] only up to 3e38, so the coordinate recovers no later than in float64.
     recovered = [abs(float(dx[0])) for dx, _ in steps]
     assert recovered[before + 1] < 1e-10
     assert recovered[-1] > 0.5 * recovered[before - 1]

@@ -203,7 +203,7 @@ def test_nnx_optimizer_steps_the_variables_of_its_filter_alone(nnx, names, bits)
 
 @BITS
 def test_nnx_optimizer_is_split_and_merged_in_a_jax_jit(nnx, bits):
-    """The chain needs an extra argument, which the optimizer hands on."""
+    """The chain needs an extra argument, which the optimizer passes on."""
 
     def built():
         model = nnx.Linear(3, 8, rngs=nnx.Rngs(0))

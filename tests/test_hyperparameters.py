@@ -18,7 +18,7 @@ GIVEN = {"learning_rate": 0.5, "rho": 0.9, "eps": 1e-4, "weight_decay": 0.1}
 
 
 def path_of(optimizer):
-    """The parameters after each step, with the same gradients whatever they are."""
+    """The parameters after each step; the gradients do not depend on the parameters."""
     params = jnp.ones(64)
     state = optimizer.init(params)
     for g in GRADIENTS:
@@ -28,7 +28,7 @@ def path_of(optimizer):
 
 
 def reference_path(learning_rate=1.0, rho=0.95, eps=1e-6, weight_decay=0.0):
-    """The same in float64, the hyperparameters numbers or functions of the step."""
+    """The same in float64; each hyperparameter is a number or a function of the step."""
     learning_rate, weight_decay = (
         h if callable(h) else lambda t, h=h: h for h in (learning_rate, weight_decay)
     )
@@ -217,7 +217,7 @@ def test_a_value_out_of_its_range_is_refused_by_name(name, value, kind):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("value", ["0.9", True, 0.9j, np.array(True), np.complex64(1)])
-def test_what_is_no_number_is_refused_by_name(name, value):
+def test_a_value_that_is_not_a_number_is_refused_by_name(name, value):
     with pytest.raises(TypeError, match=f"^{name} must be a real number.*{type(value).__name__}"):
         adadelta(**{name: value})
 
@@ -230,12 +230,12 @@ def test_only_the_learning_rate_may_be_none(name):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("kind", [np.array, jnp.array])
-def test_an_array_that_is_no_scalar_is_refused_by_name(name, kind):
+def test_an_array_that_is_not_a_scalar_is_refused_by_name(name, kind):
     with pytest.raises(ValueError, match=rf"^{name} must be a scalar; .* shape \(2,\).*vmap"):
         adadelta(**{name: kind([0.1, 0.2])})
 
 
-def test_a_traced_array_that_is_no_scalar_is_refused():
+def test_a_traced_array_that_is_not_a_scalar_is_refused():
     with pytest.raises(ValueError, match=r"^rho must be a scalar; .* shape \(2,\)"):
         jax.jit(lambda rho: adadelta(rho=rho).init(rho))(jnp.ones(2))
 
@@ -316,6 +316,6 @@ def test_the_repr_of_an_optimizer_tells_its_hyperparameters():
     names = ("learning_rate=", "rho=0.9", "eps=", "weight_decay=0.25", "state_bits=16")
     for word in ("adadelta(", *names, "update"):
         assert word in text
-    # The value of an array would have to be fetched, and another value would be another name.
+    # Showing the value of an array would fetch it, and every value would give another name.
     assert "1e-08" not in text
     assert "scale_by_adadelta(" in repr(scale_by_adadelta())

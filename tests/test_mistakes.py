@@ -1,4 +1,4 @@
-"""Wrong calls that users make: each is refused, or warned of, and named."""
+"""Wrong calls that users make: each gives an error or a warning that names the mistake."""
 
 import contextlib
 import re
@@ -22,7 +22,7 @@ STATE = OPTIMIZER.init(PARAMS)
 
 @contextlib.contextmanager
 def refused(error, *parts):
-    """Expects an error with these parts in its message or its notes, and no array written out."""
+    """Expects an error with these parts in its message or notes, and no values of an array."""
     with pytest.raises(error) as caught:
         yield
     told = " ".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
@@ -93,7 +93,7 @@ def test_a_schedule_that_does_not_take_the_count(name, schedule):
 
 
 def test_a_builtin_without_a_signature_may_be_a_schedule():
-    # Its result, a class, is checked as any other.
+    # Its result is a class, which is checked like any other result.
     optimizer = adadelta(weight_decay=type)
     with refused(TypeError, "weight_decay", "type"):
         optimizer.update(PARAMS, STATE, PARAMS)
@@ -112,7 +112,7 @@ def test_a_builtin_without_a_signature_may_be_a_schedule():
     ],
     ids=["value and gradient", "gradient and aux", "None", "another name"],
 )
-def test_what_is_no_tree_of_gradients(grads, parts):
+def test_updates_that_are_not_a_tree_of_gradients(grads, parts):
     with refused(ValueError, *parts):
         OPTIMIZER.update(grads, STATE)
 
@@ -212,7 +212,7 @@ def test_a_single_array_may_have_a_mask_of_one_bool():
         (lambda: scale_by_adadelta(1e-6, 0.9), "swapped"),
     ],
 )
-def test_an_order_of_other_optimizers_is_warned_of_where_it_was_written(make, word):
+def test_a_warning_of_another_optimizers_order_points_at_the_call(make, word):
     with pytest.warns(UserWarning, match=word) as caught:
         make()
     assert [warning.filename for warning in caught] == [__file__]

@@ -49,7 +49,7 @@ def test_an_eps_near_the_smallest_float_still_moves_and_stays_bounded(rho, eps):
         assert np.isfinite(size).all()
         assert (size <= np.sqrt((e_x + floor) / (1 - rho)) * (1 + 1e-5)).all()
         e_x = np.float64(after)
-        # Algorithm 1 moves at least this far, for E[dx^2] is not negative.
+        # Algorithm 1 moves at least this far, because E[dx^2] is not negative.
         ordinary = expected.e_g > 1e3 * floor
         least = np.sqrt(floor) * leaf / np.sqrt(expected.e_g + floor)
         assert (size >= least * (1 - 1e-5))[ordinary].all()
@@ -57,7 +57,7 @@ def test_an_eps_near_the_smallest_float_still_moves_and_stays_bounded(rho, eps):
 
 @pytest.mark.parametrize("huge", [1e18, 1e20, 1e30, float(jnp.finfo(jnp.float32).max)])
 @pytest.mark.parametrize("rho", [0.5, 0.9])
-def test_after_a_huge_gradient_a_coordinate_is_back_no_later_than_exactly(huge, rho):
+def test_after_a_huge_gradient_a_coordinate_recovers_no_later_than_in_float64(huge, rho):
     g = np.concatenate([np.full(50, 0.1), [huge], np.full(1800, 0.1)])[:, None]
     ours, exact = [], []
     for (dx, e_g, e_x), expected in updates_and_references(g, rho, 1e-6):
@@ -65,7 +65,7 @@ def test_after_a_huge_gradient_a_coordinate_is_back_no_later_than_exactly(huge, 
         ours.append(abs(float(dx[0])))
         exact.append(abs(expected.dx[0]))
     ours, exact = np.array(ours), np.array(exact)
-    # A gradient that is the same each step is rounded alike each step: 1e-8 a step in all.
+    # The same gradient is rounded in the same way at every step, by about 1e-8 per step.
     assert (ours >= exact * (1 - 1e-4)).all()
     ordinary = exact[49]
     back = 51 + np.argmax(ours[51:] > 0.5 * ordinary), 51 + np.argmax(exact[51:] > 0.5 * ordinary)
@@ -150,7 +150,7 @@ def test_loops_carry_the_state_under_x64(name, dtype):
     [
         (True, 0.95, 1e-6, 1e-5, 1e-6),
         (True, 0.9999, 2e-5, 1e-3, 1e-4),
-        # The same gradient is rounded alike every time, and E[dx^2] adds that up.
+        # The same gradient is rounded in the same way at every step, which adds up in E[dx^2].
         (False, 0.95, 1e-5, 5e-2, 2e-2),
     ],
 )
@@ -252,10 +252,10 @@ def test_the_order_of_keys_changes_no_bit():
         ((64, 64), PartitionSpec("a"), 0),
         ((64, 64), PartitionSpec("a", "b"), 0),
         ((4096, 8), PartitionSpec("a"), 0),
-        # Where the last axis has 3 to 8 elements and the others 8 or more, jax 0.8 and 0.12
-        # compile without fused multiply-adds: in one of the piece and the leaf here. On some
-        # processors that is so for the averages too. Over a million coordinates the update then
-        # differed by up to 4 units.
+        # If the last axis has 3 to 8 elements and the others 8 or more, jax 0.8 and 0.12 compile
+        # without fused multiply-adds. Here that is so for either the piece or the leaf. Over a
+        # million coordinates the update differed by up to 4 units, and on some processors the
+        # averages differ too.
         ((16, 8), PartitionSpec("a"), 5),
         ((4096, 16), PartitionSpec(None, "b"), 5),
     ],

@@ -23,7 +23,7 @@ from optax_adadelta.diagnostics import averages, find_state
 tree_get, tree_set = optax.tree_utils.tree_get, optax.tree_utils.tree_set
 
 
-# Codes then agree bit for bit, and floats within rounding, because loops are fused otherwise.
+# Codes then agree bit for bit, and floats within rounding, because loops are fused differently.
 assert_same = functools.partial(chex.assert_trees_all_close, rtol=1e-6)
 
 
@@ -327,7 +327,7 @@ def test_a_whole_model_may_stand_beside_gradients_of_a_part_of_it(bits, mask):
 
 @BITS
 def test_one_array_in_two_places_has_averages_in_each(bits):
-    """Nothing is tied: each place steps by its own gradient, and its state can be donated."""
+    """Each place steps by its own gradient, and its state can be donated."""
     w = normal((4,))
     optimizer = adadelta(state_bits=bits)
     state = optimizer.init({"a": w, "b": w})

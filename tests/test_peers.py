@@ -124,7 +124,7 @@ def test_optax_with_the_same_positional_arguments(args, request):
 
 
 def test_optax_without_a_learning_rate_ascends():
-    """The README says so. If this fails, Optax was mended: correct the README."""
+    """The README says so. If this fails, Optax has fixed it: correct the README."""
     x = jnp.array([3.0, -2.0])
     optimizer = optax.adadelta()
     state = optimizer.init(x)

@@ -73,7 +73,7 @@ def test_the_opposite_gradients_make_the_opposite_updates(case):
 
 
 @given(cases())
-def test_coordinates_and_leaves_do_not_know_of_each_other(case):
+def test_coordinates_and_leaves_are_independent(case):
     g, rho, eps = case
     flat = g.reshape(STEPS, -1)
     middle = flat.shape[1] // 2

@@ -1,4 +1,4 @@
-"""Stochastic rounding: parameters of few bits follow the path of float32 ones."""
+"""Stochastic rounding: parameters of few bits follow the path of float32 parameters."""
 
 import functools
 
@@ -53,7 +53,7 @@ def test_steps_far_below_the_last_place_follow_the_float32_path(built, dtype):
     expected = moved(built(place), np.float32)
     assert (np.abs(expected) > 1.5 * place).all()
     np.testing.assert_allclose((got * gradient).mean(), (expected * gradient).mean(), rtol=0.01)
-    # Of choices at random the worst is 4 to 7 places off.
+    # With random choices, the worst is 4 to 7 places off.
     assert np.abs(got - expected).max() < 2.5 * place
 
 
@@ -128,7 +128,7 @@ def test_other_leaves_pass_as_they_are():
 
 
 def end(optimizer, around=lambda step: step):
-    """Three steps on float32 updates: XLA may keep those of fewer bits in more within a program."""
+    """Three steps on float32 updates, because XLA may compute narrower ones in a wider dtype."""
 
     def step(carry):
         params, state = carry

@@ -1,4 +1,4 @@
-"""Averages in 16 and 8 bits: what is kept, how exactly, and that it stays so wherever it is."""
+"""Averages in 16 and 8 bits: how exact they are, and that every way to run a step keeps them."""
 
 import functools
 
@@ -25,7 +25,7 @@ def normal(shape=SHAPE, seed=0):
 
 
 def made(shape, steps, decades=(-8, 2), seed=0):
-    """Gradients of many scales; a quarter is sparse, and from the middle on all are a tenth."""
+    """Gradients of many scales: a quarter is sparse, and all fall to a tenth half way."""
     rng = np.random.default_rng(seed)
     scale = 10.0 ** rng.uniform(*decades, shape)
     rare = rng.random(shape) < 0.25
@@ -72,7 +72,7 @@ def test_two_thousand_steps_end_where_those_of_full_precision_do(rho, bounds, de
 
 
 @pytest.mark.slow
-def test_so_do_those_with_heavy_tailed_gradients():
+def test_two_thousand_steps_with_heavy_tailed_gradients_end_near_full_precision():
     rng = np.random.default_rng(0)
     shape, steps = (64, 128), 2000
     gradients = 10 ** rng.uniform(-8, 2, shape) * rng.standard_t(3, (steps, *shape))
@@ -188,7 +188,7 @@ def test_one_step_is_that_of_algorithm_1_within_one_code(bits, rtol):
 
 
 @LOW
-def test_what_is_kept_is_right_in_the_mean_over_seeds_and_steps(bits):
+def test_stored_averages_are_right_in_the_mean_over_seeds_and_steps(bits):
     g = jnp.asarray(normal((32, 128)))
     (expected,) = algorithm_1(np.float64(g)[None])
 
@@ -669,7 +669,7 @@ def test_an_eps_that_falls_to_zero_stops_nothing(bits):
         params = jnp.linspace(1, 3, 128)
         return jax.lax.scan(step, (params, optimizer.init(params)), length=500)[0][0]
 
-    # In full precision the eps falls on below 1e-12.
+    # In full precision the eps keeps falling below 1e-12.
     np.testing.assert_allclose(trained(bits).mean(), trained(None).mean(), rtol=0.1)
 
 

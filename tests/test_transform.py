@@ -331,8 +331,8 @@ def test_leaves_of_one_shape_are_traced_once(monkeypatch):
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("dtypes", [(jnp.float32, jnp.float64), (jnp.float64, jnp.float32)])
 def test_hyperparameters_are_cast_once_per_dtype_in_the_order_of_the_leaves(dtypes, monkeypatch):
-    # In an order that differed from process to process, the program would differ too, and hosts
-    # would disagree and find no program in a compilation cache.
+    # If the order differed between processes, so would the program: hosts would disagree, and a
+    # compilation cache would not find it.
     cast, casts = Operands.astype, []
     monkeypatch.setattr(
         Operands, "astype", lambda hyper, dtype: casts.append(dtype) or cast(hyper, dtype)

@@ -1,4 +1,4 @@
-"""Trees and leaves on which no step can be made: refused by path, with what is wrong."""
+"""Trees and leaves that do not fit: the error has the path and says what is wrong."""
 
 import re
 
@@ -28,7 +28,7 @@ def refused(error, *parts):
         ("float32", "is 'float32', of type str"),
     ],
 )
-def test_parameters_that_are_no_numbers_to_descend_on(leaf, dtype):
+def test_parameters_that_are_not_floating_point(leaf, dtype):
     with refused(TypeError, "params['a'][1]", dtype, "eqx.filter", "nnx.Param", "mask"):
         adadelta().init({"a": [jnp.ones(2), leaf]})
 

@@ -49,7 +49,7 @@ def run(optimizer, grads, wrap=jax.jit):
     return made, state
 
 
-# Codes then agree bit for bit, and floats within rounding, because loops are fused otherwise.
+# Codes then agree bit for bit, and floats within rounding, because loops are fused differently.
 assert_same = functools.partial(chex.assert_trees_all_close, rtol=1e-6)
 
 
