@@ -40,7 +40,7 @@ _RANGES = {
     "learning_rate": _Range(
         lambda value: 0 <= value <= _LARGEST,
         "at least 0 and finite in float32",
-        "Adadelta needs no learning rate: leave it at 1.0. To maximize, use"
+        "Adadelta needs no learning rate: leave it at 1.0. To maximise, use"
         " optax.chain(optax.scale(-1.0), adadelta()).",
     ),
     "rho": _Range(
