@@ -1,6 +1,5 @@
 import pathlib
 import re
-import subprocess
 import tomllib
 
 import pytest
@@ -42,16 +41,6 @@ def test_relative_links_resolve(page):
         if not (file.exists() and file.resolve().is_relative_to(ROOT) and known):
             broken.append(target)
     assert not broken
-
-
-@pytest.mark.parametrize("end", ["examples/digits.py", "-m pytest"])
-def test_the_readme_has_one_command_that_ends_so_and_ci_runs_it(end):
-    blocks = FENCE.findall((ROOT / "README.md").read_text(encoding="utf-8"))
-    lines = [line for block in blocks for line in block.splitlines() if line.endswith(end)]
-    assert len(lines) == 1
-    script = f"source .ci/run true && readme_line '{end}'"
-    printed = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True)
-    assert printed.stdout.splitlines() == lines, printed.stderr
 
 
 def test_the_changelog_has_an_entry_for_this_version():
