@@ -12,6 +12,7 @@ PYTHONS = nox.project.python_versions(PROJECT)
 OLDEST = PYTHONS[0]
 
 nox.options.sessions = ["tests", "scripts", "lint", "docs"]
+nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
 
 
@@ -60,7 +61,8 @@ def scripts(session: nox.Session) -> None:
     pytest(session, "-m", "scripts and not frameworks")
 
 
-@nox.session(python=OLDEST)
+# With pip, because a configured index of local files may have a smaller torch, without CUDA.
+@nox.session(python=OLDEST, venv_backend="virtualenv")
 def peers(session: nox.Session) -> None:
     """Compared with torch and Keras, and inside Flax, Equinox and Haiku."""
     session.install("-e", ".[peers,frameworks]")
