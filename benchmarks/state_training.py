@@ -10,12 +10,10 @@ no farther from float32's than float32's own standard deviation over the seeds.
 MNIST is read from a folder that has its four files as they are published, and left out without
 one. Nothing is downloaded.
 
-    pip install -e ".[examples]" && python benchmarks/state_training.py --data-dir FOLDER
+    pip install -e ".[examples]" && python -m benchmarks.state_training --data-dir FOLDER
 """
 
-import argparse
 import functools
-import json
 import math
 import pathlib
 from typing import Any
@@ -23,14 +21,24 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from _report import RESULTS as FOLDER
-from _report import filled, markdown, provenance, save
-from _tasks import MNIST, Task, tasks
 from tqdm import tqdm
 
+from benchmarks._report import (
+    DOCS,
+    check_writable,
+    filled,
+    load,
+    markdown,
+    options,
+    provenance,
+    save,
+)
+from benchmarks._report import RESULTS as FOLDER
+from benchmarks._report import run as run_script
+from benchmarks._tasks import MNIST, Task, tasks
 from optax_adadelta import adadelta
 
-PAGE = pathlib.Path(__file__).parent.parent / "docs" / "quantization.md"
+PAGE = DOCS / "quantization.md"
 RESULTS = FOLDER / "state_training.json"
 PART = "state training"
 PACKAGES = ("optax_adadelta", "optax", "jax", "jaxlib", "numpy", "scikit-learn")
@@ -138,9 +146,7 @@ def with_table(page: str, report: dict[str, Any]) -> str:
 
 def main() -> None:
     """Reads the options, trains, writes, and says what came out."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__spec__.name, __doc__)
     add = parser.add_argument
     text = "a folder with the four files of MNIST (default: MNIST is left out)"
     add("--data-dir", type=pathlib.Path, help=text)
@@ -152,35 +158,30 @@ def main() -> None:
     add("--table", action="store_true", help=text)
     text = "only try that all works: little data, 2 seeds, an epoch or two (default: off)"
     add("--smoke", action="store_true", help=text)
-    options = parser.parse_args()
-    if options.seeds < 2:
+    given = parser.parse_args()
+    if given.seeds < 2:
         parser.error("--seeds must be at least 2, for a spread")
-    folder = options.data_dir
+    folder = given.data_dir
     missing = [name for names in MNIST for name in names if folder and not (folder / name).exists()]
     if missing:
         parser.error(f"there is no {', '.join(missing)} in --data-dir {folder}")
 
-    if options.table:
-        report = json.loads(options.output.read_text("utf-8"))
+    if given.table:
+        report = load(given.output)
         PAGE.write_text(with_table(PAGE.read_text("utf-8"), report), encoding="utf-8")
     else:
-        seeds = 2 if options.smoke else options.seeds
+        seeds = 2 if given.smoke else given.seeds
         if folder is None:
             print("MNIST is left out: without --data-dir there are no files of it.")
-        command = f"python benchmarks/state_training.py --seeds {seeds}"
-        command += " --data-dir FOLDER" * bool(folder) + " --smoke" * options.smoke
-        report = {
-            **provenance(command, PACKAGES),
-            "seeds": seeds,
-            "tasks": {
-                name: run(name, task, seeds) for name, task in tasks(options.smoke, folder).items()
-            },
-        }
-        save(options.output, report)
+        check_writable(given.output)
+        report = provenance(parser, given, PACKAGES) | {"seeds": seeds, "tasks": {}}
+        for name, task in tasks(given.smoke, folder).items():
+            report["tasks"][name] = run(name, task, seeds)
+            save(given.output, report)
     print(table(report))
     print("Means and standard deviations over the seeds, and of the differences seed by seed.")
-    print(f"Results: {options.output}")
+    print(f"Results: {given.output}")
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

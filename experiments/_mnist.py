@@ -7,13 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import _data
-import _results
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from tqdm import tqdm
+
+from benchmarks import _report
+from experiments import _data
 
 SIZES = (784, 500, 300, 10)
 BATCH = 100
@@ -190,17 +191,17 @@ def results(description: str, parts: Mapping[str, int], make: Callable, smoke_ep
 
     file = options.output / f"{Path(parser.prog).stem}{'-smoke' * options.smoke}.json"
     if not options.draw_only:
-        _results.make_folder(options.output)
-        made_by = _results.provenance(parser, options)
+        _report.make_folder(options.output)
+        made_by = _report.provenance(parser, options)
         if file.exists():
-            _results.load(file)  # What cannot be read is found before the training, not after it.
+            _report.load(file)  # What cannot be read is found before the training, not after it.
         data = load(options)
         for part in options.only:
             seeds, epochs = options.seeds, min(options.epochs, parts[part])
             if options.smoke:
                 seeds, epochs = min(seeds, 2), min(epochs, smoke_epochs)
             made = {**made_by, "seeds": seeds, "epochs": epochs, **make(part, data, seeds, epochs)}
-            saved = _results.load(file) if file.exists() else {}
-            _results.save(file, {**saved, part: made})
-    saved = _results.load(file)
+            saved = _report.load(file) if file.exists() else {}
+            _report.save(file, {**saved, part: made})
+    saved = _report.load(file)
     return {part: saved[part] for part in parts if part in saved}, file

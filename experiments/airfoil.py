@@ -21,17 +21,15 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import _airfoil_breakers
-import _airfoil_forms
-import _data
-import _results
 import jax
 import numpy as np
-from _airfoil import COLORS, EPS, GOOD, RHO, draw_lines, least_squares, prepare, train
-from _methods import METHODS
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from benchmarks import _report
+from experiments import _airfoil_breakers, _airfoil_forms, _data
+from experiments._airfoil import COLORS, EPS, GOOD, RHO, draw_lines, least_squares, prepare, train
+from experiments._mnist import METHODS
 from optax_adadelta import adadelta
 
 THIN = 5  # Of the losses after every step, those after every fifth are kept.
@@ -230,11 +228,11 @@ def main() -> None:
     suffix = "-smoke" * options.smoke
     file = options.output / f"airfoil{suffix}.json"
     if not options.draw_only:
-        _results.make_folder(options.output)
-        made_by = _results.provenance(parser, options)
+        _report.make_folder(options.output)
+        made_by = _report.provenance(parser, options)
         found = run(prepare(_data.airfoil(options)), options)
-        _results.save(file, {**made_by, "results": found})
-    found = _results.load(file)["results"]
+        _report.save(file, {**made_by, "results": found})
+    found = _report.load(file)["results"]
     draw(found, options.output, suffix)
     tell(found)
     print(f"Numbers and pictures: {options.output}/airfoil*{suffix}.*")

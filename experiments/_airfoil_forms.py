@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from _airfoil import COLORS, EPS, RHO, draw_lines, train
 from matplotlib.figure import Figure
 
+from experiments._airfoil import COLORS, EPS, RHO, draw_lines, train
 from optax_adadelta import adadelta
 
 TINY = 1e-30  # An eps to see what gradients the forms can take.

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from _airfoil import BATCH, EPS, GOOD, RHO, draw_lines, train
 from matplotlib.figure import Figure
 
+from experiments._airfoil import BATCH, EPS, GOOD, RHO, draw_lines, train
 from optax_adadelta import adadelta
 
 SCALES = [10.0**n for n in range(-3, 5)]

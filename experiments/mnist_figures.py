@@ -18,16 +18,15 @@ import itertools
 from functools import partial
 from pathlib import Path
 
-import _mnist
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from _methods import METHODS
-from _mnist import Column
 from matplotlib.figure import Figure
 from tqdm import trange
 
+from experiments import _mnist
+from experiments._mnist import METHODS, Column
 from optax_adadelta import adadelta
 from optax_adadelta.diagnostics import (
     Sample,

@@ -19,13 +19,12 @@ Needs: pip install "optax_adadelta[examples]"
 from functools import partial
 from pathlib import Path
 
-import _mnist
 import numpy as np
-from _methods import METHODS
-from _mnist import Column
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
+from experiments import _mnist
+from experiments._mnist import METHODS, Column
 from optax_adadelta import adadelta
 from optax_adadelta.diagnostics import plot_curves
 

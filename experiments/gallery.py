@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import _data
+from experiments import _data
 
 HERE = Path(__file__).parent
 # Whether the example reads data that has to be downloaded, and whether its output is a picture.
