@@ -128,7 +128,7 @@ def draw(history: dict, output: Path) -> None:
     for axes in (losses, accuracies, rates):
         axes.set_xlabel("epochs")
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="lower right" if axes is accuracies else "best")
     figure.savefig(output)
 
 

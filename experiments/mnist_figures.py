@@ -1,32 +1,34 @@
-"""The figures of the Adadelta paper on MNIST, and its four claims about step sizes, checked.
+"""The figures of the Adadelta paper on MNIST, and measurements of its claims about step sizes.
 
-Figure 1 is the test error of SGD, Momentum, Adagrad and Adadelta over 50 epochs, each with the
-setting that does best in the paper's tables. Figure 2 looks into Adadelta at work on the tanh
-network: for ten coordinates of each weight matrix the step sizes RMS[dx] / RMS[g] and the
-updates, every 60 minibatches for 25 epochs. In Section 4.3 the paper reads four things in it:
-first the step sizes are larger in the lower layers and much smaller in the top one; near the end
-all of them go to 1; then the updates go smoothly to zero as if annealed; and with no annealing
-oscillations can build up in the numerator, RMS[dx]. Here each is measured over whole matrices.
+Figure 1 is the test error of SGD, Momentum, Adagrad and Adadelta over 50 epochs, each with its best
+setting from the paper's tables. Figure 2 shows Adadelta on the tanh network: for ten elements of
+each weight matrix the effective learning rates RMS[dx] / RMS[g] and the updates, every 60
+minibatches for 25 epochs. In Section 4.3 the paper reads four things from it. At first the step
+sizes are larger in the lower layers and much smaller in the top layer. Near the end all step sizes
+go to 1. The updates then go smoothly to zero, as if annealed. Without annealing, oscillations can
+build up in the numerator, RMS[dx]. The table measures these over whole matrices.
 
-Networks, minibatches and first weights are those of mnist_tables.py. Figure 1 takes half an hour
+Networks, minibatches and initial weights are those of mnist_tables.py. Figure 1 takes half an hour
 on two cores, Figure 2 three minutes.
 
-Needs: pip install "optax_adadelta[examples]"
+Needs: pip install -e ".[examples]"
 """
 
 import itertools
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from tqdm import trange
 
+from benchmarks import _report
 from experiments import _mnist
 from experiments._mnist import METHODS, Column
+from experiments._runner import Experiment, run
 from optax_adadelta import adadelta
 from optax_adadelta.diagnostics import (
     Sample,
@@ -43,7 +45,7 @@ COLUMNS = {
     name: Column(METHODS[name], {"learning_rate": [rate]})
     for name, rate in (("SGD", 1.0), ("Momentum", 0.1), ("Adagrad", 0.01))
 } | {"Adadelta": Column(adadelta, {"rho": [0.95], "eps": [EPS]})}
-# Read off the paper's curves at their end.
+# Read from the ends of the curves in the paper.
 PAPER = {"SGD": 1.77, "Momentum": 1.42, "Adagrad": 1.6, "Adadelta": 1.5}
 EPOCHS = {"Figure 1": 50, "Figure 2": 25}
 EVERY = 60
@@ -112,33 +114,37 @@ def figure_2(data, seeds: int, epochs: int) -> dict:
     return {"samples": jax.tree.map(lambda array: array[0], samples)._asdict(), "whole": whole}
 
 
-def draw_1(content: dict, output: Path) -> None:
-    """Writes the picture of the test errors."""
+def draw_1(content: dict) -> Figure:
+    """Returns the picture of the test errors."""
     figure = Figure(figsize=(8.5, 4.8), dpi=110, layout="constrained")
     errors = content["errors"]
     axes = plot_curves({"Adadelta": errors["Adadelta"]} | errors, figure.subplots())
     title, epochs = "MNIST, mean and range of the seeds", content["epochs"]
     if epochs == EPOCHS["Figure 1"]:
-        title += "; triangles: where the paper's curves end"
+        title += "; triangles: ends of the paper's curves"
         for line in axes.get_lines():
             paper = PAPER[line.get_label()]
             axes.plot(epochs + 1, paper, marker="<", color=line.get_color(), clip_on=False)
-    highest = max(np.mean(runs, axis=0)[-1] for runs in errors.values())
-    axes.set(title=title, xlabel="epochs", ylabel="test error (%)")
-    axes.set(xlim=(0, epochs + 1), ylim=(1, max(4, 1.3 * highest)))
+    axes.set(title=title, xlabel="epochs", ylabel="test error (%)", yscale="log")
+    axes.set_xlim(0, epochs + 1)
+    axes.set_yticks((1, 1.5, 2, 3, 5, 10, 20, 50), (1, 1.5, 2, 3, 5, 10, 20, 50))
+    axes.minorticks_off()
+    axes.set_ylim(1, 1.1 * max(map(np.max, errors.values())))
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(output)
+    return figure
 
 
-def draw_2(content: dict, output: Path) -> None:
-    """Writes the picture of step sizes and updates."""
+def draw_2(content: dict) -> Figure:
+    """Returns the picture of effective learning rates and updates."""
     figure = Figure(figsize=(11, 5.6), dpi=110, layout="constrained")
     plot_samples(Sample(**arrays(content["samples"])), figure)
     sizes = (" x ".join(map(str, shape)) for shape in itertools.pairwise(_mnist.SIZES))
     for number, (axes, size) in enumerate(zip(figure.axes, sizes, strict=False), start=1):
         axes.set_title(f"Layer {number}, {size}")
-    figure.suptitle("Adadelta on the tanh network: ten coordinates of each weight matrix")
-    figure.savefig(output)
+    for axes in figure.axes:
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+    figure.suptitle("Adadelta on the tanh network: ten elements of each weight matrix")
+    return figure
 
 
 def arrays(tree: dict) -> dict:
@@ -152,72 +158,37 @@ def lists(tree: dict) -> dict:
     return {k: lists(v) if isinstance(v, dict) else short(v).tolist() for k, v in tree.items()}
 
 
-def tell_1(content: dict) -> None:
-    """Prints where the curves end, and the paper's beside."""
-    print(f"Figure 1: test error in % after {content['epochs']} epochs, and at its lowest")
+def table_1(content: dict) -> str:
+    """Returns where the curves end, as Markdown."""
+    rows = []
     for name, errors in arrays(content["errors"]).items():
-        at_end, means = errors[:, -1], errors.mean(axis=0)
-        print(
-            f"  {name:9} {at_end.mean():.2f}, seeds {at_end.min():.2f} to {at_end.max():.2f}"
-            f" (paper, after 50: about {PAPER[name]});"
-            f" lowest mean {means.min():.2f} in epoch {means.argmin() + 1}"
-        )
+        last, means = errors[:, -1], errors.mean(axis=0)
+        row = [name, f"{last.mean():.2f}", f"{last.min():.2f} to {last.max():.2f}"]
+        rows.append([*row, f"{PAPER[name]}", f"{means.min():.2f} (epoch {means.argmin() + 1})"])
+    head = ["method", f"test error after {content['epochs']} epochs, %", "range of the seeds"]
+    return _report.markdown([*head, "paper", "lowest mean"], rows)
 
 
-def tell_2(content: dict) -> None:
-    """Prints the four claims of Section 4.3, and what came out."""
-    seeds = len(content["whole"]["layer 1"]["rate"])
-
-    def each(what):
-        """Returns what was seen of each layer, [layers, seeds, times]."""
-        return np.stack([content["whole"][layer][what] for layer in LAYERS])
-
-    def by_layer(values, form=".3g"):
-        return numbers(values.mean(axis=1), form)
-
-    rate, update, numerator, cosine = map(each, ("rate", "update", "numerator", "cosine"))
-    verdict = {True: "true", False: "not true"}
-    print(
-        f"Figure 2: the claims of Section 4.3 after {content['epochs']} epochs, in means over each"
-        f" weight matrix and {seeds} seeds, from layer 1 to the top one"
+def table_2(content: dict) -> str:
+    """Returns what the claims of Section 4.3 are about, in means over the seeds, as Markdown."""
+    rate, update, numerator, cosine = (
+        np.stack([content["whole"][layer][what] for layer in LAYERS]).mean(axis=1)
+        for what in ("rate", "update", "numerator", "cosine")
     )
-    first = rate[:, :, 0]
-    print(
-        f"  1. First the step sizes are larger in lower layers, much smaller in the top one:"
-        f" {by_layer(first)} at the first look:"
-        f" {verdict[bool((np.diff(first, axis=0) < 0).all() and (first[2] < first[0] / 2).all())]}."
-    )
-    last = rate[:, :, -1]
-    print(
-        f"  2. Near the end all step sizes go to 1: their means are {by_layer(last, '.5f')}:"
-        f" {verdict[bool((abs(last - 1) < 0.01).all())]}."
-    )
-    tenth = max(1, update.shape[2] // 10)
-    begin, end = update[:, :, :tenth].mean(axis=2), update[:, :, -tenth:].mean(axis=2)
-    order = rank_correlation(update.mean(axis=1))
-    print(
-        f"  3. The updates then go smoothly to 0: their root mean square falls from"
-        f" {by_layer(begin)} in the first tenth to {by_layer(end)} in the last,"
-        f" 1/{by_layer(begin / end, '.0f').replace(', ', ', 1/')}, in a rank correlation with time"
-        f" of {numbers(order, '.2f')}:"
-        f" {verdict[bool((end < begin / 10).all() and (order < -0.9).all())]}."
-    )
-    size, turn = numerator.mean(axis=1), cosine.mean(axis=1)
-    when = (size.argmax(axis=1) + 1) * content["epochs"] / size.shape[1]
-    grown_by_turning = (size > 1.5 * size[:, :1]) & (turn < -0.5)
-    print(
-        f"  4. Oscillations can build up in the numerator: RMS[dx] is {numbers(size[:, 0])} first,"
-        f" {numbers(size.max(axis=1))} at its highest (epoch {numbers(when, '.1f')}) and"
-        f" {numbers(size[:, -1])} at the end, sqrt(eps) being {EPS**0.5:g}; one update and the"
-        f" next have a cosine of {numbers(turn[:, :tenth].mean(axis=1), '.2f')} in the first tenth"
-        f" and {numbers(turn[:, -tenth:].mean(axis=1), '.2f')} in the last, -1 being oscillation:"
-        f" {verdict[bool(grown_by_turning.any())]} of this run."
-    )
-
-
-def numbers(values, form: str = ".3g") -> str:
-    """Returns the values in words."""
-    return ", ".join(f"{value:{form}}" for value in values)
+    tenth = max(1, update.shape[1] // 10)
+    begin, end = update[:, :tenth].mean(axis=1), update[:, -tenth:].mean(axis=1)
+    measured = {
+        "1. step size at first": (rate[:, 0], ".2f"),
+        "2. step size at the end": (rate[:, -1], ".5f"),
+        "3. updates, first tenth over last tenth": (begin / end, ".0f"),
+        "3. rank correlation of the updates with time": (rank_correlation(update), ".2f"),
+        "4. RMS[dx], highest over first": (numerator.max(axis=1) / numerator[:, 0], ".2f"),
+        "4. RMS[dx], last over sqrt(eps)": (numerator[:, -1] / EPS**0.5, ".3f"),
+        "4. cosine of successive updates, first tenth": (cosine[:, :tenth].mean(axis=1), "z.2f"),
+        "4. cosine of successive updates, last tenth": (cosine[:, -tenth:].mean(axis=1), "z.2f"),
+    }
+    rows = [[name, *(f"{v:{form}}" for v in values)] for name, (values, form) in measured.items()]
+    return _report.markdown(["claim, and what is measured", *LAYERS], rows)
 
 
 def rank_correlation(values: np.ndarray) -> np.ndarray:
@@ -228,20 +199,28 @@ def rank_correlation(values: np.ndarray) -> np.ndarray:
     return np.array([np.corrcoef(row, np.arange(len(row)))[0, 1] for row in ranks])
 
 
-def main() -> None:
-    """Reads the options, trains, draws, and says what came out."""
-    make = {"Figure 1": figure_1, "Figure 2": figure_2}
-    found, file = _mnist.results(
-        __doc__, EPOCHS, lambda figure, *given: lists(make[figure](*given)), smoke_epochs=3
-    )
-    for figure, content in found.items():
-        name = figure.lower().replace(" ", "_")
-        picture = file.with_name(file.stem.replace("figures", name) + ".png")
-        {"Figure 1": draw_1, "Figure 2": draw_2}[figure](content, picture)
-        {"Figure 1": tell_1, "Figure 2": tell_2}[figure](content)
-        print(f"  Picture: {picture}")
-    print(f"Numbers: {file}")
+def make(figure: str, data, options) -> dict:
+    """Returns the numbers of a figure."""
+    function = {"Figure 1": figure_1, "Figure 2": figure_2}[figure]
+    return lists(function(data, options.seeds, options.epochs))
 
+
+EXPERIMENT = Experiment(
+    module="experiments.mnist_figures",
+    description=__doc__,
+    epochs=EPOCHS,
+    load=_mnist.load,
+    make=make,
+    pictures=lambda found: {
+        "mnist_figure_1": draw_1(found["Figure 1"]),
+        "mnist_figure_2": draw_2(found["Figure 2"]),
+    },
+    tables=lambda found: {
+        "mnist figure 1": table_1(found["Figure 1"]),
+        "mnist figure 2": table_2(found["Figure 2"]),
+    },
+    smoke_epochs=3,
+)
 
 if __name__ == "__main__":
-    main()
+    _report.run(lambda: run(EXPERIMENT))
