@@ -117,8 +117,7 @@ def draw(history: dict, output: Path) -> None:
     for name, color, line in (("train", "#0072B2", "-"), ("test", "#D55E00", "--")):
         losses.semilogy(history["loss"][name], line, color=color, label=name)
         percent = 100 * history["accuracy"][name]
-        label = f"{name}, {percent[-1]:.1f} % at the end"
-        accuracies.plot(percent, line, color=color, label=label)
+        accuracies.plot(percent, line, color=color, label=f"{name}, {percent[-1]:.1f}")
     styles = (("#0072B2", "-"), ("#009E73", "--"), ("#D55E00", "-."))
     for (name, rate), (color, line) in zip(history["rate"].items(), styles, strict=True):
         rates.plot(rate, line, color=color, label=name)
@@ -128,7 +127,8 @@ def draw(history: dict, output: Path) -> None:
     for axes in (losses, accuracies, rates):
         axes.set_xlabel("epochs")
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, loc="lower right" if axes is accuracies else "best")
+        axes.legend(frameon=False)
+    accuracies.legend(frameon=False, loc="lower right", title="after the last epoch")
     figure.savefig(output)
 
 

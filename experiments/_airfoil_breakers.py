@@ -194,7 +194,7 @@ def draw(found: dict) -> Figure:
             axes.set_ylim(top=1e16)  # Room for the legend.
             axes.legend(frameon=False, fontsize=8, loc="upper right")
         if name == "sparse":
-            axes.set_xticks([0, axes.get_lines()[0].get_xdata()[-1] // 2])
+            axes.locator_params(axis="x", nbins=3)
     return figure
 
 

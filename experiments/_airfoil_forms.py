@@ -118,8 +118,8 @@ def draw(found: dict) -> Figure:
     figure = Figure(figsize=(9.5, 3.5), dpi=120, layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     draw_lines(left, range(1, found["steps"] + 1), {"largest of all parameters": found["apart"]})
-    left.set(title="Updates without g'", xlabel="step", ylim=(0, None))
-    left.set_ylabel("difference to adadelta, float32 roundings")
+    left.set(title="Updates, without g' and adadelta", xlabel="step", ylim=(0, None))
+    left.set_ylabel("difference in float32 roundings")
     forms = found["costs"]["forms"]
     for place, (name, color) in enumerate(zip(forms, COLORS, strict=True)):
         shares = [forms[name][key] / (forms["adadelta"][key] or 1) for key in COUNTED]

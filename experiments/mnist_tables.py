@@ -185,7 +185,7 @@ def draw_plateaus(report: dict) -> Figure:
         widths.text(np.sqrt(low * high), row - 0.3, width(column), **where)
     widths.set_yticks(range(len(bars)), bars)
     widths.set(xscale="log", xlim=(1e-10, 1e3), ylim=(len(bars) - 0.5, -0.9))
-    widths.set(xlabel="value of the setting", title=f"Settings within {GOOD} points of the best")
+    widths.set(xlabel="value of the setting", title=f"Within {GOOD} points of the best")
     key = [Line2D([], [], color=color, linewidth=9) for color in COLORS.values()]
     widths.legend(key, COLORS, **below, ncols=2, frameon=False, fontsize=9)
     for axes in (rates, epsilons, widths):
