@@ -55,6 +55,7 @@ OUTPUT = RESULTS / "accelerators.json"
 PACKAGES = ("optax_adadelta", "jax", "jaxlib", "optax", *sum(CARDS.values(), ()))
 LIMIT = 300  # seconds for a case, after which its process is stopped
 LONG = 10  # seconds of compiling, after which a case is not compiled again
+WORKER = [sys.executable, "-m", "benchmarks.accelerators", "--work"]
 FEW = 1000  # parameters, of which bytes per parameter say nothing
 RULES = {
     "float32": adadelta(),
@@ -164,7 +165,7 @@ def compiled(cases: list[Case], together: bool = False) -> Iterator[dict[str, An
     while remaining:
         batch = remaining if together else remaining[:1]
         done = subprocess.run(
-            [sys.executable, "-m", __spec__.name, "--work"],
+            WORKER,
             cwd=ROOT,
             input=json.dumps(batch),
             capture_output=True,

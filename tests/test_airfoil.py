@@ -52,7 +52,7 @@ def smoke(files, tmp_path_factory, content):
 @pytest.fixture(scope="module")
 def airfoil():
     """The example as a module."""
-    return scripts.module("_airfoil")
+    return scripts.module("experiments._airfoil")
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +187,7 @@ def test_without_g(smoke):
         assert cost["ms"] > 0
     gradients = np.random.default_rng(1).normal(size=(60, 5)).astype(np.float32)
     expected = [dx for dx, _, _ in algorithm_1(gradients, 0.9, 1e-5)]
-    for form in scripts.module("_airfoil_forms").FORMS.values():
+    for form in scripts.module("experiments._airfoil_forms").FORMS.values():
         method = form(rho=0.9, eps=1e-5)
         state, updates = method.init(gradients[0]), []
         for g in gradients:

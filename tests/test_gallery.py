@@ -47,7 +47,7 @@ def test_the_results_are_of_a_run_in_full(name):
 
 
 def test_the_tables_are_those_of_the_results():
-    tables, report = module("mnist_tables"), results("mnist_tables")
+    tables, report = module("experiments.mnist_tables"), results("mnist_tables")
     assert all((made["seeds"], made["epochs"]) == (5, 6) for made in report.values())
     columns = report["Table 2"]["columns"]
     for row, eps in enumerate(tables.EPSILONS):
@@ -101,7 +101,7 @@ def test_the_figures_are_those_of_the_results():
     shares = update[:, :, :25].mean(axis=(1, 2)) / update[:, :, -25:].mean(axis=(1, 2))
     (told,) = re.findall(r"in the last tenth 1/(\d+), 1/(\d+), 1/(\d+)", PAGE)
     np.testing.assert_allclose(shares, np.array(told, int), rtol=0.05)
-    order = module("mnist_figures").rank_correlation(update.mean(axis=1))
+    order = module("experiments.mnist_figures").rank_correlation(update.mean(axis=1))
     assert f"correlation with time of {', '.join(f'{value:.2f}' for value in order)} |" in PAGE
     top = whole["numerator"][2].mean(axis=0)
     assert f"rises by {100 * (top.max() / top[0] - 1):.0f} % in the first two epochs" in PAGE
@@ -159,7 +159,7 @@ def test_the_textbook_s_numbers_are_those_of_the_results():
 
 
 def test_one_command_runs_every_other_example(monkeypatch, capsys):
-    gallery = module("gallery")
+    gallery = module("experiments.gallery")
     assert {*gallery.EXAMPLES, "gallery"} == ALL
     options = argparse.Namespace(
         output=Path("out"), smoke=True, draw_only=True, data_dir=Path("data"), data_url="url"
@@ -193,4 +193,4 @@ def test_an_example_that_fails_stops_the_gallery(monkeypatch, tmp_path, capsys):
     arguments = ["gallery.py", "--draw-only", "--output", str(tmp_path), "--examples", "airfoil"]
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit, match="airfoil failed with exit status 1"):
-        module("gallery").main()
+        module("experiments.gallery").main()

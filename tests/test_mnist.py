@@ -47,17 +47,17 @@ def data(tmp_path_factory):
 def mnist():
     # An example may promote ranks as its users do.
     with jax.numpy_rank_promotion("allow"):
-        yield module("_mnist")
+        yield module("experiments._mnist")
 
 
 @pytest.fixture(scope="module")
 def tables():
-    return module("mnist_tables")
+    return module("experiments.mnist_tables")
 
 
 @pytest.fixture
 def loaded(data):
-    found = module("_data")
+    found = module("experiments._data")
     found.SHA256 = data.sha256
     options = SimpleNamespace(data_dir=data.folder, data_url=None)
     return tuple(tuple(map(jnp.asarray, half)) for half in found.mnist(options))
@@ -182,7 +182,7 @@ def test_a_plateau_that_the_settings_cut_off_is_at_least_so_wide(tables):
 
 def test_the_rank_correlation_is_spearman_s():
     rows = np.array([[5.0, 4.0, 3.0, 2.0], [1.0, 10.0, 100.0, 1000.0], [1.0, 2.0, 4.0, 3.0]])
-    found = module("mnist_figures").rank_correlation(rows)
+    found = module("experiments.mnist_figures").rank_correlation(rows)
     # 1 - 6 sum(d^2) / (n (n^2 - 1)), where two neighbours of four have changed places.
     assert found == pytest.approx([-1, 1, 1 - 6 * 2 / 60])
 
@@ -199,7 +199,7 @@ def told(first, update, numerator, cosine, capsys):
         }
         for layer, rate in enumerate(first, start=1)
     }
-    module("mnist_figures").tell_2({"epochs": times, "whole": whole})
+    module("experiments.mnist_figures").tell_2({"epochs": times, "whole": whole})
     return re.findall(r"^  \d\. .*: ((?:not )?true)", capsys.readouterr().out, re.MULTILINE)
 
 
@@ -305,7 +305,7 @@ def test_results_that_cannot_be_read_are_found_before_the_training(tmp_path, mon
     (tmp_path / "mnist_tables.json").write_text('{"Table 1": ')
     monkeypatch.setattr(sys, "argv", ["mnist_tables.py", "--output", str(tmp_path)])
     with pytest.raises(SystemExit, match=r"mnist_tables\.json is not a file of results"):
-        module("mnist_tables").main()
+        module("experiments.mnist_tables").main()
     assert (tmp_path / "mnist_tables.json").read_text() == '{"Table 1": '
 
 
