@@ -110,9 +110,7 @@ def load(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise SystemExit(
-            f"There are no results in {path}. Run the script without options."
-        ) from None
+        raise SystemExit(f"There is no {path}. Run the script without options first.") from None
     except (OSError, ValueError) as error:
         raise SystemExit(f"{path} is not a file of results: {error}") from None
 

@@ -16,7 +16,7 @@ from experiments import _data
 
 SIZES = (784, 500, 300, 10)
 BATCH = 100
-SMOKE_IMAGES = 600
+SMOKE_IMAGES = 300
 # On a CPU, one network at a time stays in the cache, which is twice as fast as all at once.
 ABREAST = None if jax.default_backend() == "cpu" else 64
 

@@ -68,7 +68,8 @@ def run(experiment: Experiment) -> None:
     if not options.draw_only:
         _report.check_writable(file)
         made = _report.provenance(parser, options)
-        saved = _report.load(file) if file.exists() else {}
+        before = _report.load(file) if file.exists() else {}
+        saved = {part: before[part] for part in experiment.epochs if part in before}
         data = experiment.load(options)
         for part in options.only:
             given = argparse.Namespace(**vars(options))
