@@ -24,13 +24,29 @@ PACKAGES = ("optax_adadelta", "jax", "jaxlib", "optax", "numpy")
 PLACES = ("data_dir", "data_url", "output", "draw_only", "table")
 
 
-def options(module: str, description: str) -> argparse.ArgumentParser:
-    """Returns the parser of a script that is run as `python -m module`."""
-    return argparse.ArgumentParser(
+def options(
+    module: str, description: str, output: str | None = None, page: Path | None = None
+) -> argparse.ArgumentParser:
+    """Returns the parser of a script that is run as `python -m module`.
+
+    With `output`, the name of a file of results, it has `--output` and `--smoke`. With `page` it
+    has `--table`, which fills the tables of that page.
+    """
+    parser = argparse.ArgumentParser(
         prog=f"python -m {module}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    if output is not None:
+        default = None if output.endswith("VERSION.json") else RESULTS / output
+        text = f"where to write JSON (default: benchmarks/results/{output})"
+        parser.add_argument("--output", type=Path, default=default, help=text)
+        text = "quick check at small sizes (default: off)"
+        parser.add_argument("--smoke", action="store_true", help=text)
+    if page is not None:
+        text = f"measure nothing; put the results into docs/{page.name} (default: off)"
+        parser.add_argument("--table", action="store_true", help=text)
+    return parser
 
 
 def run(main: Callable[[], None]) -> None:

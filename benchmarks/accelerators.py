@@ -248,16 +248,11 @@ def tables(report: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Reads the options, compiles, writes, and says what came out."""
-    parser = options(__spec__.name, __doc__)
+    """Reads the options, compiles, writes, and prints the results."""
+    parser = options(__spec__.name, __doc__, "accelerators.json", PAGE)
     add = parser.add_argument
-    text = "compilations of each case, of which the shortest counts (default: %(default)s)"
+    text = "compilations of each case; the shortest counts (default: %(default)s)"
     add("--repeats", type=int, default=3, help=text)
-    text = "where to write JSON (default: benchmarks/results/accelerators.json)"
-    add("--output", type=Path, default=OUTPUT, help=text)
-    text = "compile nothing; put the results into docs/performance.md (default: off)"
-    add("--table", action="store_true", help=text)
-    add("--smoke", action="store_true", help="only try that all works (default: off)")
     add("--work", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.work:

@@ -1,18 +1,15 @@
-"""What clipping costs before Adadelta, and how many small leaves become cheap.
+"""What clipping before Adadelta costs, and how to make many small leaves cheap.
 
-A step is the update and its application, parameters and state donated, one kind of step after
-another, in turns, in one run: Adadelta alone; after Optax's clip by the global norm and after ours;
-inside optax.flatten; and on parameters that are kept as one flat array.
+A step is the update and its application, with parameters and state donated. The kinds of step take
+turns in one process: Adadelta alone, after Optax's clip by the global norm, after ours, inside
+optax.flatten, and on parameters kept as one flat array.
 
     python -m benchmarks.chain
 
-It takes ten minutes and 8 GB. The tables of docs/performance.md are made from all results by
-
-    python -m benchmarks.chain --table
+It takes ten minutes and 8 GB. With `--table` it fills the tables of docs/performance.md.
 """
 
 import gc
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -124,16 +121,12 @@ def with_tables(page: str, reports: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Reads the options, measures or fills the page, and says what came out."""
-    parser = options(__spec__.name, __doc__)
+    """Reads the options, measures or fills the page, and prints the results."""
+    parser = options(__spec__.name, __doc__, "chain-BACKEND-jax-VERSION.json", PAGE)
     add = parser.add_argument
     text = "some of: " + ", ".join(CASES) + " (default: all)"
     add("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE", help=text)
     add("--rounds", type=int, default=15, help="turns of each (default: %(default)s)")
-    text = "where to write JSON (default: benchmarks/results/chain-BACKEND-jax-VERSION.json)"
-    add("--output", type=Path, help=text)
-    add("--table", action="store_true", help="fill the page from the results (default: off)")
-    add("--smoke", action="store_true", help="only try that all works (default: off)")
     given = parser.parse_args()
     if given.table:
         page = with_tables(PAGE.read_text(encoding="utf-8"), load_all("chain-*.json"))

@@ -1,12 +1,12 @@
 """What it costs to clamp gradients to the largest value whose square is finite.
 
-A donated step, update and apply, with and without the guard, in turns in one process.
+A step with and without the clamp, in turns in one process. A step is the update and its
+application, with parameters and state donated.
 
     pip install -e ".[examples]" && python -m benchmarks.overflow_guard
 """
 
 import functools
-import pathlib
 import statistics
 import time
 from unittest import mock
@@ -45,14 +45,11 @@ def stepper(size: int, guarded: bool):
 
 
 def main() -> None:
-    """Reads the options, measures, writes, and says what came out."""
-    parser = options(__spec__.name, __doc__)
+    """Reads the options, measures, writes, and prints the results."""
+    parser = options(__spec__.name, __doc__, "overflow_guard-jax-VERSION.json")
     add = parser.add_argument
     add("--size", type=int, default=8_000_000, help="parameters (default: %(default)s)")
     add("--steps", type=int, default=60, help="steps of each (default: %(default)s)")
-    text = "where to write JSON (default: benchmarks/results/overflow_guard-jax-VERSION.json)"
-    add("--output", type=pathlib.Path, help=text)
-    add("--smoke", action="store_true", help="only try that all works (default: off)")
     given = parser.parse_args()
     size, steps = (1000, 3) if given.smoke else (given.size, given.steps)
 

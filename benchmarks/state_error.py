@@ -14,7 +14,6 @@ of squares, relative to that of the exact sum.
 
 import functools
 import math
-import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -243,15 +242,8 @@ def with_table(page: str, report: dict) -> str:
 
 
 def main() -> None:
-    """Reads the options, compares, writes, and says what came out."""
-    parser = options(__spec__.name, __doc__)
-    add = parser.add_argument
-    text = "where to write the results as JSON (default: benchmarks/results/state_error.json)"
-    add("--output", type=pathlib.Path, default=RESULTS, help=text)
-    text = "only put the table of the results there are into docs/quantization.md (default: off)"
-    add("--table", action="store_true", help=text)
-    text = "only try that all works: 4,096 coordinates, 20 steps (default: off)"
-    add("--smoke", action="store_true", help=text)
+    """Reads the options, compares, writes, and prints the results."""
+    parser = options(__spec__.name, __doc__, "state_error.json", PAGE)
     given = parser.parse_args()
 
     if given.table:

@@ -1,13 +1,14 @@
-"""What a step takes of time and memory with averages in float32, 16 and 8 bits.
+"""Time and memory of a step with averages in float32, 16 and 8 bits.
 
 A step is the update and its application, with parameters and state donated. The three storages
-take turns in one process with optax.adadelta and two bounds. On a CPU, the floor is float32's step
-as one loop in C. Everywhere, the speed at which JAX adds one to a large array in place bounds the
-speed of what has 28, 20 or 16 bytes per parameter to move: the gradient is read, the parameter and
-the state are read and written. Scratch is what the compiler says. Compile times are CPU seconds.
+take turns in one process with optax.adadelta and two bounds. On a CPU, the floor is the float32
+step as one loop in C. On every device, the bound is the speed at which JAX adds one to a large
+array in place. A step has to move 28, 20 or 16 bytes per parameter: it reads the gradient, and
+reads and writes the parameter and the state. The compiler reports scratch memory. Compile times are
+CPU seconds.
 
-Memory is that of a fresh process for each storage, and for optax.adadelta, with one leaf of 100M
-parameters and its gradient: what the device's allocator says or, on a CPU, what Linux does.
+Memory is measured in a fresh process for each storage and for optax.adadelta, with one leaf of 100M
+parameters and its gradient. It is read from the device's allocator or, on a CPU, from Linux.
 
     pip install -e ".[examples]" && python -m benchmarks.state_step
 
@@ -206,15 +207,10 @@ def with_tables(page: str, reports: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Reads the options, measures, writes, and says what came out."""
-    parser = options(__spec__.name, __doc__)
+    """Reads the options, measures, writes, and prints the results."""
+    parser = options(__spec__.name, __doc__, "state_step-BACKEND-jax-VERSION.json", PAGE)
     add = parser.add_argument
     add("--rounds", type=int, default=12, help="turns of each, at least 2 (default: %(default)s)")
-    text = "where to write JSON (default: benchmarks/results/state_step-BACKEND-jax-VERSION.json)"
-    add("--output", type=Path, help=text)
-    text = "measure nothing; put all results there are into docs/performance.md (default: off)"
-    add("--table", action="store_true", help=text)
-    add("--smoke", action="store_true", help="only try that all works (default: off)")
     given = parser.parse_args()
     if given.rounds < 2:
         parser.error("--rounds must be at least 2, for quartiles")

@@ -1,14 +1,14 @@
-"""Whether training ends as well with Adadelta's two averages in 16 or 8 bits as in float32.
+"""Does training with averages in 16 or 8 bits end as well as in float32?
 
 Four tasks are trained to the end, each with several seeds: the network of examples/digits.py on
 scikit-learn's digits, the paper's 784-500-300-10 on MNIST for its six epochs, one block of
-attention that learns to sort ten numbers, and a stress, a quadratic whose gradients differ by 1e10
-within every row. A seed chooses the first weights and the order of the batches, so that the runs of
-a seed differ only in how the averages are kept. The question is whether the mean over the seeds is
-no farther from float32's than float32's own standard deviation over the seeds.
+attention that learns to sort ten numbers, and a stress test, a quadratic whose gradients differ by
+1e10 within every row. A seed sets the initial weights and the batch order, so the runs of a seed
+differ only in how the averages are stored. The table says whether the mean over the seeds is within
+float32's standard deviation over the seeds.
 
-MNIST is read from a folder that has its four files as they are published, and left out without
-one. Nothing is downloaded.
+MNIST is read from a folder that has its four published files. Without one it is left out. Nothing
+is downloaded.
 
     pip install -e ".[examples]" && python -m benchmarks.state_training --data-dir FOLDER
 """
@@ -145,19 +145,13 @@ def with_table(page: str, report: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Reads the options, trains, writes, and says what came out."""
-    parser = options(__spec__.name, __doc__)
+    """Reads the options, trains, writes, and prints the results."""
+    parser = options(__spec__.name, __doc__, "state_training.json", PAGE)
     add = parser.add_argument
     text = "a folder with the four files of MNIST (default: MNIST is left out)"
     add("--data-dir", type=pathlib.Path, help=text)
     text = "models of each task and width, at least 2 (default: %(default)s)"
     add("--seeds", type=int, default=5, help=text)
-    text = "where the results are, as JSON (default: benchmarks/results/state_training.json)"
-    add("--output", type=pathlib.Path, default=RESULTS, help=text)
-    text = "train nothing; put the results of --output into docs/quantization.md (default: off)"
-    add("--table", action="store_true", help=text)
-    text = "only try that all works: little data, 2 seeds, an epoch or two (default: off)"
-    add("--smoke", action="store_true", help=text)
     given = parser.parse_args()
     if given.seeds < 2:
         parser.error("--seeds must be at least 2, for a spread")

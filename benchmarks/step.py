@@ -1,12 +1,12 @@
-"""How long a step of Adadelta takes, here and elsewhere, beside the least that it can take.
+"""How long a step of Adadelta takes in this package, Optax, Keras on JAX and torch.
 
-A step is the update and its application, parameters and state donated, of this package, Optax,
-Keras on JAX and torch, one after another, in turns, in one run; and the floor, a compiled loop
-that reads and writes each number once. What is not installed is left out.
+A step is the update and its application, with parameters and state donated. The packages take turns
+in one process, with a floor: a compiled loop that reads and writes each number once. Packages that
+are not installed are left out.
 
     pip install -e ".[peers]" && python -m benchmarks.step
 
-It takes twenty minutes and 12 GB. The results are drawn and tabled by step_report.py.
+It takes twenty minutes and 12 GB. step_report.py makes tables and a picture of the results.
 """
 
 import gc
@@ -133,15 +133,12 @@ def measure(
 
 
 def main() -> None:
-    """Reads the options, measures, writes, and says what came out."""
-    parser = options(__spec__.name, __doc__)
+    """Reads the options, measures, writes, and prints the results."""
+    parser = options(__spec__.name, __doc__, "step-BACKEND-jax-VERSION.json")
     add = parser.add_argument
     text = "some of: " + ", ".join(CASES) + " (default: all)"
     add("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE", help=text)
     add("--rounds", type=int, default=15, help="turns of each (default: %(default)s)")
-    text = "where to write JSON (default: benchmarks/results/step-BACKEND-jax-VERSION.json)"
-    add("--output", type=Path, help=text)
-    add("--smoke", action="store_true", help="only try that all works (default: off)")
     given = parser.parse_args()
     cases = SMOKE if given.smoke else {name: CASES[name] for name in given.cases}
     rounds = 1 if given.smoke else given.rounds
