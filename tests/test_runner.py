@@ -6,6 +6,7 @@ import sys
 import pytest
 from matplotlib.figure import Figure
 
+import benchmarks
 from benchmarks import _report
 from experiments import _runner
 
@@ -117,12 +118,18 @@ def test_an_interrupted_run_keeps_what_is_done(start, made, saved, capsys):
     assert saved()["one"]["number"] == 101
 
 
-def test_a_missing_package_is_named(capsys):
+def test_a_missing_package_is_named():
     def main():
         import no_such_package_at_all  # noqa: F401
 
     with pytest.raises(SystemExit, match=r"^no_such_package_at_all is not installed\. Run: pip"):
         _report.run(main)
+
+
+def test_a_package_that_is_missing_at_the_start_is_named():
+    benchmarks.require("numpy")
+    with pytest.raises(SystemExit, match=r"^no_such_package_at_all is not installed\. Run: pip"):
+        benchmarks.require("numpy", "no_such_package_at_all")
 
 
 def test_an_output_that_is_a_file_is_refused_before_the_data_is_loaded(start, made, tmp_path):
