@@ -8,6 +8,8 @@ import pytest
 import scripts
 from reference import algorithm_1, one_step
 
+pytestmark = pytest.mark.scripts
+
 FILE = "airfoil_self_noise.dat"
 PICTURES = {f"airfoil{name}-smoke.png" for name in ("", "_rho", "_forms", "_breakers", "_methods")}
 

@@ -14,6 +14,8 @@ from scripts import Data, check_picture, module, run
 
 from optax_adadelta import adadelta
 
+pytestmark = pytest.mark.scripts
+
 IMAGES = 350
 SEEDS = 2
 
@@ -91,7 +93,6 @@ def adadelta_by_hand(g, e_g, e_x):
     return -dx, averages
 
 
-@pytest.mark.scripts
 @pytest.mark.parametrize(
     ("optimizer", "settings", "update"),
     [
@@ -223,7 +224,6 @@ def smoke(data, tmp_path_factory):
     return output, json.loads((output / "mnist_tables-smoke.json").read_text())
 
 
-@pytest.mark.scripts
 def test_the_tables_downloaded_and_trained(smoke, data, tables):
     output, report = smoke
     assert sorted(data.requests) == sorted(f"/{name}" for name in data.sha256)
@@ -238,7 +238,6 @@ def test_the_tables_downloaded_and_trained(smoke, data, tables):
         check_picture(output / f"mnist_{picture}-smoke.png")
 
 
-@pytest.mark.scripts
 def test_the_tables_show_mean_and_deviation(smoke, tables):
     _, report = smoke
     shown = tables.tables(report)["mnist table 2"].splitlines()
@@ -250,7 +249,6 @@ def test_the_tables_show_mean_and_deviation(smoke, tables):
             assert f"| {mean:.2f} ± {deviation:.2f} |" in line, name
 
 
-@pytest.mark.scripts
 def test_the_same_setting_comes_out_alike_in_every_table(smoke, tables):
     _, report = smoke
     one, two, three = (
@@ -262,7 +260,6 @@ def test_the_same_setting_comes_out_alike_in_every_table(smoke, tables):
     assert max(one) < 84
 
 
-@pytest.mark.scripts
 def test_the_figures(data, smoke, tmp_path):
     arguments = ("--smoke", "--data-dir", data.folder, "--output", tmp_path)
     run("experiments.mnist_figures", *arguments, data=data)

@@ -13,6 +13,8 @@ from scripts import module, run
 
 from optax_adadelta import adadelta
 
+pytestmark = pytest.mark.scripts
+
 NAMES = ("Rosenbrock", "Beale", "Ravine", "Saddle")
 METHODS = ("SGD", "Momentum", "Adagrad", "RMSProp", "Adam")
 MINIMA = {
@@ -198,7 +200,6 @@ def test_on_beale_it_jumps_when_its_rates_have_outgrown_the_curvature(trajectori
     assert sharpness(lowest // 2) < 1 < 2 < sharpness(lowest)
 
 
-@pytest.mark.scripts
 def test_the_picture_and_the_animation_are_pictures(smoke):
     printed, picture = smoke
     animation = picture.with_suffix(".gif")
@@ -232,7 +233,6 @@ def test_the_picture_and_the_animation_are_pictures(smoke):
     assert max(changed) < 0.1 * frames[0].shape[0] * frames[0].shape[1]
 
 
-@pytest.mark.scripts
 def test_the_learning_rates_in_the_ravine_are_those_of_algorithm_1(results):
     points, rates = results["points"]["Ravine", "Adadelta"], results["own rates"]
     np.testing.assert_array_equal(rates[0], [1, 1])
@@ -242,7 +242,6 @@ def test_the_learning_rates_in_the_ravine_are_those_of_algorithm_1(results):
     assert (rates[1:, 0] > 10 * rates[1:, 1]).all()
 
 
-@pytest.mark.scripts
 def test_the_table_agrees_with_the_numbers(results, trajectories, capsys):
     trajectories.tell(results)
     first, second = capsys.readouterr().out.rsplit("\n", 2)[0:2]
