@@ -1,4 +1,4 @@
-"""The cards that steps are compiled for, without having one: their compilers and devices."""
+"""Compilers and device descriptions for the GPU and the TPU, which need not be there."""
 
 import importlib.metadata
 import importlib.util

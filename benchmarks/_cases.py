@@ -1,4 +1,4 @@
-"""The trees whose step is measured, by the shapes of their leaves."""
+"""Parameter trees to measure, as the shapes of their leaves."""
 
 Shape = tuple[int, ...]
 

@@ -1,9 +1,9 @@
-"""Ways to keep Adadelta's two averages in few bits, each as a function from values to values.
+"""Ways to store Adadelta's two averages in few bits, each as a function from values to values.
 
-Nothing is packed: a value goes to the one that would be read back. A code is a function
-`(x, u) -> x` of numbers that are not negative and a dither `u`, evenly spread over [0, 1). A store
-is a function `(e_g, e_x, dithers, spare) -> (e_g, e_x, spare)` of both averages, where `spare`
-is what it keeps besides.
+Nothing is packed: a function returns the value that would be read back. A code is a function
+`(x, u) -> x` of nonnegative numbers and a dither `u`, uniform over [0, 1). A store is a function
+`(e_g, e_x, dithers, spare) -> (e_g, e_x, spare)` of both averages, where `spare` is additional
+state.
 """
 
 import jax

@@ -1,4 +1,4 @@
-"""One whole step, update and apply, of each Adadelta: a function that makes it and waits."""
+"""A whole step of each Adadelta, update and apply, as a function that makes it and waits."""
 
 import itertools
 import os

@@ -1,4 +1,4 @@
-"""The least a step can take: one pass of a compiled loop, or the bytes at the speed of a copy."""
+"""The shortest possible step: one pass of a compiled loop, or as many bytes at copy speed."""
 
 import ctypes
 import functools

@@ -1,4 +1,4 @@
-"""What `state_training.py` trains: two networks on images, attention on sequences, and a stress."""
+"""The tasks of `state_training.py`: two image networks, attention, and a stress test."""
 
 import gzip
 import itertools

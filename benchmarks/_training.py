@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from _cases import MLP, Shape
-from _contenders import EPS, RHO, Contender, compiled, optimizers, timed
+
+from benchmarks._cases import MLP, Shape
+from benchmarks._contenders import EPS, RHO, Contender, compiled, optimizers, timed
 
 BATCH = 100
 

@@ -8,7 +8,7 @@ are properties of the program. Nothing runs, so nothing is said of time on the c
 A compiler can abort its process or take hours, so each case compiles in a process of its own. A
 case that ends so is reported as failed, and the others go on.
 
-    pip install -e ".[accelerators]" && python benchmarks/accelerators.py
+    pip install -e ".[accelerators]" && python -m benchmarks.accelerators
 
 CONTRIBUTING.md says how to install the extra. It takes twenty minutes.
 """
@@ -27,23 +27,35 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from _cards import CARDS, devices_of, environment, problem
-from _cases import CASES as TREES
-from _cases import Shape
-from _compiled import read_program
-from _report import RESULTS, filled, markdown, provenance, save
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from step_report import versions
 from tqdm import tqdm
 
+from benchmarks._cards import CARDS, devices_of, environment, problem
+from benchmarks._cases import CASES as TREES
+from benchmarks._cases import Shape
+from benchmarks._compiled import read_program
+from benchmarks._report import (
+    RESULTS,
+    check_writable,
+    filled,
+    load,
+    markdown,
+    options,
+    provenance,
+    run,
+    save,
+)
+from benchmarks.step_report import versions
 from optax_adadelta import adadelta, stochastic_round
 
 PART = "accelerators"
-PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "performance.md"
 OUTPUT = RESULTS / "accelerators.json"
 PACKAGES = ("optax_adadelta", "jax", "jaxlib", "optax", *sum(CARDS.values(), ()))
 LIMIT = 300  # seconds for a case, after which its process is stopped
 LONG = 10  # seconds of compiling, after which a case is not compiled again
+WORKER = [sys.executable, "-m", "benchmarks.accelerators", "--work"]
 FEW = 1000  # parameters, of which bytes per parameter say nothing
 RULES = {
     "float32": adadelta(),
@@ -153,7 +165,8 @@ def compiled(cases: list[Case], together: bool = False) -> Iterator[dict[str, An
     while remaining:
         batch = remaining if together else remaining[:1]
         done = subprocess.run(
-            [sys.executable, __file__, "--work"],
+            WORKER,
+            cwd=ROOT,
             input=json.dumps(batch),
             capture_output=True,
             encoding="utf-8",
@@ -235,48 +248,41 @@ def tables(report: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Reads the options, compiles, writes, and says what came out."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Reads the options, compiles, writes, and prints the results."""
+    parser = options(__spec__.name, __doc__, "accelerators.json", PAGE)
     add = parser.add_argument
-    text = "compilations of each case, of which the shortest counts (default: %(default)s)"
+    text = "compilations of each case; the shortest counts (default: %(default)s)"
     add("--repeats", type=int, default=3, help=text)
-    text = "where to write JSON (default: benchmarks/results/accelerators.json)"
-    add("--output", type=Path, default=OUTPUT, help=text)
-    text = "compile nothing; put the results into docs/performance.md (default: off)"
-    add("--table", action="store_true", help=text)
-    add("--smoke", action="store_true", help="only try that all works (default: off)")
     add("--work", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.work:
+    given = parser.parse_args()
+    if given.work:
         work(json.load(sys.stdin))
         return
-    if options.table:
-        report = json.loads(options.output.read_text("utf-8"))
+    if given.table:
+        report = load(given.output)
         page = filled(PAGE.read_text("utf-8"), PART, tables(report))
         PAGE.write_text(page, encoding="utf-8")
-        print(f"{options.output} is in {PAGE}")
+        print(f"{given.output} is in {PAGE}")
         return
-    if options.repeats < 1:
+    if given.repeats < 1:
         parser.error("--repeats must be at least 1")
     if problems := list(filter(None, map(problem, CARDS))):
         parser.error("; ".join(problems) + " (CONTRIBUTING.md says how)")
 
-    todo = [job for card in CARDS for job in jobs(card, options.smoke, options.repeats)]
+    todo = [job for card in CARDS for job in jobs(card, given.smoke, given.repeats)]
     jax.config.update("jax_platforms", "cpu")
-    command = f"python benchmarks/accelerators.py --repeats {options.repeats}"
-    report = provenance(command + " --smoke" * options.smoke, PACKAGES) | {"cards": {}}
+    check_writable(given.output)
+    report = provenance(parser, given, PACKAGES) | {"cards": {}}
     progress = tqdm(todo, unit="case")
-    results = compiled([case for *_, case in todo], together=options.smoke)
+    results = compiled([case for *_, case in todo], together=given.smoke)
     for (section, name, rule, case), facts in zip(progress, results, strict=True):
         progress.set_description(f"{case.card}, {name}, {rule}")
         found = report["cards"].setdefault(case.card, {})
         found.setdefault(section, {}).setdefault(name, {})[rule] = facts
-        save(options.output, report)
+        save(given.output, report)
     print(tables(report))
-    print(f"All of it: {options.output}")
+    print(f"All of it: {given.output}")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,38 +1,41 @@
-"""What clipping costs before Adadelta, and how many small leaves become cheap.
+"""What clipping before Adadelta costs, and how to make many small leaves cheap.
 
-A step is the update and its application, parameters and state donated, one kind of step after
-another, in turns, in one run: Adadelta alone; after Optax's clip by the global norm and after ours;
-inside optax.flatten; and on parameters that are kept as one flat array.
+A step is the update and its application, with parameters and state donated. The kinds of step take
+turns in one process: Adadelta alone, after Optax's clip by the global norm, after ours, inside
+optax.flatten, and on parameters kept as one flat array.
 
-    python benchmarks/chain.py
+    python -m benchmarks.chain
 
-It takes ten minutes and 8 GB. The tables of docs/performance.md are made from all results by
-
-    python benchmarks/chain.py --report
+It takes ten minutes and 8 GB. With `--table` it fills the tables of docs/performance.md.
 """
 
-import argparse
 import gc
-import json
-import shlex
-import sys
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import optax
-from _cases import CASES, SMOKE, Shape
-from _contenders import CLIP, EPS, RHO, Contender, of_optax
-from _report import RESULTS, filled, markdown, provenance, save
-from step import in_turns
-from step_report import versions
 from tqdm import tqdm
 
+from benchmarks._cases import CASES, SMOKE, Shape
+from benchmarks._contenders import CLIP, EPS, RHO, Contender, of_optax
+from benchmarks._report import (
+    DOCS,
+    RESULTS,
+    check_writable,
+    filled,
+    load_all,
+    markdown,
+    options,
+    provenance,
+    run,
+    save,
+)
+from benchmarks.step import in_turns
+from benchmarks.step_report import versions
 from optax_adadelta import adadelta, clip_by_global_norm
 
-PACKAGES = ("optax_adadelta", "jax", "jaxlib", "optax", "numpy")
-PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
+PAGE = DOCS / "performance.md"
 ALONE, OURS, OPTAXS = "adadelta()", "clip_by_global_norm", "optax.clip_by_global_norm"
 FLATTEN, FLAT = "optax.flatten", "one flat array"
 FEW = 1000  # parameters, of which nanoseconds per parameter say nothing
@@ -118,34 +121,23 @@ def with_tables(page: str, reports: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Reads the options, measures or fills the page, and says what came out."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Reads the options, measures or fills the page, and prints the results."""
+    parser = options(__spec__.name, __doc__, "chain-BACKEND-jax-VERSION.json", PAGE)
     add = parser.add_argument
     text = "some of: " + ", ".join(CASES) + " (default: all)"
     add("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE", help=text)
     add("--rounds", type=int, default=15, help="turns of each (default: %(default)s)")
-    text = "where to write JSON (default: benchmarks/results/chain-BACKEND-jax-VERSION.json)"
-    add("--output", type=Path, help=text)
-    add("--report", action="store_true", help="fill the page from the results (default: off)")
-    add("--smoke", action="store_true", help="only try that all works (default: off)")
-    options = parser.parse_args()
-    if options.report:
-        paths = sorted(RESULTS.glob("chain-*.json"))
-        reports = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-        PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8"), reports), encoding="utf-8")
+    given = parser.parse_args()
+    if given.table:
+        page = with_tables(PAGE.read_text(encoding="utf-8"), load_all("chain-*.json"))
+        PAGE.write_text(page, encoding="utf-8")
         return
 
-    cases = SMOKE if options.smoke else {name: CASES[name] for name in options.cases}
-    rounds = 1 if options.smoke else options.rounds
-    output = options.output or (
-        RESULTS / f"chain-{jax.default_backend()}-jax-{jax.__version__}.json"
-    )
-    places = ("--output", str(options.output))
-    words = [word for word in sys.argv[1:] if word not in places]
-    report = provenance(shlex.join(["python", "benchmarks/chain.py", *words]), PACKAGES)
-    report["cases"] = {}
+    cases = SMOKE if given.smoke else {name: CASES[name] for name in given.cases}
+    rounds = 1 if given.smoke else given.rounds
+    output = given.output or (RESULTS / f"chain-{jax.default_backend()}-jax-{jax.__version__}.json")
+    check_writable(output)
+    report = provenance(parser, given) | {"cases": {}}
     with tqdm(total=rounds * len(cases), unit="turn") as progress:
         for name, shapes in cases.items():
             progress.set_description(name)
@@ -161,4 +153,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,17 +1,15 @@
-"""What breaks an Adadelta: the same gradients through torch, Optax, Keras and this package.
+"""Gradients that break an Adadelta, through torch, Optax, Keras and this package.
 
-Every optimizer gets the same gradients, rho and eps, with a learning rate of 1, and its updates
-are compared with Algorithm 1 of the paper in NumPy float64. Parameters are put back to zero before
-each step, so that what is read is the update itself, rounded once to their dtype. A peer that is
-not installed is left out; the committed results come from a run with all of them:
+Every optimizer gets the same gradients, rho and eps, with a learning rate of 1. Its updates are
+compared with Algorithm 1 of the paper in NumPy float64. Parameters are set to zero before each
+step, so the new parameter is the update itself, rounded once to its dtype. Packages that are not
+installed are left out. The committed results have all of them:
 
-    pip install -e ".[peers]" && python benchmarks/hazards.py
+    pip install -e ".[peers]" && python -m benchmarks.hazards
 """
 
-import argparse
 import functools
 import os
-import pathlib
 import warnings
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
@@ -20,14 +18,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from _report import RESULTS as FOLDER
-from _report import filled, markdown, provenance, save
 from tqdm import tqdm
 
 import optax_adadelta
+from benchmarks._report import (
+    DOCS,
+    check_writable,
+    filled,
+    load,
+    markdown,
+    options,
+    provenance,
+    run,
+    save,
+)
+from benchmarks._report import RESULTS as FOLDER
 
-HERE = pathlib.Path(__file__).parent
-PAGE = HERE.parent / "docs" / "numerics.md"
+PAGE = DOCS / "numerics.md"
 RESULTS = FOLDER / "hazards.json"
 PART = "hazards"
 PACKAGES = ("optax_adadelta", "optax", "torch", "keras", "jax", "jaxlib", "numpy")
@@ -218,30 +225,22 @@ def with_table(page: str, report: dict) -> str:
 
 
 def main() -> None:
-    """Reads the options, measures, writes, and says what came out."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    text = "where to write the results as JSON (default: benchmarks/results/hazards.json)"
-    add("--output", type=pathlib.Path, default=RESULTS, help=text)
-    text = "put the table into docs/numerics.md too (default: off)"
-    add("--table", action="store_true", help=text)
-    text = "only try that all works: the first 100 gradients of each hazard (default: off)"
-    add("--smoke", action="store_true", help=text)
-    options = parser.parse_args()
+    """Reads the options, measures, writes, and prints the results."""
+    parser = options(__spec__.name, __doc__, "hazards.json", PAGE)
+    given = parser.parse_args()
 
-    report = {
-        **provenance("python benchmarks/hazards.py" + " --smoke" * options.smoke, PACKAGES),
-        "results": run_all(options.smoke),
-    }
-    save(options.output, report)
-    if options.table:
-        PAGE.write_text(with_table(PAGE.read_text("utf-8"), report), encoding="utf-8")
+    if given.table:
+        page = with_table(PAGE.read_text("utf-8"), load(given.output))
+        PAGE.write_text(page, encoding="utf-8")
+        print(f"The table is in {PAGE}")
+        return
+    check_writable(given.output)
+    report = provenance(parser, given, PACKAGES) | {"results": run_all(given.smoke)}
+    save(given.output, report)
     print(table(report))
-    print("Errors are relative, against float64; what is measured of each hazard, the JSON says.")
-    print(f"Results: {options.output}")
+    print("Errors are relative to float64. The JSON file says what is measured of each hazard.")
+    print(f"Results: {given.output}")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,13 +1,12 @@
 """What it costs to clamp gradients to the largest value whose square is finite.
 
-A donated step, update and apply, with and without the guard, in turns in one process.
+A step with and without the clamp, in turns in one process. A step is the update and its
+application, with parameters and state donated.
 
-    pip install -e ".[examples]" && python benchmarks/overflow_guard.py
+    pip install -e ".[examples]" && python -m benchmarks.overflow_guard
 """
 
-import argparse
 import functools
-import pathlib
 import statistics
 import time
 from unittest import mock
@@ -15,9 +14,9 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import optax
-from _report import RESULTS, provenance, save
 from tqdm import trange
 
+from benchmarks._report import RESULTS, check_writable, options, provenance, run, save
 from optax_adadelta import _equation, adadelta
 
 
@@ -46,19 +45,16 @@ def stepper(size: int, guarded: bool):
 
 
 def main() -> None:
-    """Reads the options, measures, writes, and says what came out."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Reads the options, measures, writes, and prints the results."""
+    parser = options(__spec__.name, __doc__, "overflow_guard-jax-VERSION.json")
     add = parser.add_argument
     add("--size", type=int, default=8_000_000, help="parameters (default: %(default)s)")
     add("--steps", type=int, default=60, help="steps of each (default: %(default)s)")
-    text = "where to write JSON (default: benchmarks/results/overflow_guard-jax-VERSION.json)"
-    add("--output", type=pathlib.Path, help=text)
-    add("--smoke", action="store_true", help="only try that all works (default: off)")
-    options = parser.parse_args()
-    size, steps = (1000, 3) if options.smoke else (options.size, options.steps)
+    given = parser.parse_args()
+    size, steps = (1000, 3) if given.smoke else (given.size, given.steps)
 
+    output = given.output or RESULTS / f"overflow_guard-jax-{jax.__version__}.json"
+    check_writable(output)
     steppers = {"with": stepper(size, True), "without": stepper(size, False)}
     for once in steppers.values():
         once()
@@ -71,14 +67,12 @@ def main() -> None:
         name: [1e9 * q / size for q in statistics.quantiles(t, n=4)[::2]]
         for name, t in times.items()
     }
-    command = f"python benchmarks/overflow_guard.py --size {size} --steps {steps}"
     report = {
-        **provenance(command, ("jax", "jaxlib", "optax")),
+        **provenance(parser, given),
         "nanoseconds per parameter": nanoseconds,
         "quartiles": quartiles,
         "ratio": nanoseconds["with"] / nanoseconds["without"],
     }
-    output = options.output or RESULTS / f"overflow_guard-jax-{jax.__version__}.json"
     save(output, report)
     for name, median in nanoseconds.items():
         low, high = quartiles[name]
@@ -87,4 +81,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -9,31 +9,37 @@ Student's t distribution with three degrees of freedom, without a mean, a tenth 
 The error is that of the sum of all updates, compared with averages in float32: the root of the sum
 of squares, relative to that of the exact sum.
 
-    pip install -e ".[examples]" && python benchmarks/state_error.py
+    pip install -e ".[examples]" && python -m benchmarks.state_error
 """
 
-import argparse
 import functools
-import json
 import math
-import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import _codes as codes
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _report import RESULTS as FOLDER
-from _report import filled, markdown, provenance, save
 from tqdm import tqdm
 
+from benchmarks import _codes as codes
+from benchmarks._report import (
+    DOCS,
+    check_writable,
+    filled,
+    load,
+    markdown,
+    options,
+    provenance,
+    run,
+    save,
+)
+from benchmarks._report import RESULTS as FOLDER
 from optax_adadelta import scale_by_adadelta
 
-PAGE = pathlib.Path(__file__).parent.parent / "docs" / "quantization.md"
+PAGE = DOCS / "quantization.md"
 RESULTS = FOLDER / "state_error.json"
 PART = "state errors"
-PACKAGES = ("optax_adadelta", "optax", "jax", "jaxlib", "numpy")
 RHOS = (0.9, 0.95, 0.99)
 ARRANGEMENTS = ("mixed", "rows", "heavy tails")
 SHIPPED = {"state_bits=16": 16, "state_bits=8": 8}
@@ -236,33 +242,22 @@ def with_table(page: str, report: dict) -> str:
 
 
 def main() -> None:
-    """Reads the options, compares, writes, and says what came out."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    text = "where to write the results as JSON (default: benchmarks/results/state_error.json)"
-    add("--output", type=pathlib.Path, default=RESULTS, help=text)
-    text = "only put the table of the results there are into docs/quantization.md (default: off)"
-    add("--table", action="store_true", help=text)
-    text = "only try that all works: 4,096 coordinates, 20 steps (default: off)"
-    add("--smoke", action="store_true", help=text)
-    options = parser.parse_args()
+    """Reads the options, compares, writes, and prints the results."""
+    parser = options(__spec__.name, __doc__, "state_error.json", PAGE)
+    given = parser.parse_args()
 
-    if options.table:
-        report = json.loads(options.output.read_text("utf-8"))
+    if given.table:
+        report = load(given.output)
         PAGE.write_text(with_table(PAGE.read_text("utf-8"), report), encoding="utf-8")
         print(f"The table is in {PAGE}")
         return
-    report = {
-        **provenance("python benchmarks/state_error.py" + " --smoke" * options.smoke, PACKAGES),
-        "results": run_all(options.smoke),
-    }
-    save(options.output, report)
+    check_writable(given.output)
+    report = provenance(parser, given) | {"results": run_all(given.smoke)}
+    save(given.output, report)
     print(table(report))
     print("Errors are of the sum of the updates, root of squares, against averages in float32.")
-    print(f"Results: {options.output}")
+    print(f"Results: {given.output}")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,23 +1,23 @@
-"""What a step takes of time and memory with averages in float32, 16 and 8 bits.
+"""Time and memory of a step with averages in float32, 16 and 8 bits.
 
 A step is the update and its application, with parameters and state donated. The three storages
-take turns in one process with optax.adadelta and two bounds. On a CPU, the floor is float32's step
-as one loop in C. Everywhere, the speed at which JAX adds one to a large array in place bounds the
-speed of what has 28, 20 or 16 bytes per parameter to move: the gradient is read, the parameter and
-the state are read and written. Scratch is what the compiler says. Compile times are CPU seconds.
+take turns in one process with optax.adadelta and two bounds. On a CPU, the floor is the float32
+step as one loop in C. On every device, the bound is the speed at which JAX adds one to a large
+array in place. A step has to move 28, 20 or 16 bytes per parameter: it reads the gradient, and
+reads and writes the parameter and the state. The compiler reports scratch memory. Compile times are
+CPU seconds.
 
-Memory is that of a fresh process for each storage, and for optax.adadelta, with one leaf of 100M
-parameters and its gradient: what the device's allocator says or, on a CPU, what Linux does.
+Memory is measured in a fresh process for each storage and for optax.adadelta, with one leaf of 100M
+parameters and its gradient. It is read from the device's allocator or, on a CPU, from Linux.
 
-    pip install -e ".[examples]" && python benchmarks/state_step.py
+    pip install -e ".[examples]" && python -m benchmarks.state_step
 
 It takes six minutes and 9 GB, on a machine that does nothing else.
 """
 
-import argparse
 import functools
 import gc
-import json
+import signal
 import statistics
 import time
 from collections.abc import Callable
@@ -30,19 +30,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from _cases import CASES as TREES
-from _cases import Shape
-from _contenders import EPS, RHO, optimizers
-from _floor import floor
-from _report import RESULTS, filled, markdown, provenance, save
-from step_report import versions
 from tqdm import tqdm
 
+from benchmarks._cases import CASES as TREES
+from benchmarks._cases import Shape
+from benchmarks._contenders import EPS, RHO, optimizers
+from benchmarks._floor import floor
+from benchmarks._report import (
+    DOCS,
+    RESULTS,
+    check_writable,
+    filled,
+    load_all,
+    markdown,
+    options,
+    provenance,
+    run,
+    save,
+)
+from benchmarks.step_report import versions
 from optax_adadelta import adadelta
 
-PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
+PAGE = DOCS / "performance.md"
 PART = "state steps"
-PACKAGES = ("optax_adadelta", "jax", "jaxlib", "optax", "numpy")
 FORMS = {"float32": None, "16 bits": 16, "8 bits": 8}
 RULES = {form: adadelta(rho=RHO, eps=EPS, state_bits=bits) for form, bits in FORMS.items()}
 RULES["optax"] = optimizers()["optax"]
@@ -143,9 +153,9 @@ def measure(shapes: list[Shape], rounds: int, added: int, progress: tqdm) -> dic
     steps["add"] = repeated(add, (jnp.zeros(added),))
     times = {name: [] for name in steps}
     for _ in range(rounds):
-        for name, run in steps.items():
-            run(1)
-            times[name].append(run(3 if on_cpu else 20))
+        for name, repeat in steps.items():
+            repeat(1)
+            times[name].append(repeat(3 if on_cpu else 20))
         progress.update()
     for name, taken in times.items():
         low, median, high = statistics.quantiles(taken, n=4, method="inclusive")
@@ -197,41 +207,34 @@ def with_tables(page: str, reports: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Reads the options, measures, writes, and says what came out."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Reads the options, measures, writes, and prints the results."""
+    parser = options(__spec__.name, __doc__, "state_step-BACKEND-jax-VERSION.json", PAGE)
     add = parser.add_argument
     add("--rounds", type=int, default=12, help="turns of each, at least 2 (default: %(default)s)")
-    text = "where to write JSON (default: benchmarks/results/state_step-BACKEND-jax-VERSION.json)"
-    add("--output", type=Path, help=text)
-    text = "measure nothing; put all results there are into docs/performance.md (default: off)"
-    add("--table", action="store_true", help=text)
-    add("--smoke", action="store_true", help="only try that all works (default: off)")
-    options = parser.parse_args()
-    if options.rounds < 2:
+    given = parser.parse_args()
+    if given.rounds < 2:
         parser.error("--rounds must be at least 2, for quartiles")
-    if options.table:
-        files = sorted(RESULTS.glob("state_step-*.json"))
-        reports = [json.loads(file.read_text("utf-8")) for file in files]
+    if given.table:
+        reports = load_all("state_step-*.json", RESULTS)
         PAGE.write_text(with_tables(PAGE.read_text("utf-8"), reports), encoding="utf-8")
-        print(f"{len(files)} results are in {PAGE}")
+        print(f"{len(reports)} results are in {PAGE}")
         return
 
-    cases, rounds = (SMOKE, 2) if options.smoke else (CASES, options.rounds)
-    side, added = (SIDE // 5, ADDED // 1000) if options.smoke else (SIDE, ADDED)
+    cases, rounds = (SMOKE, 2) if given.smoke else (CASES, given.rounds)
+    check_writable(given.output or RESULTS / "state_step.json")
+    side, added = (SIDE // 5, ADDED // 1000) if given.smoke else (SIDE, ADDED)
     with tqdm(total=len(RULES) + len(cases) * (len(RULES) + rounds), unit="turn") as progress:
         # First, for once this process uses a GPU it leaves little of its memory to others.
         kept: dict[str, Any] = {"parameters": side**2}
         for form in RULES:
             progress.set_description(f"memory, {form}")
-            with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            ignore = (signal.signal, (signal.SIGINT, signal.SIG_IGN))  # Ctrl-C is for this process.
+            with ProcessPoolExecutor(1, get_context("spawn"), *ignore) as pool:
                 kept[form] = pool.submit(held, form, side).result()
             progress.update()
-        command = f"python benchmarks/state_step.py --rounds {rounds}" + " --smoke" * options.smoke
-        report = {**provenance(command, PACKAGES), "memory": kept, "cases": {}}
+        report = provenance(parser, given) | {"memory": kept, "cases": {}}
         name = f"state_step-{jax.default_backend()}-jax-{jax.__version__}.json"
-        output = options.output or RESULTS / name
+        output = given.output or RESULTS / name
         built("float32", [jnp.zeros(8)])  # The first program takes longer to compile.
         for name, shapes in cases.items():
             progress.set_description(name)
@@ -244,4 +247,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,15 +1,13 @@
 """Fills the table of docs/memory.md from the results of state_error.py and state_step.py.
 
-python benchmarks/state_summary.py
+python -m benchmarks.state_summary
 """
 
-import json
-from pathlib import Path
 from typing import Any
 
-from _report import RESULTS, filled, markdown
+from benchmarks._report import DOCS, RESULTS, filled, load, load_all, markdown, run
 
-PAGE = Path(__file__).parent.parent / "docs" / "memory.md"
+PAGE = DOCS / "memory.md"
 PART = "storages"
 # Each storage with the names that the results have for it.
 STORAGES = {
@@ -62,9 +60,7 @@ def with_table(page: str, errors: dict[str, Any], steps: list[dict[str, Any]]) -
 
 def results() -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Returns the committed results of both benchmarks."""
-    errors = json.loads((RESULTS / "state_error.json").read_text("utf-8"))
-    files = sorted(RESULTS.glob("state_step-*.json"))
-    return errors, [json.loads(file.read_text("utf-8")) for file in files]
+    return load(RESULTS / "state_error.json"), load_all("state_step-*.json")
 
 
 def main() -> None:
@@ -74,4 +70,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,21 +1,19 @@
-"""Whether training ends as well with Adadelta's two averages in 16 or 8 bits as in float32.
+"""Does training with averages in 16 or 8 bits end as well as in float32?
 
 Four tasks are trained to the end, each with several seeds: the network of examples/digits.py on
 scikit-learn's digits, the paper's 784-500-300-10 on MNIST for its six epochs, one block of
-attention that learns to sort ten numbers, and a stress, a quadratic whose gradients differ by 1e10
-within every row. A seed chooses the first weights and the order of the batches, so that the runs of
-a seed differ only in how the averages are kept. The question is whether the mean over the seeds is
-no farther from float32's than float32's own standard deviation over the seeds.
+attention that learns to sort ten numbers, and a stress test, a quadratic whose gradients differ by
+1e10 within every row. A seed sets the initial weights and the batch order, so the runs of a seed
+differ only in how the averages are stored. The table says whether the mean over the seeds is within
+float32's standard deviation over the seeds.
 
-MNIST is read from a folder that has its four files as they are published, and left out without
-one. Nothing is downloaded.
+MNIST is read from a folder that has its four published files. Without one it is left out. Nothing
+is downloaded.
 
-    pip install -e ".[examples]" && python benchmarks/state_training.py --data-dir FOLDER
+    pip install -e ".[examples]" && python -m benchmarks.state_training --data-dir FOLDER
 """
 
-import argparse
 import functools
-import json
 import math
 import pathlib
 from typing import Any
@@ -23,14 +21,24 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from _report import RESULTS as FOLDER
-from _report import filled, markdown, provenance, save
-from _tasks import MNIST, Task, tasks
 from tqdm import tqdm
 
+from benchmarks._report import (
+    DOCS,
+    check_writable,
+    filled,
+    load,
+    markdown,
+    options,
+    provenance,
+    save,
+)
+from benchmarks._report import RESULTS as FOLDER
+from benchmarks._report import run as run_script
+from benchmarks._tasks import MNIST, Task, tasks
 from optax_adadelta import adadelta
 
-PAGE = pathlib.Path(__file__).parent.parent / "docs" / "quantization.md"
+PAGE = DOCS / "quantization.md"
 RESULTS = FOLDER / "state_training.json"
 PART = "state training"
 PACKAGES = ("optax_adadelta", "optax", "jax", "jaxlib", "numpy", "scikit-learn")
@@ -137,50 +145,37 @@ def with_table(page: str, report: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Reads the options, trains, writes, and says what came out."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Reads the options, trains, writes, and prints the results."""
+    parser = options(__spec__.name, __doc__, "state_training.json", PAGE)
     add = parser.add_argument
     text = "a folder with the four files of MNIST (default: MNIST is left out)"
     add("--data-dir", type=pathlib.Path, help=text)
     text = "models of each task and width, at least 2 (default: %(default)s)"
     add("--seeds", type=int, default=5, help=text)
-    text = "where the results are, as JSON (default: benchmarks/results/state_training.json)"
-    add("--output", type=pathlib.Path, default=RESULTS, help=text)
-    text = "train nothing; put the results of --output into docs/quantization.md (default: off)"
-    add("--table", action="store_true", help=text)
-    text = "only try that all works: little data, 2 seeds, an epoch or two (default: off)"
-    add("--smoke", action="store_true", help=text)
-    options = parser.parse_args()
-    if options.seeds < 2:
+    given = parser.parse_args()
+    if given.seeds < 2:
         parser.error("--seeds must be at least 2, for a spread")
-    folder = options.data_dir
+    folder = given.data_dir
     missing = [name for names in MNIST for name in names if folder and not (folder / name).exists()]
     if missing:
         parser.error(f"there is no {', '.join(missing)} in --data-dir {folder}")
 
-    if options.table:
-        report = json.loads(options.output.read_text("utf-8"))
+    if given.table:
+        report = load(given.output)
         PAGE.write_text(with_table(PAGE.read_text("utf-8"), report), encoding="utf-8")
     else:
-        seeds = 2 if options.smoke else options.seeds
+        seeds = 2 if given.smoke else given.seeds
         if folder is None:
             print("MNIST is left out: without --data-dir there are no files of it.")
-        command = f"python benchmarks/state_training.py --seeds {seeds}"
-        command += " --data-dir FOLDER" * bool(folder) + " --smoke" * options.smoke
-        report = {
-            **provenance(command, PACKAGES),
-            "seeds": seeds,
-            "tasks": {
-                name: run(name, task, seeds) for name, task in tasks(options.smoke, folder).items()
-            },
-        }
-        save(options.output, report)
+        check_writable(given.output)
+        report = provenance(parser, given, PACKAGES) | {"seeds": seeds, "tasks": {}}
+        for name, task in tasks(given.smoke, folder).items():
+            report["tasks"][name] = run(name, task, seeds)
+            save(given.output, report)
     print(table(report))
     print("Means and standard deviations over the seeds, and of the differences seed by seed.")
-    print(f"Results: {options.output}")
+    print(f"Results: {given.output}")
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -1,31 +1,37 @@
-"""How long a step of Adadelta takes, here and elsewhere, beside the least that it can take.
+"""How long a step of Adadelta takes in this package, Optax, Keras on JAX and torch.
 
-A step is the update and its application, parameters and state donated, of this package, Optax,
-Keras on JAX and torch, one after another, in turns, in one run; and the floor, a compiled loop
-that reads and writes each number once. What is not installed is left out.
+A step is the update and its application, with parameters and state donated. The packages take turns
+in one process, with a floor: a compiled loop that reads and writes each number once. Packages that
+are not installed are left out.
 
-    pip install -e ".[peers]" && python benchmarks/step.py
+    pip install -e ".[peers]" && python -m benchmarks.step
 
-It takes twenty minutes and 12 GB. The results are drawn and tabled by step_report.py.
+It takes twenty minutes and 12 GB. step_report.py makes tables and a picture of the results.
 """
 
-import argparse
 import gc
-import shlex
 import statistics
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from _cases import CASES, SMOKE, Shape
-from _contenders import Contender, eager, eager_update, of_keras, of_optax, of_torch, optimizers
-from _floor import floor
-from _report import RESULTS, provenance, save
-from _training import trainers
 from tqdm import tqdm
+
+from benchmarks._cases import CASES, SMOKE, Shape
+from benchmarks._contenders import (
+    Contender,
+    eager,
+    eager_update,
+    of_keras,
+    of_optax,
+    of_torch,
+    optimizers,
+)
+from benchmarks._floor import floor
+from benchmarks._report import RESULTS, check_writable, options, provenance, run, save
+from benchmarks._training import trainers
 
 PACKAGES = ("optax_adadelta", "jax", "jaxlib", "optax", "keras", "torch", "numpy")
 SETTINGS = ("alone", "clipped", "eager")
@@ -127,28 +133,19 @@ def measure(
 
 
 def main() -> None:
-    """Reads the options, measures, writes, and says what came out."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Reads the options, measures, writes, and prints the results."""
+    parser = options(__spec__.name, __doc__, "step-BACKEND-jax-VERSION.json")
     add = parser.add_argument
     text = "some of: " + ", ".join(CASES) + " (default: all)"
     add("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE", help=text)
     add("--rounds", type=int, default=15, help="turns of each (default: %(default)s)")
-    text = "where to write JSON (default: benchmarks/results/step-BACKEND-jax-VERSION.json)"
-    add("--output", type=Path, help=text)
-    add("--smoke", action="store_true", help="only try that all works (default: off)")
-    options = parser.parse_args()
-    cases = SMOKE if options.smoke else {name: CASES[name] for name in options.cases}
-    rounds = 1 if options.smoke else options.rounds
-    output = options.output or (
-        RESULTS / f"step-{jax.default_backend()}-jax-{jax.__version__}.json"
-    )
+    given = parser.parse_args()
+    cases = SMOKE if given.smoke else {name: CASES[name] for name in given.cases}
+    rounds = 1 if given.smoke else given.rounds
+    output = given.output or (RESULTS / f"step-{jax.default_backend()}-jax-{jax.__version__}.json")
 
-    places = ("--output", str(options.output))
-    words = [word for word in sys.argv[1:] if word not in places]
-    report = provenance(shlex.join(["python", "benchmarks/step.py", *words]), PACKAGES)
-    report["cases"] = {}
+    check_writable(output)
+    report = provenance(parser, given, PACKAGES) | {"cases": {}}
     small = [name for name, shapes in cases.items() if sum(map(np.prod, shapes)) < 1e6]
     turns = rounds * (2 * len(cases) + len(small) + 1)
     with tqdm(total=turns, unit="turn") as progress:
@@ -158,7 +155,7 @@ def main() -> None:
             report["cases"][name] = measure(shapes, settings, rounds, progress)
             save(output, report)
         progress.set_description("training")
-        steps = trainers(cases["8-6-4"]) if options.smoke else trainers()
+        steps = trainers(cases["8-6-4"]) if given.smoke else trainers()
         report["training"] = in_turns(steps, rounds, 20, progress)
     save(output, report)
 
@@ -174,4 +171,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

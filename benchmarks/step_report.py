@@ -1,18 +1,16 @@
 """The tables and the picture of docs/performance.md, from the results of step.py.
 
-pip install -e ".[plot]" && python benchmarks/step_report.py
+pip install -e ".[plot]" && python -m benchmarks.step_report
 """
 
-import argparse
-import json
 from pathlib import Path
 from typing import Any
 
-from _report import RESULTS, filled, markdown
+from benchmarks._fingerprints import stamp
+from benchmarks._report import DOCS, RESULTS, filled, load_all, markdown, options, run
 
-HERE = Path(__file__).parent
-PAGE = HERE.parent / "docs" / "performance.md"
-PICTURE = HERE.parent / "docs" / "performance" / "step.png"
+PAGE = DOCS / "performance.md"
+PICTURE = DOCS / "performance" / "step.png"
 WHO = (
     "optax_adadelta",
     "optax",
@@ -176,38 +174,37 @@ def draw(reports: list[dict[str, Any]], picture: Path) -> None:
         panel.set_xticks(ticks, [str(t) for t in ticks])
         panel.minorticks_off()
         panel.grid(axis="x", alpha=0.4)
-        panel.set_xlabel("nanoseconds per parameter, median")
+        panel.set_xlabel("nanoseconds per parameter, median (lower is better)")
+        panel.set_xlim(0.25, 12)
         cores = report["machine"].split(",")[1].strip()
         panel.set_title(f"jax {report['versions']['jax']}, CPU, {cores}")
     panels[0].invert_yaxis()
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=7)
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture, dpi=140)
+    stamp(picture, Path(__file__), *reports)
     plt.close(figure)
 
 
 def main() -> None:
     """Reads the options, writes the page and the picture."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__spec__.name, __doc__)
     add = parser.add_argument
     text = "folder of step-*.json (default: benchmarks/results)"
     add("--results", type=Path, default=RESULTS, help=text)
     add("--page", type=Path, default=PAGE, help="page to fill (default: docs/performance.md)")
     text = "where to draw (default: docs/performance/step.png)"
     add("--picture", type=Path, default=PICTURE, help=text)
-    options = parser.parse_args()
-    files = sorted(options.results.glob("step-cpu-*.json"))
-    if not files:
-        raise SystemExit(f"There is no step-cpu-*.json in {options.results}; run step.py first.")
-    reports = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    given = parser.parse_args()
+    reports = load_all("step-cpu-*.json", given.results)
+    if not reports:
+        raise SystemExit(f"There are no step-cpu-*.json in {given.results}. Run benchmarks.step.")
     made = parts(reports)
-    page = options.page.read_text(encoding="utf-8")
-    options.page.write_text(with_parts(page, made), encoding="utf-8")
-    draw(reports, options.picture)
-    print(f"{len(made)} parts for {options.page}, drawn: {options.picture}")
+    page = given.page.read_text(encoding="utf-8")
+    given.page.write_text(with_parts(page, made), encoding="utf-8")
+    draw(reports, given.picture)
+    print(f"{len(made)} parts for {given.page}, drawn: {given.picture}")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

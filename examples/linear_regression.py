@@ -1,24 +1,28 @@
 """Fit a line with Adadelta, and see how long it really takes.
 
-The points are y = 3 x + 2 plus noise, the loss is the mean squared error over all of them, and
-Adadelta (rho 0.95, eps 1e-6) starts from the line y = 0. This is the example of many an
-introduction, where 100 epochs are run and the line is shown. They are not enough: the first
-steps are sqrt(eps / (1 - rho)) = 0.0045 long and grow slowly, so that 100 of them lead to a
-slope of 0.5. This script says so, and goes on until the fit is within 1 % of least squares.
+The points are y = 3 x + 2 plus noise. The loss is the mean squared error over all points. Adadelta
+(rho 0.95, eps 1e-6) starts from the line y = 0. Many introductions stop after 100 epochs. That is
+too early: the first steps are sqrt(eps / (1 - rho)) = 0.0045 long and grow slowly, so 100 steps
+reach a slope of 0.5. This script continues until the fit is within 1 % of least squares.
 
 Needs: pip install "optax_adadelta[examples]"
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from matplotlib.figure import Figure
 
 from optax_adadelta import adadelta
+
+try:
+    from matplotlib.figure import Figure
+except ModuleNotFoundError as error:
+    raise SystemExit(f'No {error.name}. Run: pip install "optax_adadelta[examples]"') from None
 
 TRUE_LINE = np.array([3.0, 2.0])
 NOISE = 0.5
@@ -80,27 +84,41 @@ def draw(x: np.ndarray, y: np.ndarray, fits: dict[str, np.ndarray], output: Path
     left.set_title("The data")
     right.set_title("The data with the fitted lines")
     right.legend(frameon=False)
-    output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output)
 
 
+def check_writable(path: Path) -> None:
+    """Makes the file's folder, and exits if the file cannot be written."""
+    new = not path.exists()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("ab").close()
+    except OSError as error:
+        raise SystemExit(f"Cannot write --output {path}: {error.strerror}.") from None
+    if new:
+        path.unlink()
+
+
 def main() -> None:
-    """Reads the options, fits, draws, and says what came out."""
+    """Reads the options, fits, draws, and prints the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    text = "epochs before the fit is looked at (default: %(default)s)"
+    text = "epochs of the first fit (default: %(default)s)"
     add("--epochs", type=int, default=100, help=text)
-    text = "chooses the points and their noise (default: %(default)s)"
+    text = "sets the points and their noise (default: %(default)s)"
     add("--seed", type=int, default=0, help=text)
     text = "where to write the picture (default: %(default)s)"
     add("--output", type=Path, default=Path("linear_regression.png"), help=text)
-    text = f"only try that all works: at most {SMOKE_EPOCHS} epochs before that (default: off)"
+    text = f"quick check: at most {SMOKE_EPOCHS} epochs in the first fit (default: off)"
     add("--smoke", action="store_true", help=text)
     options = parser.parse_args()
     if options.epochs < 1 or options.seed < 0:
         parser.error("--epochs must be at least 1 and --seed at least 0")
+    if options.output.suffix not in (".png", ".pdf", ".svg"):
+        parser.error("--output must end in .png, .pdf or .svg")
+    check_writable(options.output)
     epochs = min(options.epochs, SMOKE_EPOCHS) if options.smoke else options.epochs
 
     x, y = data(options.seed)
@@ -116,13 +134,18 @@ def main() -> None:
     for name, (slope, intercept) in {"true line": TRUE_LINE, **fits}.items():
         print(f"{name + ':':24} slope {slope:.3f}, intercept {intercept:.3f}")
     slope, intercept = abs(lines[epochs] / best - 1)
-    print(f"Off least squares after {epochs} epochs: slope {slope:.1%}, intercept {intercept:.1%}.")
+    print(f"After {epochs} epochs, difference from least squares: ", end="")
+    print(f"slope {slope:.1%}, intercept {intercept:.1%}.")
     if enough is None:
-        print(f"They do not come to stay within {TOLERANCE:.0%} in {last} epochs.")
+        print(f"They do not stay within {TOLERANCE:.0%} in {last} epochs.")
     else:
-        print(f"Both are within {TOLERANCE:.0%} from epoch {enough} to epoch {last}, the last.")
+        print(f"Both stay within {TOLERANCE:.0%} from epoch {enough} to the last, {last}.")
     print(f"Picture: {options.output}")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("\nInterrupted.", file=sys.stderr)
+        sys.exit(130)

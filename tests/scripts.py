@@ -1,9 +1,10 @@
-"""Runs the examples as their users do, with data made up for it and served on this machine."""
+"""Runs examples, experiments and benchmarks as users do, with made-up data from a local server."""
 
 import contextlib
 import functools
 import hashlib
 import http.server
+import importlib
 import importlib.util
 import json
 import os
@@ -17,22 +18,23 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 BENCHMARKS = ROOT / "benchmarks"
-PNG = b"\x89PNG\r\n\x1a\n"
 BARS = ("Training", "Drawing")
-# The made-up data has its own checksums and cache folder, so that no file of the user's is touched.
-WITH_CHECKSUMS = f"""
+# The made-up data has its own checksums and cache folder, so no file of the user is touched.
+WITH_CHECKSUMS = """
 import json, pathlib, runpy, sys
-sys.path.insert(0, {str(EXAMPLES)!r})
-import _data, pooch
+import pooch
+from experiments import _data
 _data.SHA256 = json.loads(sys.argv[1])
 pooch.os_cache = pathlib.Path(sys.argv[2]).joinpath
 sys.argv = sys.argv[3:]
-runpy.run_path(sys.argv[0], run_name="__main__")
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
+if str(ROOT) not in sys.path:
+    sys.path.append(str(ROOT))
 
 
 class Data:
-    """Made-up files of data in a folder, which a server on this machine offers too."""
+    """Made-up data files in a folder, which a local server can offer."""
 
     def __init__(self, folder, files):
         self.folder = folder
@@ -45,7 +47,7 @@ class Data:
 
     @contextlib.contextmanager
     def served(self):
-        """Serves the folder, and gives its address."""
+        """Serves the folder, and yields its address."""
         asked = self.requests
 
         class Handler(http.server.SimpleHTTPRequestHandler):
@@ -67,17 +69,27 @@ class Data:
 
 
 def start(name, *arguments, data=None, promotion="strict"):
-    """Returns the finished process of an example, whatever came of it."""
+    """Returns the finished process of an example, or of a module such as `experiments.airfoil`."""
     env = {**os.environ, "JAX_NUMPY_DTYPE_PROMOTION": promotion}
     command = [sys.executable]
     if data is not None:
-        command += ["-c", WITH_CHECKSUMS, json.dumps(data.sha256), data.cache]
-    command += [EXAMPLES / f"{name}.py", *arguments]
-    return subprocess.run(command, capture_output=True, encoding="utf-8", env=env, timeout=600)
+        command += ["-c", WITH_CHECKSUMS, json.dumps(data.sha256), data.cache, name]
+    elif "." in name:
+        command += ["-m", name]
+    else:
+        command += [EXAMPLES / f"{name}.py"]
+    return subprocess.run(
+        [*command, *arguments],
+        capture_output=True,
+        encoding="utf-8",
+        env=env,
+        cwd=ROOT,
+        timeout=600,
+    )
 
 
 def run(name, *arguments, data=None, promotion="strict"):
-    """Returns what the example printed, having checked that stderr holds bars at most."""
+    """Returns what the script printed, and checks that stderr has only progress bars."""
     done = start(name, *arguments, data=data, promotion=promotion)
     assert done.returncode == 0, done.stderr
     lines = [line for line in re.split(r"[\r\n]+", done.stderr) if line.strip()]
@@ -87,7 +99,7 @@ def run(name, *arguments, data=None, promotion="strict"):
 
 
 def refusal(name, *arguments, data=None):
-    """Returns what the example says when it refuses to run, which is no traceback."""
+    """Returns the error message of a script that refuses to run, without a traceback."""
     done = start(name, *arguments, data=data)
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
@@ -96,8 +108,7 @@ def refusal(name, *arguments, data=None):
 
 def benchmark(name, output):
     """Returns what the benchmark printed at smoke size, and its results."""
-    command = [sys.executable, BENCHMARKS / f"{name}.py", "--smoke", "--output", output]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=output.parent)
+    done = start(f"benchmarks.{name}", "--smoke", "--output", output, promotion="standard")
     assert done.returncode == 0, done.stderr
     return done.stdout, json.loads(output.read_text("utf-8"))
 
@@ -108,15 +119,15 @@ def numbers(pattern, printed):
     return [float(number) for number in ((found,) if isinstance(found, str) else found)]
 
 
-def module(name, folder=EXAMPLES):
-    """Returns the example, or the script of another folder, as a module."""
-    if str(folder) not in sys.path:
-        sys.path.append(str(folder))
-    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
-    found = importlib.util.module_from_spec(spec)
+def module(name):
+    """Returns an example, or a module such as `experiments.airfoil`."""
     with warnings.catch_warnings():
-        # Other packages' deprecations of one another are not the example's.
+        # Deprecations inside other packages.
         warnings.simplefilter("ignore")
+        if "." in name:
+            return importlib.import_module(name)
+        spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+        found = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(found)
     return found
 
@@ -124,7 +135,7 @@ def module(name, folder=EXAMPLES):
 def check_picture(path, smallest=10_000, largest=200_000):
     """Checks that the file is a picture, large enough to read and small enough to ship."""
     content = path.read_bytes()
-    assert content.startswith(PNG)
+    assert content.startswith(b"\x89PNG\r\n\x1a\n")
     assert smallest < len(content) < largest
     width, height = (int.from_bytes(content[start : start + 4], "big") for start in (16, 20))
     assert width >= 800

@@ -7,10 +7,8 @@ import sys
 import pytest
 import scripts
 
-pytestmark = pytest.mark.scripts
-
-MODULE = scripts.module("accelerators", scripts.BENCHMARKS)
-READER = scripts.module("_compiled", scripts.BENCHMARKS)
+MODULE = scripts.module("benchmarks.accelerators")
+READER = scripts.module("benchmarks._compiled")
 CARDS = ("H100", "TPU v5e")
 BEGIN, END = f"<!-- {MODULE.PART} -->", f"<!-- /{MODULE.PART} -->"
 # Bytes per float32 parameter: gradient, parameter and state are read, the last two are written.
@@ -144,13 +142,14 @@ for number, what in enumerate(json.load(sys.stdin)):
 """
 
 
+@pytest.mark.scripts
 @pytest.mark.parametrize("together", [False, True])
 def test_a_case_that_ends_its_process_is_a_failure_and_the_rest_goes_on(
     together, tmp_path, monkeypatch
 ):
     worker = tmp_path / "worker.py"
     worker.write_text(WORKER, encoding="utf-8")
-    monkeypatch.setattr(MODULE, "__file__", str(worker))
+    monkeypatch.setattr(MODULE, "WORKER", [sys.executable, str(worker)])
     cases = ["good", "good", "abort", "stall", "exit", "good"]
     first, second, aborted, stalled, ended, last = MODULE.compiled(cases, together)
     assert first == last == {"first in its process": True}
@@ -242,7 +241,7 @@ def test_every_shape_compiles(card, rule):
 
 
 @pytest.mark.accelerators
-@pytest.mark.slow
+@pytest.mark.scripts
 @pytest.mark.skipif(any(map(MODULE.problem, CARDS)), reason="a compiler is not installed")
 def test_at_smoke_size_every_card_and_rule_is_compiled(tmp_path):
     printed, report = scripts.benchmark("accelerators", tmp_path / "accelerators.json")

@@ -1,4 +1,4 @@
-"""The examples' data is what it should be, or there is an error that says what to do."""
+"""The data of the experiments has the right checksum, or an error says what to do."""
 
 import hashlib
 from types import SimpleNamespace
@@ -7,8 +7,6 @@ import numpy as np
 import pooch
 import pytest
 from scripts import Data, module
-
-pytestmark = pytest.mark.scripts
 
 NAME = "airfoil_self_noise.dat"
 ROWS = np.random.default_rng(0).normal(size=(20, 6)).round(3)
@@ -24,7 +22,7 @@ def data(tmp_path):
 def examples_data(data, monkeypatch):
     """The examples' module, with the checksum of the made-up file and a cache of its own."""
     monkeypatch.setattr(pooch, "os_cache", data.cache.joinpath)
-    found = module("_data")
+    found = module("experiments._data")
     found.SHA256 = data.sha256
     return found
 

@@ -5,8 +5,6 @@ import json
 import pytest
 import scripts
 
-pytestmark = pytest.mark.scripts
-
 # The largest error that docs/numerics.md promises; what it does not promise is beyond.
 BOUND = 1e-5
 BEYOND = {
@@ -27,6 +25,7 @@ def assert_ours_holds(results):
             assert ours < BOUND, hazard
 
 
+@pytest.mark.scripts
 def test_at_smoke_size_our_column_holds(tmp_path):
     printed, report = scripts.benchmark("hazards", tmp_path / "hazards.json")
     assert "optax_adadelta" in report["versions"]
@@ -36,7 +35,7 @@ def test_at_smoke_size_our_column_holds(tmp_path):
 
 def test_the_committed_results_hold_and_are_of_every_peer():
     report = json.loads((scripts.BENCHMARKS / "results" / "hazards.json").read_text("utf-8"))
-    assert set(scripts.module("hazards", scripts.BENCHMARKS).PACKAGES) < set(report["versions"])
+    assert set(scripts.module("benchmarks.hazards").PACKAGES) < set(report["versions"])
     assert "not installed" not in json.dumps(report["results"])
     assert_ours_holds(report["results"])
     assert all(
@@ -47,7 +46,7 @@ def test_the_committed_results_hold_and_are_of_every_peer():
 
 
 def test_the_page_shows_the_committed_results():
-    module = scripts.module("hazards", scripts.BENCHMARKS)
+    module = scripts.module("benchmarks.hazards")
     report = json.loads(module.RESULTS.read_text("utf-8"))
     page = module.PAGE.read_text("utf-8")
     assert module.with_table(page, report) == page

@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 import scripts
 
-pytestmark = pytest.mark.scripts
-
-MODULE = scripts.module("state_error", scripts.BENCHMARKS)
+MODULE = scripts.module("benchmarks.state_error")
 BEGIN, END = f"<!-- {MODULE.PART} -->", f"<!-- /{MODULE.PART} -->"
 CODES = MODULE.codes
 BLOCKED = {
@@ -125,7 +123,7 @@ def assert_complete(results):
     assert results["state_bits=8"]["bytes per parameter"] == 2
 
 
-@pytest.mark.slow
+@pytest.mark.scripts
 def test_at_smoke_size_every_variant_is_compared(tmp_path, monkeypatch):
     output = tmp_path / "state_error.json"
     printed, report = scripts.benchmark("state_error", output)

@@ -7,9 +7,7 @@ import sys
 import pytest
 import scripts
 
-pytestmark = pytest.mark.scripts
-
-MODULE = scripts.module("state_step", scripts.BENCHMARKS)
+MODULE = scripts.module("benchmarks.state_step")
 REPORTS = sorted(MODULE.RESULTS.glob("state_step-*.json"))
 BEGIN, END = f"<!-- {MODULE.PART} -->", f"<!-- /{MODULE.PART} -->"
 BYTES = {"float32": 8, "16 bits": 4, "8 bits": 2}
@@ -51,7 +49,7 @@ def assert_complete(report, cases):
     assert set(report["memory"]) == {"parameters", *MODULE.RULES}
 
 
-@pytest.mark.slow
+@pytest.mark.scripts
 def test_at_smoke_size_every_form_is_measured(tmp_path, monkeypatch):
     printed, report = scripts.benchmark("state_step", tmp_path / "state_step-smoke.json")
     assert "optax_adadelta" in report["versions"]

@@ -1,11 +1,8 @@
 """The table of docs/memory.md, made from the results of two benchmarks."""
 
-import pytest
 import scripts
 
-pytestmark = pytest.mark.scripts
-
-MODULE = scripts.module("state_summary", scripts.BENCHMARKS)
+MODULE = scripts.module("benchmarks.state_summary")
 
 
 def steps(machine, ratios):

@@ -3,16 +3,12 @@
 import gzip
 import json
 import math
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scripts
-
-pytestmark = pytest.mark.scripts
 
 # Means outside float32's spread over the seeds: all are lower, that is, better.
 OUTSIDE = {("mixed scales", measure, "8 bits") for measure in ("training loss", "distance")}
@@ -23,12 +19,12 @@ FEW = ("16 bits", "8 bits")
 
 @pytest.fixture(scope="module")
 def script():
-    return scripts.module("state_training", scripts.BENCHMARKS)
+    return scripts.module("benchmarks.state_training")
 
 
 @pytest.fixture(scope="module")
 def tasks():
-    return scripts.module("_tasks", scripts.BENCHMARKS)
+    return scripts.module("benchmarks._tasks")
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +51,7 @@ def made_up(float32, few):
     return {"seeds": len(few), "tasks": {"a task": {"results": results}}}
 
 
-@pytest.mark.slow
+@pytest.mark.scripts
 def test_at_smoke_size_few_bits_train_as_float32_does_but_not_the_same(tmp_path):
     printed, report = scripts.benchmark("state_training", tmp_path / "training.json")
     assert "MNIST is left out" in printed
@@ -73,11 +69,10 @@ def test_at_smoke_size_few_bits_train_as_float32_does_but_not_the_same(tmp_path)
     assert min(min(measured["test accuracy"]) for measured in accuracies.values()) > 80
 
 
+@pytest.mark.scripts
 def test_without_its_files_mnist_is_refused_before_anything_is_trained(tmp_path):
-    command = [sys.executable, scripts.BENCHMARKS / "state_training.py", "--data-dir", tmp_path]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=100)
-    assert done.returncode == 2
-    assert "there is no train-images-idx3-ubyte.gz, train-labels" in done.stderr
+    message = scripts.refusal("benchmarks.state_training", "--data-dir", tmp_path)
+    assert "there is no train-images-idx3-ubyte.gz, train-labels" in message
 
 
 def test_mnist_is_read(tasks, folder):

@@ -1,47 +1,54 @@
-"""The paper's networks on MNIST, many of them trained by one compiled program, and what to save."""
+"""The paper's networks on MNIST. One compiled program trains many of them."""
 
 import argparse
 import itertools
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import _data
-import _results
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from tqdm import tqdm
 
+from experiments import _data
+
 SIZES = (784, 500, 300, 10)
 BATCH = 100
-SMOKE_IMAGES = 600
-# On a CPU one network after the other stays in the cache: twice as fast as all of them abreast.
+SMOKE_IMAGES = 300
+# On a CPU, one network at a time stays in the cache, which is twice as fast as all at once.
 ABREAST = None if jax.default_backend() == "cpu" else 64
 
-# How the first weights are drawn, from the numbers of inputs and outputs; biases are zero.
+# Initial weights. Biases are zero.
 INITS = {
     "Glorot uniform": jax.nn.initializers.glorot_uniform(),
     "N(0, 0.01)": jax.nn.initializers.normal(0.01),
     "He normal": jax.nn.initializers.he_normal(),
 }
 ACTIVATIONS = {"ReLU": jax.nn.relu, "tanh": jnp.tanh}
+METHODS = {
+    "SGD": optax.sgd,
+    "Momentum": partial(optax.sgd, momentum=0.9),
+    # The paper of Adagrad starts from zero, Optax from 0.1.
+    "Adagrad": partial(optax.adagrad, initial_accumulator_value=0.0),
+    "RMSProp": optax.rmsprop,
+    "Adam": optax.adam,
+}
 
 
 class Column(NamedTuple):
-    """One method and its settings, each of which is a cell and trains a network for every seed."""
+    """One method and its settings. Each setting is a cell and trains a network per seed."""
 
     optimizer: Callable[..., optax.GradientTransformation]
-    settings: Mapping[str, Any]  # Name of an argument to the values it has in the cells.
+    settings: Mapping[str, Any]  # From the name of an argument to its values in the cells.
     activation: str = "ReLU"
-    # The paper, of 2012, gives none. Glorot and Bengio's rule is of 2010, He's of 2015.
+    # The paper (2012) does not say. Glorot and Bengio published this rule in 2010.
     init: str = "Glorot uniform"
 
 
 def load(options: argparse.Namespace):
-    """Returns (images in [0, 255], labels) to train on and to test on; few of them for a smoke."""
+    """Returns (images in [0, 255], labels) for training and for testing, few with --smoke."""
     train, test = _data.mnist(options)
     if options.smoke:
         train, test = ([part[:SMOKE_IMAGES] for part in half] for half in (train, test))
@@ -49,7 +56,7 @@ def load(options: argparse.Namespace):
 
 
 def init(key: jax.Array, how: str = "Glorot uniform") -> dict:
-    """Returns the layers, from the images upwards."""
+    """Returns the layers, from the images up."""
     shapes = list(itertools.pairwise(SIZES))
     return {
         f"layer {number}": {"w": INITS[how](key, shape), "b": jnp.zeros(shape[1])}
@@ -75,21 +82,21 @@ def loss(params: dict, images: jax.Array, labels: jax.Array, activation: str = "
 
 
 def error(params: dict, images: jax.Array, labels: jax.Array, activation: str = "ReLU"):
-    """Returns how many images are misread, in percent."""
+    """Returns the test error in percent."""
     return 100 * jnp.mean(logits(params, images, activation).argmax(axis=-1) != labels)
 
 
 def batches(seed: int, epoch: int, images: int) -> np.ndarray:
-    """Returns the epoch's minibatches, a row of indices each."""
+    """Returns the minibatches of an epoch, a row of indices each."""
     steps = images // BATCH
     order = np.random.default_rng((seed, epoch)).permutation(images)[: steps * BATCH]
     return order.reshape(steps, BATCH).astype(np.int32)
 
 
 def train(columns: Mapping[str, Column], data, seeds: int, epochs: int, name: str):
-    """Trains a network for each cell and seed, all of them in one compiled program.
+    """Trains a network for each cell and seed, all in one compiled program.
 
-    The networks of a seed start alike and see the same minibatches.
+    The networks of a seed have the same initial weights and minibatches.
 
     Yields:
       after each epoch {column: test errors in percent, [cells, seeds]}.
@@ -147,60 +154,6 @@ def train(columns: Mapping[str, Column], data, seeds: int, epochs: int, name: st
             indices = np.stack([batches(seed, epoch, images) for seed in range(seeds)])
             for first in range(0, indices.shape[1], chunk):
                 nets = advance(nets, data_train, indices[:, first : first + chunk])
-                jax.block_until_ready(nets)  # The bar shows what is done, not what is queued.
+                jax.block_until_ready(nets)  # So the bar shows finished steps.
                 bar.update(min(chunk, indices.shape[1] - first))
             yield {c: np.reshape(e, (-1, seeds)) for c, e in test(nets, data_test).items()}
-
-
-def results(description: str, parts: Mapping[str, int], make: Callable, smoke_epochs: int):
-    """Reads the options, makes the parts they name, and saves each as soon as it is done.
-
-    Args:
-      description: what --help says first.
-      parts: the names of what there is to make, and the epochs that each takes in full.
-      make: a function of a part's name, data, seeds and epochs that returns what to save.
-      smoke_epochs: the most epochs of a smoke run.
-
-    Returns:
-      what is saved of every part, made now or before, and the file.
-    """
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    text = "what to make anew; the rest stays as it is in --output (default: all)"
-    add("--only", nargs="+", choices=list(parts), default=list(parts), metavar="PART", help=text)
-    text = "networks of each setting, which start differently (default: %(default)s)"
-    add("--seeds", type=int, default=5, help=text)
-    text = "at most so many passes over the images (default: as in the paper)"
-    add("--epochs", type=int, default=max(parts.values()), help=text)
-    text = "the folder for the numbers and pictures (default: %(default)s)"
-    add("--output", type=Path, default=Path("results"), help=text)
-    text = "draw and print again what --output has, and train nothing (default: off)"
-    add("--draw-only", action="store_true", help=text)
-    text = (
-        f"only try that all works: {SMOKE_IMAGES} images, at most {smoke_epochs} epochs and 2"
-        " seeds, and files of other names (default: off)"
-    )
-    add("--smoke", action="store_true", help=text)
-    _data.add_options(parser)
-    options = parser.parse_args()
-    if options.seeds < 1 or options.epochs < 1:
-        parser.error("--seeds and --epochs must be at least 1")
-
-    file = options.output / f"{Path(parser.prog).stem}{'-smoke' * options.smoke}.json"
-    if not options.draw_only:
-        _results.make_folder(options.output)
-        made_by = _results.provenance(parser, options)
-        if file.exists():
-            _results.load(file)  # What cannot be read is found before the training, not after it.
-        data = load(options)
-        for part in options.only:
-            seeds, epochs = options.seeds, min(options.epochs, parts[part])
-            if options.smoke:
-                seeds, epochs = min(seeds, 2), min(epochs, smoke_epochs)
-            made = {**made_by, "seeds": seeds, "epochs": epochs, **make(part, data, seeds, epochs)}
-            saved = _results.load(file) if file.exists() else {}
-            _results.save(file, {**saved, part: made})
-    saved = _results.load(file)
-    return {part: saved[part] for part in parts if part in saved}, file

@@ -1,4 +1,4 @@
-"""The examples' data: downloaded once into a cache folder, with every checksum verified."""
+"""The data of the experiments, downloaded once into a cache folder, with verified checksums."""
 
 import argparse
 import gzip
@@ -28,14 +28,14 @@ AIRFOIL_URLS = (
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options that say where the data is."""
-    text = "a folder that has the data already (default: download into a cache folder)"
+    text = "folder that already has the data (default: download into a cache folder)"
     parser.add_argument("--data-dir", type=Path, help=text)
-    text = "another place on the web to download from, up to the file's name (default: the usual)"
+    text = "URL of a folder to download from (default: the usual places)"
     parser.add_argument("--data-url", help=text)
 
 
 def mnist(options: argparse.Namespace):
-    """Returns (images, labels) to train on and to test on: [n, 784] of uint8, [n] of int32."""
+    """Returns (images, labels) for training and for testing: [n, 784] uint8, [n] int32."""
 
     def read(name, header):
         path = _path(f"{name}-ubyte.gz", MNIST_URLS, options)
@@ -51,12 +51,12 @@ def mnist(options: argparse.Namespace):
 
 
 def airfoil(options: argparse.Namespace) -> np.ndarray:
-    """Returns [1503, 6] of float64: five properties of a wing's section, and its noise in dB."""
+    """Returns [1503, 6] float64: five properties of an airfoil, and its noise in dB."""
     return np.loadtxt(_path("airfoil_self_noise.dat", AIRFOIL_URLS, options))
 
 
 def _path(name: str, urls: tuple[str, ...], options: argparse.Namespace) -> Path:
-    """Returns where the file is, having verified its checksum."""
+    """Returns the path of the file, with a verified checksum."""
     if options.data_dir is not None:
         path = options.data_dir / name
         if not path.is_file():
@@ -64,7 +64,7 @@ def _path(name: str, urls: tuple[str, ...], options: argparse.Namespace) -> Path
         found = pooch.file_hash(path)
         if found != SHA256[name]:
             raise SystemExit(
-                f"{path} is not the file it should be: its SHA-256 is {found}, not {SHA256[name]}."
+                f"{path} is the wrong file: its SHA-256 is {found}, not {SHA256[name]}."
             )
         return path
 
@@ -85,5 +85,5 @@ def _path(name: str, urls: tuple[str, ...], options: argparse.Namespace) -> Path
             failures.append(f"  {url}: {error}")
     raise SystemExit(
         "\n".join([f"Could not download {name}:", *failures])
-        + "\nWith the file at hand, name its folder with --data-dir; or another place, --data-url."
+        + "\nIf you have the file, name its folder with --data-dir. Or try another --data-url."
     )

@@ -1,4 +1,4 @@
-"""The noise of wings: the data, the linear model, and how airfoil.py trains it and draws lines."""
+"""Airfoil noise: the data, the linear model, its training and the lines in the pictures."""
 
 from collections.abc import Callable, Mapping
 
@@ -12,33 +12,33 @@ from optax_adadelta.diagnostics import plot_curves
 ROWS = 1500
 BATCH = 10
 RHO, EPS = 0.9, 1e-5
-DIVERGED = 1e9  # What a loss above this, infinite or NaN is counted as.
-GOOD = 0.05  # How far above that of least squares a good loss may be.
+DIVERGED = 1e9  # A loss above this, infinite or NaN counts as this.
+GOOD = 0.05  # How far above least squares a good loss may be, relative to it.
 COLORS = ("#0072B2", "#D55E00", "#009E73")
 
 
 def prepare(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the first rows of the features, with a column of ones for the bias, and target."""
+    """Returns features, with a column of ones for the bias, and the target, standardized."""
     table = ((table - table.mean(axis=0)) / table.std(axis=0))[:ROWS]
     features = np.column_stack([table[:, :-1], np.ones(len(table))])
     return features.astype(np.float32), table[:, -1].astype(np.float32)
 
 
 def least_squares(x: np.ndarray, y: np.ndarray) -> float:
-    """Returns the smallest loss that a linear model can have, in float64."""
+    """Returns the smallest loss of a linear model, computed in float64."""
     x, y = x.astype(np.float64), y.astype(np.float64)
     return float(np.mean((x @ np.linalg.lstsq(x, y)[0] - y) ** 2) / 2)
 
 
 def start(seed: int, size: int) -> np.ndarray:
-    """Returns small random weights, of standard deviation 0.01, and a bias of zero."""
+    """Returns small random weights, with standard deviation 0.01, and a bias of zero."""
     w = 0.01 * np.random.default_rng((seed, 1)).normal(size=size)
     w[-1] = 0
     return w.astype(np.float32)
 
 
 def batches(seed: int, epochs: int, rows: int) -> np.ndarray:
-    """Returns the rows of each minibatch; every epoch is shuffled anew."""
+    """Returns the rows of each minibatch, shuffled again in every epoch."""
     rng, steps = np.random.default_rng(seed), rows // BATCH
     order = [rng.permutation(rows)[: steps * BATCH].reshape(steps, BATCH) for _ in range(epochs)]
     return np.concatenate(order).astype(np.int32)
@@ -85,7 +85,7 @@ def train(
 
 
 def draw_lines(axes, x: list, lines: dict) -> None:
-    """Draws a line for each name, with little around them."""
+    """Draws a line for each name."""
     plot_curves(lines, axes, x)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)

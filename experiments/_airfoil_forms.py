@@ -1,42 +1,42 @@
-"""Adadelta without g', the paper's rescaled gradient: exercise 2 of airfoil.py.
+"""Adadelta without g', the book's rescaled gradient: exercise 2 of airfoil.py.
 
-The step and the average of its square can do with one quotient, (E[dx^2] + eps) / (E[g^2] + eps),
-of which the step takes the root and the average does not.
+Both the step and the average of its square can use the quotient (E[dx^2] + eps) / (E[g^2] + eps).
+The step takes its root. The average does not.
 """
 
 import time
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from _airfoil import COLORS, EPS, RHO, draw_lines, train
 from matplotlib.figure import Figure
 
+from benchmarks._report import markdown
+from experiments._airfoil import COLORS, EPS, RHO, draw_lines, train
 from optax_adadelta import adadelta
 
-TINY = 1e-30  # An eps to see what gradients the forms can take.
-COUNTED = {"bytes accessed": "bytes", "flops": "flops", "transcendentals": "roots", "ms": "ms"}
+TINY = 1e-30  # An eps that shows the range of gradients of each form.
+COUNTED = {"bytes accessed": "bytes", "transcendentals": "roots", "ms": "time"}
 
 
 def with_g(g, e_g, e_x, rho, eps):
-    """One step as in the book, by way of g'."""
+    """Makes one step as in the book, with g'."""
     e_g = rho * e_g + (1 - rho) * g**2
     rescaled = jnp.sqrt(e_x + eps) / jnp.sqrt(e_g + eps) * g
     return -rescaled, e_g, rho * e_x + (1 - rho) * rescaled**2
 
 
 def without_g(g, e_g, e_x, rho, eps):
-    """One step without g': a quotient, and its root where the gradient is multiplied."""
+    """Makes one step without g', from the quotient and its root."""
     e_g = rho * e_g + (1 - rho) * g**2
     quotient = (e_x + eps) / (e_g + eps)
     return -jnp.sqrt(quotient) * g, e_g, rho * e_x + (1 - rho) * quotient * g**2
 
 
 def written_out(rule, rho: float, eps: float) -> optax.GradientTransformation:
-    """Returns the optimizer of one array that one of the two functions above makes."""
+    """Returns the optimizer of a single array that makes these steps."""
 
     def update(g, state, w=None):
         del w
@@ -54,7 +54,7 @@ FORMS = {
 
 
 def run(data, seeds: int, epochs: int, smoke: bool) -> dict:
-    """Returns how the forms differ, what they cost, and what gradients they take."""
+    """Returns how the forms differ, what they cost, and which gradients they can take."""
     shape = (100, 100) if smoke else (1000, 1000)
     grads = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
     updates, final = {}, {}
@@ -69,13 +69,16 @@ def run(data, seeds: int, epochs: int, smoke: bool) -> dict:
         "steps": shape[0],
         "apart": apart.max(axis=1).tolist(),
         "final": final,
-        "costs": costs(2**16 if smoke else 2**22, 3 if smoke else 51),
+        "costs": costs(2**16 if smoke else 2**22, 3 if smoke else 101),
         "range": exponent_range(),
     }
 
 
 def costs(size: int, rounds: int) -> dict:
-    """Returns what XLA counts for a step on one leaf, and the median time of steps in turns."""
+    """Returns what XLA counts for a step on one leaf, and the median time of a step.
+
+    The forms take turns, so they are slowed down alike by whatever else the machine does.
+    """
     grads = jnp.asarray(np.random.default_rng(1).normal(size=size), jnp.float32)
     programs, at, counts = {}, {}, {}
     for name, form in FORMS.items():
@@ -88,7 +91,7 @@ def costs(size: int, rounds: int) -> dict:
         at[name] = (jnp.zeros(size), method.init(grads))
         compiled = jax.jit(step, donate_argnums=(0, 1)).lower(*at[name], grads).compile()
         programs[name], counted = compiled, compiled.cost_analysis()
-        counts[name] = {key: counted.get(key, 0) / size for key in list(COUNTED)[:3]}
+        counts[name] = {key: counted.get(key, 0) / size for key in list(COUNTED)[:2]}
     times = {name: [] for name in FORMS}
     for _ in range(rounds):
         for name, program in programs.items():
@@ -100,7 +103,7 @@ def costs(size: int, rounds: int) -> dict:
 
 
 def exponent_range() -> dict:
-    """Returns the first step of each form, as a share of the exact one, by the gradient's size."""
+    """Returns the first step of each form relative to the exact one, by the gradient's size."""
     g = 10.0 ** np.arange(-16, 19)
     exact = -np.sqrt(TINY) / np.sqrt((1 - RHO) * g**2 + TINY) * g
     share = {}
@@ -110,45 +113,45 @@ def exponent_range() -> dict:
     return {"gradients": g.tolist(), "share": share}
 
 
-def draw(found: dict, output: Path) -> None:
-    """Writes the picture."""
+def draw(found: dict) -> Figure:
+    """Returns the picture."""
     figure = Figure(figsize=(9.5, 3.5), dpi=120, layout="constrained")
     left, middle, right = figure.subplots(1, 3)
-    draw_lines(left, range(1, found["steps"] + 1), {"largest of all coordinates": found["apart"]})
-    left.set(title="Updates with and without g'", xlabel="step", ylim=(0, None))
-    left.set_ylabel("difference, in float32's rounding")
+    draw_lines(left, range(1, found["steps"] + 1), {"largest of all parameters": found["apart"]})
+    left.set(title="Updates, without g' and adadelta", xlabel="step", ylim=(0, None))
+    left.set_ylabel("difference in float32 roundings")
     forms = found["costs"]["forms"]
     for place, (name, color) in enumerate(zip(forms, COLORS, strict=True)):
         shares = [forms[name][key] / (forms["adadelta"][key] or 1) for key in COUNTED]
-        middle.bar(np.arange(4) + 0.27 * (place - 1), shares, 0.25, color=color, label=name)
-    middle.set_xticks(range(4), ["bytes", "flops", "roots", "time"])
-    middle.set(title="Cost of a step", ylabel="share of adadelta's", ylim=(0, 1.5))
+        at = np.arange(len(COUNTED)) + 0.27 * (place - 1)
+        middle.bar(at, shares, 0.25, color=color, label=name)
+    middle.set_xticks(range(len(COUNTED)), COUNTED.values())
+    middle.set(title="Cost of a step (lower is better)", ylabel="relative to adadelta")
+    middle.set_ylim(0, 1.4 * middle.get_ylim()[1])  # Room for the legend.
     middle.spines[["top", "right"]].set_visible(False)
     middle.legend(frameon=False, fontsize=8)
     draw_lines(right, found["range"]["gradients"], found["range"]["share"])
     right.set(title=f"First step, eps {TINY:g}", xlabel="gradient", xscale="log")
-    right.set(ylabel="share of the exact one", xticks=[1e-15, 1e-5, 1e5, 1e15])
-    figure.savefig(output)
+    right.set(ylabel="relative to the exact step", xticks=[1e-15, 1e-5, 1e5, 1e15])
+    return figure
 
 
-def tell(found: dict) -> None:
-    """Prints what came out."""
-    trained = np.ptp([found["final"]["adadelta"], found["final"]["without g'"]], axis=0).max()
-    costs = found["costs"]["forms"]
-    less = [costs["without g'"][key] < costs["with g'"][key] for key in COUNTED]
-    verdict = "cheaper" if all(less) else "cheaper in part" if any(less) else "not cheaper"
-    words = [
-        f"{name}: " + ", ".join(f"{unit} {cost[key]:.3g}" for key, unit in COUNTED.items())
-        for name, cost in costs.items()
-    ]
-    sizes, share = found["range"]["gradients"], found["range"]["share"]["without g'"]
-    lost = [g for g, kept in zip(sizes, share, strict=True) if kept < 0.5]
-    steps, size = found["steps"], found["costs"]["size"]
-    print(
-        f"2. Without g' the updates differ from adadelta's by at most {max(found['apart']):.0f}"
-        f" times the rounding of float32 in {steps} steps and the final losses by {trained:.0e},"
-        f" and a step is {verdict} here than with g' written out (for a coordinate, and in ms for"
-        f" {size}; {'; '.join(words)}). But the quotient underflows where roots do not: at eps"
-        f" {TINY:g} the first step"
-        + (f" is lost for gradients from {min(lost):.0e} on." if lost else " is kept here.")
-    )
+def table(found: dict) -> str:
+    """Returns what each form costs and where its first step is lost, as Markdown."""
+    rows = []
+    sizes, costs = found["range"]["gradients"], found["costs"]
+    for name, cost in costs["forms"].items():
+        shares = zip(sizes, found["range"]["share"][name], strict=True)
+        lost = [g for g, share in shares if share < 0.5]
+        rows.append(
+            [
+                name,
+                f"{cost['bytes accessed']:.0f}",
+                f"{cost['transcendentals']:.0f}",
+                f"{cost['ms']:.1f}",
+                f"{min(lost):.0e}" if lost else "none",
+            ]
+        )
+    head = ["form", "bytes per parameter", "roots per parameter"]
+    head.append(f"ms per step, {costs['size'] / 1e6:.1f}M parameters")
+    return markdown([*head, f"first step lost at eps {TINY:g} for gradients from"], rows)

@@ -1,39 +1,41 @@
 """The tables of the Adadelta paper on MNIST, and how much each method's settings matter.
 
 Table 1 of the paper has the test error after six epochs of SGD, Momentum and Adagrad for five
-learning rates, Table 2 that of Adadelta for twelve pairs of rho and eps. Both are trained here
-with five seeds a cell, and beside them what the paper leaves out: RMSProp and Adam, Adadelta's
-own learning rate, settings beyond the ends of the paper's, and its tanh network. From all of
-them follows how wide each method's plateau of good settings is, which is what "no learning rate
-to tune" comes down to.
+learning rates. Table 2 has that of Adadelta for twelve pairs of rho and eps. This script trains
+both with five seeds per cell. It adds RMSProp and Adam, Adadelta's own learning rate, settings
+beyond the paper's, and the paper's tanh network. From all of them follows the range of good
+settings of each method.
 
-The network is 784-500-300-10 with ReLU, the loss cross entropy, the minibatch 100 images with
-pixels in [0, 1]. What the paper does not state is chosen by its time and not by the result:
-Glorot and Bengio's first weights (2010), momentum 0.9, an Adagrad that starts from zero. The
-networks of a seed start alike and see the same minibatches. All networks of a table are trained
-by one compiled program; the four take an hour on two cores. Each is saved when it is done.
+The network is 784-500-300-10 with ReLU, the loss is cross entropy, and a minibatch has 100 images
+with pixels in [0, 1]. Where the paper does not give a setting, this script uses what was usual at
+the time: the initial weights of Glorot and Bengio (2010), momentum 0.9, and Adagrad from zero. The
+networks of a seed have the same initial weights and minibatches. One compiled program trains all
+networks of a table. The four tables take an hour on two cores. Each is saved when it is done.
 
-Needs: pip install "optax_adadelta[examples]"
+Needs: pip install -e ".[examples]"
 """
 
 from functools import partial
-from pathlib import Path
 
-import _mnist
+import jax
 import numpy as np
-from _methods import METHODS
-from _mnist import Column
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
+from benchmarks import _report
+from experiments import _mnist
+from experiments._mnist import METHODS, Column
+from experiments._runner import Experiment, run
 from optax_adadelta import adadelta
 from optax_adadelta.diagnostics import plot_curves
 
 RATES = [10.0**n for n in range(1, -6, -1)]
 EPSILONS = [10.0**n for n in range(0, -13, -2)]
 RHOS = [0.9, 0.95, 0.99]
-GOOD = 0.5  # Percentage points above a method's best that still are its plateau.
+GOOD = 0.5  # Percentage points above the best error that are still good.
 
+COLORS = {"learning rate": "#0072B2", "eps": "#D55E00"}
 LEARNING_RATE = {"learning_rate": RATES}
 DEFAULT = {"rho": [0.95], "eps": [1e-6]}
 TABLES = {
@@ -70,9 +72,11 @@ PAPER = {
 }
 
 
-def run(table: str, data, seeds: int, epochs: int) -> dict:
+def make(table: str, data, options) -> dict:
     """Returns the table's settings and test errors, a list of seeds for each cell."""
-    *_, errors = _mnist.train(TABLES[table], data, seeds, epochs, table)
+    # Optax's Adam, as of 0.2.8, needs implicit promotion.
+    with jax.numpy_dtype_promotion("standard"):
+        *_, errors = _mnist.train(TABLES[table], data, options.seeds, options.epochs, table)
     return {
         "columns": {
             name: {
@@ -85,20 +89,20 @@ def run(table: str, data, seeds: int, epochs: int) -> dict:
 
 
 def knob(column: dict) -> tuple[str, list[float]]:
-    """Returns the name of the setting that varies from cell to cell, and its values."""
+    """Returns the name of the setting that differs between cells, and its values."""
     settings = column["settings"]
     return max(settings.items(), key=lambda setting: len(set(setting[1])))
 
 
 def plateau(column: dict) -> tuple[float, float]:
-    """Returns the lowest and the highest setting of the stretch around the best that is GOOD.
+    """Returns the lowest and the highest good setting around the best one.
 
-    Between the settings tried, the logarithm of the error is taken to change evenly with that of
-    the setting. A plateau that reaches the first or the last of them may go on beyond.
+    Between two settings, the logarithm of the error is interpolated linearly in that of the
+    setting. A range that ends at the lowest or the highest setting may continue beyond.
     """
     _, settings = knob(column)
     order = np.argsort(settings)
-    means = np.maximum(np.mean(column["errors"], axis=1), 0.01)  # No error has no logarithm.
+    means = np.maximum(np.mean(column["errors"], axis=1), 0.01)  # Zero has no logarithm.
     x, y = np.log10(settings)[order], np.log(means)[order]
     fine = np.union1d(x, np.linspace(x[0], x[-1], 2001))
     at = np.interp(fine, x, y)
@@ -110,14 +114,14 @@ def plateau(column: dict) -> tuple[float, float]:
 
 
 def width(column: dict) -> str:
-    """Returns how wide the plateau is, in words."""
+    """Returns the width of the range of good settings, in words."""
     ends, settings = plateau(column), knob(column)[1]
     cut_off = np.isclose(ends, [min(settings), max(settings)], rtol=1e-6, atol=0).any()
     return f"{'at least ' if cut_off else ''}{np.log10(ends[1] / ends[0]):.1f} decades"
 
 
 def heat_map(axes, columns: dict, paper: dict, title: str) -> None:
-    """Draws the mean of each cell over its seeds, and the paper's number beneath."""
+    """Draws the mean of each cell over its seeds, and the paper's number below."""
     means = np.transpose([np.mean(column["errors"], axis=1) for column in columns.values()])
     argument, settings = knob(next(iter(columns.values())))
     image = axes.imshow(means, cmap="viridis_r", norm=LogNorm(1.5, 90), aspect="auto")
@@ -142,23 +146,24 @@ def halves(report: dict) -> tuple[dict, dict]:
     return methods, report["Table 2"]["columns"]
 
 
-def draw_tables(report: dict, output: Path) -> None:
-    """Writes the picture of all tables as heat maps."""
+def draw_tables(report: dict) -> Figure:
+    """Returns the picture of the tables as heat maps."""
     methods, adadelta_columns = halves(report)
     seeds, epochs = (report["Table 2"][name] for name in ("seeds", "epochs"))
     figure = Figure(figsize=(12, 5.6), dpi=100, layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(6, 3.3))
-    heat_map(left, methods, PAPER["Table 1"], "By the learning rate (Adadelta's is 1 by itself)")
+    heat_map(left, methods, PAPER["Table 1"], "By learning rate (Adadelta's default is 1)")
     heat_map(right, adadelta_columns, PAPER["Table 2"], "Adadelta by eps and rho")
     figure.suptitle(f"MNIST, test error in % after {epochs} epochs, mean of {seeds} seeds")
-    figure.savefig(output)
+    return figure
 
 
-def draw_plateaus(report: dict, output: Path) -> None:
-    """Writes the picture of the errors over the settings, and of the plateaus."""
+def draw_plateaus(report: dict) -> Figure:
+    """Returns the picture of the errors by setting, and of the ranges of good settings."""
     methods, adadelta_columns = halves(report)
     figure = Figure(figsize=(12, 5), dpi=100, layout="constrained")
     rates, epsilons, widths = figure.subplots(1, 3)
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14)}
     for axes, columns in ((rates, methods), (epsilons, adadelta_columns)):
         curves = {name: np.transpose(column["errors"]) for name, column in columns.items()}
         argument, settings = knob(next(iter(columns.values())))
@@ -167,92 +172,87 @@ def draw_plateaus(report: dict, output: Path) -> None:
         axes.set_ylabel("test error (%)")
         axes.set_yticks((2, 5, 10, 20, 50, 90), ("2", "5", "10", "20", "50", "90"))
         axes.minorticks_off()
-        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14)}
         axes.legend(**below, ncols=3, frameon=False, fontsize=9, columnspacing=1)
-    rates.set_title("By the learning rate")
+    rates.set_title("By learning rate")
     epsilons.set_title("Adadelta by eps, learning rate 1")
-    bars = {**methods, **{f"Adadelta, eps, {name}": c for name, c in adadelta_columns.items()}}
+    bars = {**methods, **{f"Adadelta, {name}": c for name, c in adadelta_columns.items()}}
     for row, column in enumerate(bars.values()):
         low, high = plateau(column)
-        color = "#0072B2" if knob(column)[0] == "learning_rate" else "#D55E00"
+        argument = knob(column)[0].replace("_", " ")
+        color = COLORS[argument]
         widths.plot([low, high], [row, row], color=color, linewidth=9, solid_capstyle="butt")
         where = {"ha": "center", "va": "bottom", "fontsize": 9}
         widths.text(np.sqrt(low * high), row - 0.3, width(column), **where)
     widths.set_yticks(range(len(bars)), bars)
-    widths.set(xscale="log", ylim=(len(bars) - 0.5, -0.9), xlabel="learning rate, or eps")
-    widths.set_title(f"Within {GOOD} points of its best")
+    widths.set(xscale="log", xlim=(1e-10, 1e3), ylim=(len(bars) - 0.5, -0.9))
+    widths.set(xlabel="value of the setting", title=f"Within {GOOD} points of the best")
+    key = [Line2D([], [], color=color, linewidth=9) for color in COLORS.values()]
+    widths.legend(key, COLORS, **below, ncols=2, frameon=False, fontsize=9)
     for axes in (rates, epsilons, widths):
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(output)
+    return figure
 
 
 def spread(errors: list[float]) -> str:
     """Returns the mean over the seeds and their standard deviation."""
-    deviation = f" +- {np.std(errors, ddof=1):.2f}" if len(errors) > 1 else ""
-    return f"{np.mean(errors):.2f}{deviation}"
+    return f"{np.mean(errors):.2f} ± {np.std(errors, ddof=1):.2f}"
 
 
-def tell(report: dict) -> None:
-    """Prints the tables, the paper's numbers beside them, and what follows."""
-    for table, content in report.items():
-        print(
-            f"{table}: test error in % after {content['epochs']} epochs, mean and standard"
-            f" deviation of {content['seeds']} seeds, in brackets the paper's"
-        )
-        for name, column in content["columns"].items():
-            argument, settings = knob(column)
-            papers = PAPER.get(table, {}).get(name, [None] * len(settings))
-            for value, errors, paper in zip(settings, column["errors"], papers, strict=True):
-                beside = "" if paper is None else f"  ({paper:.2f})"
-                print(f"  {name:22} {argument} {value:<7g} {spread(errors):>14}{beside}")
-        print()
-    if "Table 2" in report:
-        cells = [
-            (abs(np.mean(errors) - paper), name, eps)
-            for name, column in report["Table 2"]["columns"].items()
-            for eps, errors, paper in zip(
-                EPSILONS, column["errors"], PAPER["Table 2"][name], strict=True
-            )
-            if paper is not None and eps <= 1e-4
-        ]
-        worst, name, eps = max(cells)
-        print(
-            f"Of the {len(cells)} cells with eps 1e-4 to 1e-8 the farthest from the paper's number"
-            f" is {name}, eps {eps:g}: {worst:.2f} points."
-        )
-        default = report["Table 2"]["columns"]["rho 0.95"]["errors"][EPSILONS.index(1e-6)]
-        print(f"The default, rho 0.95 and eps 1e-6, errs on {spread(default)} %.")
-        print(
-            "It comes in other tables too, with the same seeds; what differs there is the rounding"
-            " of another compiled program, which a few thousand steps make large."
-        )
-    print(f"Settings that stay within {GOOD} points of the method's best error:")
-    for table, content in report.items():
-        for name, column in content["columns"].items():
-            argument, settings = knob(column)
-            if len(settings) > 1:
-                low, high = plateau(column)
-                print(
-                    f"  {table}, {name + ':':11} {argument} {low:.1e} to {high:.1e},"
-                    f" {width(column)} of the"
-                    f" {np.log10(max(settings) / min(settings)):.0f} tried"
-                )
+def beside_paper(table: str, columns: dict) -> str:
+    """Returns the errors of a table and the paper's, as Markdown."""
+    argument, settings = knob(next(iter(columns.values())))
+    nothing, rows = [None] * len(settings), []
+    for at, setting in enumerate(settings):
+        row = [f"{argument.replace('_', ' ')} 1e{np.log10(setting):.0f}"]
+        for name, column in columns.items():
+            printed = PAPER[table].get(name, nothing)[at]
+            row += [spread(column["errors"][at]), "" if printed is None else f"{printed:.2f}"]
+        rows.append(row)
+    return _report.markdown(["", *(head for name in columns for head in (name, "paper"))], rows)
 
 
-def main() -> None:
-    """Reads the options, trains, draws, and says what came out."""
-    report, file = _mnist.results(__doc__, dict.fromkeys(TABLES, 6), run, smoke_epochs=1)
-    tell(report)
-    sizes = {(content["seeds"], content["epochs"]) for content in report.values()}
-    if len(report) < len(TABLES) or len(sizes) > 1:
-        print(f"No picture before {', '.join(TABLES)} are there, with as many seeds and epochs.")
-    else:
-        for name, draw in (("tables", draw_tables), ("plateaus", draw_plateaus)):
-            picture = file.with_name(file.stem.replace("tables", name) + ".png")
-            draw(report, picture)
-            print(f"Picture: {picture}")
-    print(f"Numbers: {file}")
+def tables(report: dict) -> dict[str, str]:
+    """Returns the tables as Markdown."""
+    methods, by_eps = halves(report)
+    rows = []
+    for name, column in {**methods, **by_eps}.items():
+        argument, settings = knob(column)
+        means = np.mean(column["errors"], axis=1)
+        ends = " to ".join(f"{end:.0e}" for end in plateau(column))
+        best = f"{settings[means.argmin()]:.0e}"
+        method = name if name in methods else f"Adadelta, {name}"
+        row = [method, argument.replace("_", " "), f"{means.min():.2f}", best, ends, width(column)]
+        rows.append(row)
+    head = ["method", "setting", "best test error, %", "at", f"within {GOOD} points", "width"]
+    plateaus = _report.markdown(head, rows)
+    rows = []
+    for name, column in report["Networks"]["columns"].items():
+        printed = "".join(f"{error:.2f}" for error in PAPER["Networks"].get(name, []))
+        rows.append([name, spread(column["errors"][0]), printed])
+    head = ["activation, initial weights", "test error, %", "paper"]
+    return {
+        "mnist table 1": beside_paper("Table 1", report["Table 1"]["columns"]),
+        "mnist table 2": beside_paper("Table 2", by_eps),
+        "mnist networks": _report.markdown(head, rows),
+        "mnist plateaus": plateaus,
+    }
 
+
+def pictures(report: dict) -> dict[str, Figure]:
+    """Returns both pictures."""
+    return {"mnist_tables": draw_tables(report), "mnist_plateaus": draw_plateaus(report)}
+
+
+EXPERIMENT = Experiment(
+    module="experiments.mnist_tables",
+    description=__doc__,
+    epochs=dict.fromkeys(TABLES, 6),
+    load=_mnist.load,
+    make=make,
+    pictures=pictures,
+    tables=tables,
+    smoke_epochs=1,
+)
 
 if __name__ == "__main__":
-    main()
+    _report.run(lambda: run(EXPERIMENT))

@@ -1,7 +1,7 @@
-"""Six problems that break Adadelta, why they do, and what cures them: exercise 3 of airfoil.py.
+"""Six problems that break Adadelta, and a cure for each: exercise 3 of airfoil.py.
 
-Three train on the airfoil data, three are written out here. Each problem is a function that
-returns {"x": values, "lines": {name: a value for each x}} and what its sentences need.
+Three of them train on the airfoil data. Each is a function that returns at least
+{"x": values, "lines": {name: a value for each x}}.
 """
 
 from functools import partial
@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from _airfoil import BATCH, EPS, GOOD, RHO, draw_lines, train
 from matplotlib.figure import Figure
 
+from benchmarks._report import markdown
+from experiments._airfoil import BATCH, EPS, RHO, draw_lines, train
 from optax_adadelta import adadelta
 
 SCALES = [10.0**n for n in range(-3, 5)]
@@ -24,15 +25,15 @@ DISTANCE = 100.0
 
 
 def other_units(scale, eps) -> optax.GradientTransformation:
-    """Returns Adadelta as it is where target, parameters and gradients are `scale` times larger.
+    """Returns Adadelta on a problem with target, parameters and gradients `scale` times larger.
 
-    The parameters stay in their own units, so that the losses can be compared.
+    The parameters keep their own units, so the losses can be compared.
     """
     return optax.chain(optax.scale(scale), adadelta(rho=RHO, eps=eps), optax.scale(1 / scale))
 
 
 def scale(data, seeds: int, epochs: int) -> dict:
-    """The parameters are far larger or far smaller than one."""
+    """The parameters are much larger or smaller than one."""
     x = np.array(SCALES)
     settings = {"scale": [*x, *x], "eps": [EPS] * len(x) + list(EPS * x**2)}
     final = train(other_units, settings, data, seeds, epochs)[:, :, -1]
@@ -44,7 +45,7 @@ def scale(data, seeds: int, epochs: int) -> dict:
 
 
 def curvature(data, steps: int) -> dict:
-    """The gradients die away, for every step sees all rows; the features set the curvature."""
+    """Every step sees all rows, so the gradients go to zero; the features set the curvature."""
     x, y = (part.astype(np.float64) for part in data)
     hessian, best = x.T @ x / len(y), np.linalg.lstsq(x, y)[0]
     largest = np.linalg.eigvalsh(hessian).max()
@@ -79,7 +80,7 @@ def curvature(data, steps: int) -> dict:
 
 
 def rare(steps: int) -> dict:
-    """The mean is sought of targets that are n once in n steps, and zero otherwise: it is 1."""
+    """The targets are n once in n steps and zero otherwise, so their mean is 1."""
 
     def run(n, optimizer):
         def step(at, t):
@@ -102,7 +103,7 @@ def rare(steps: int) -> dict:
 
 
 def spike(data, seeds: int, epochs: int) -> dict:
-    """One gradient, a tenth of the way, is far too large."""
+    """One gradient is far too large, after a tenth of the training."""
     step = epochs * (len(data[1]) // BATCH) // 10
 
     def spiked(size, clip):
@@ -120,7 +121,7 @@ def spike(data, seeds: int, epochs: int) -> dict:
 
 
 def noise(data, seeds: int, epochs: int, optimum: float) -> dict:
-    """The minibatches never agree on where the gradient is zero."""
+    """Minibatches disagree on where the gradient is zero."""
     steps = epochs * (len(data[1]) // BATCH)
     falling = optax.cosine_decay_schedule(1.0, steps)
     lines = {}
@@ -131,7 +132,7 @@ def noise(data, seeds: int, epochs: int, optimum: float) -> dict:
 
 
 def sparse(most: int) -> dict:
-    """The gradient of (w - DISTANCE)^2 / 2 comes in one step of 100, and is zero in the others."""
+    """The gradient of (w - DISTANCE)^2 / 2 is zero in 99 of 100 steps."""
 
     def run(gap, rho):
         optimizer = adadelta(rho=rho, eps=EPS)
@@ -159,7 +160,7 @@ def sparse(most: int) -> dict:
 
 
 def run(data, seeds: int, epochs: int, optimum: float, smoke: bool) -> dict:
-    """Returns what every problem found."""
+    """Returns the results of every problem."""
     return {
         "scale": scale(data, seeds, epochs),
         "curvature": curvature(data, 200 if smoke else 5000),
@@ -170,125 +171,63 @@ def run(data, seeds: int, epochs: int, optimum: float, smoke: bool) -> dict:
     }
 
 
-PANELS = {
-    "scale": ("a. Parameters of another scale", "scale", "loss / scale²", "log", "log"),
-    "curvature": (
-        "b. Curvature above 2",
-        "largest curvature",
-        "loss above least squares",
-        "log",
-        "log",
-    ),
-    "rare": (
-        "c. Rare and large gradients",
-        "one target in",
-        "mean found, 1 is right",
-        "log",
-        "linear",
-    ),
-    "spike": ("d. One gradient too large", "times too large", "final loss", "log", "linear"),
-    "noise": ("e. Noise that stays", "epochs", "loss above least squares", "linear", "log"),
-    "sparse": (
-        "f. Gradients seldom seen",
-        "gradients seen",
-        f"w, {DISTANCE:g} is right",
-        "linear",
-        "linear",
-    ),
-}
-
-
-def draw(found: dict, output) -> None:
-    """Writes the picture, a panel for each problem."""
-    figure = Figure(figsize=(9.5, 5.4), dpi=96, layout="constrained")
-    for axes, (name, panel) in zip(figure.subplots(2, 3).flat, PANELS.items(), strict=True):
-        title, xlabel, ylabel, xscale, yscale = panel
+def draw(found: dict) -> Figure:
+    """Returns the picture, a panel for each problem."""
+    figure = Figure(figsize=(9.5, 5.6), dpi=96, layout="constrained")
+    panels = {
+        "scale": ("a. Parameters of another scale", "scale", "loss / scale²"),
+        "curvature": ("b. Curvature above 2", "largest curvature", "loss above least squares"),
+        "rare": ("c. Rare and large gradients", "one target in", "mean found (correct: 1)"),
+        "spike": ("d. One gradient too large", "times too large", "final loss"),
+        "noise": ("e. Gradient noise", "epochs", "loss above least squares"),
+        "sparse": ("f. Mostly zero gradients", "nonzero gradients", f"w (correct: {DISTANCE:g})"),
+    }
+    for axes, (name, (title, xlabel, ylabel)) in zip(
+        figure.subplots(2, 3).flat, panels.items(), strict=True
+    ):
         draw_lines(axes, found[name]["x"], found[name]["lines"])
-        axes.set(title=title, xlabel=xlabel, ylabel=ylabel, xscale=xscale, yscale=yscale)
+        axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+        axes.set_xscale("linear" if name in ("noise", "sparse") else "log")
+        axes.set_yscale("log" if name in ("scale", "curvature", "noise") else "linear")
         if name == "curvature":
             axes.axvline(2, color="#999999", linewidth=1, zorder=0)
-            axes.set_ylim(top=1e12)  # Room for the legend.
-            axes.legend(frameon=False, fontsize=8, loc="upper left")
-    figure.savefig(output)
+            axes.set_ylim(top=1e16)  # Room for the legend.
+            axes.legend(frameon=False, fontsize=8, loc="upper right")
+        if name == "sparse":
+            axes.locator_params(axis="x", nbins=3)
+    return figure
 
 
-def cure(name: str, value: str, works: bool) -> str:
-    """Says what the cure reached, and whether it is one."""
-    return f"{name}: {value}, which {'cures it' if works else 'is no cure here'}."
-
-
-def tell(found: dict) -> None:
-    """Prints a few sentences for each problem: what goes wrong and why, and what cures it."""
+def table(found: dict) -> str:
+    """Returns what goes wrong in each problem, and the cure, as Markdown."""
 
     def at(problem, x):
-        """Returns what the lines of a problem have at one x."""
         place = found[problem]["x"].index(x)
         return [line[place] for line in found[problem]["lines"].values()]
 
-    print("3. No. It has a scale of its own, eps, a memory of its own, and noise that stays:")
-
-    ordinary, *_ = at("scale", 1.0)
-    (large, cured_large, _), (small, cured_small, descent) = at("scale", 1e4), at("scale", 1e-3)
-    print(
-        f"a. First steps are {(EPS / (1 - RHO)) ** 0.5:g} long whatever the scale: where parameters"
-        f" are 1e4 times larger, the loss over scale² ends at {large:.3g}, and where 1e3 times"
-        f" smaller, gradients are below sqrt(eps) and the ratio is near 1, at {small:.3g}"
-        f" (gradient descent with step 1: {descent:.3g}). "
-        + cure(
-            "eps 1e-5 scale²",
-            f"{cured_large:.4f} and {cured_small:.4f}",
-            max(cured_large, cured_small) < (1 + GOOD) * ordinary,
-        )
+    (large, cured_large, _), (small, cured_small, _) = at("scale", 1e4), at("scale", 1e-3)
+    cured_large, cured_small = f"{cured_large:.3f}", f"{cured_small:.3f}"
+    wild, _, falling = at("curvature", 10.0)
+    short, _, long, _ = (f"{mean:.2f}" for mean in at("rare", 100))
+    (usual, _), (broken, clipped) = at("spike", 1.0), at("spike", 1e6)
+    still, annealed = (line[-1] for line in found["noise"]["lines"].values())
+    dense, seldom, cured = (n or "none" for n in found["sparse"]["arrived"].values())
+    scaled, to_zero = "eps times scale²", "a learning rate that falls to 0"
+    above, correct, clip = (
+        "loss above least squares",
+        "mean found (correct: 1)",
+        f"clip to {CLIP:g}",
     )
-
-    (calm, *_), (wild, tenth, falling) = at("curvature", 1.9), at("curvature", 10.0)
-    (just, *_), (_, too_much, _) = at("curvature", 2.1), at("curvature", 100.0)
-    print(
-        f"b. As gradients die away both roots come down to sqrt(eps) and the ratio to 1: with all"
-        f" rows in every step the loss stays {calm:.0e} above least squares at curvature 1.9,"
-        f" {just:.0e} at 2.1 and {wild:.0e} at 10, after {found['curvature']['steps']} steps. "
-        + cure("At 10, a learning rate that falls to 0", f"{falling:.0e}", falling < wild / 100)
-        + f" One of 0.1, whose limit is 20, leaves {tenth:.0e} at 10 and {too_much:.0e} at 100."
-    )
-
-    short, _, long, adagrad = at("rare", 100)
-    print(
-        f"c. Where one target in 100 is 100 and the others 0, the mean 1 is sought and {short:.2f}"
-        f" found at rho 0.9: one step can be {(1 - RHO) ** -0.5:.1f} times RMS[dx] at most, and the"
-        f" 99 between, for which E[g²] has forgotten the large one, outvote it. "
-        + cure("rho 0.9999", f"{long:.2f}", abs(long - 1) < min(0.1, abs(short - 1)))
-        + f" Adagrad, which forgets nothing, finds {adagrad:.2f}."
-    )
-
-    (ordinary, _), (broken, clipped) = at("spike", 1.0), at("spike", 1e6)
-    still = np.log(1e12) / -np.log(RHO)
-    print(
-        f"d. One gradient 1e6 times too large, at step {found['spike']['step']}, leaves a loss of"
-        f" {broken:.4f} instead of {ordinary:.4f}: E[g²] takes {still:.0f} steps to forget it, and"
-        f" the coordinates stand nearly still. "
-        + cure(
-            f"Clipping the norm to {CLIP:g}",
-            f"{clipped:.4f}",
-            clipped - ordinary < (broken - ordinary) / 10,
-        )
-    )
-
-    constant, falling = found["noise"]["lines"].values()
-    epochs = found["noise"]["x"][-1]
-    floor = float(np.mean(constant[-(epochs // 2) :]))
-    print(
-        f"e. Minibatches keep the steps alive: in the second half of {epochs} epochs the loss is"
-        f" {floor:.1e} above least squares on average, and {constant[-1]:.1e} at the end. "
-        + cure("A learning rate that falls to 0", f"{falling[-1]:.1e}", falling[-1] < floor / 3)
-    )
-
-    every, seldom, cured = found["sparse"]["arrived"].values()
-    print(
-        f"f. A coordinate {DISTANCE:g} away whose gradient comes at one step of 100 goes 90 % of"
-        f" the way after {seldom or 'more'} gradients, with one at every step after"
-        f" {every or 'more'}: between them both averages are forgotten, and each step is a first"
-        f" step. "
-        + cure(
-            "rho 0.999", f"{cured or 'more'}", bool(cured and (not seldom or cured < seldom / 3))
-        )
-    )
+    usually, epochs = f"loss ({usual:.3f} without it)", found["noise"]["x"][-1]
+    arrival = f"gradients to 90 % of the way ({dense} if dense)"
+    rows = [
+        ("a. parameters 1e4 times larger", "loss / scale²", f"{large:.3f}", scaled, cured_large),
+        ("a. parameters 1e3 times smaller", "loss / scale²", f"{small:.3g}", scaled, cured_small),
+        ("b. curvature 10", above, f"{wild:.1g}", to_zero, f"{falling:.0e}"),
+        ("c. one target in 100 is 100, the others 0", correct, short, "rho 0.9999", long),
+        ("d. one gradient 1e6 times too large", usually, f"{broken:.3f}", clip, f"{clipped:.4f}"),
+        (f"e. gradient noise, {epochs} epochs", above, f"{still:.1e}", to_zero, f"{annealed:.1e}"),
+        ("f. a gradient in 1 of 100 steps", arrival, seldom, "rho 0.999", cured),
+    ]
+    head = ["problem", "measured", "without the cure", "cure", "with the cure"]
+    return markdown(head, [list(map(str, row)) for row in rows])

@@ -1,0 +1,8 @@
+"""Experiments of the paper and the textbook. Run them from the repository root.
+
+For example `python -m experiments.airfoil`.
+"""
+
+from benchmarks import require
+
+require("matplotlib", "pooch", "tqdm")
