@@ -66,7 +66,7 @@ def check_arguments(updates: Any, state: Any) -> None:
         )
     if is_adadelta_state(state):
         return
-    if inner := _adadelta_states(state):
+    if inner := adadelta_states(state):
         advice = (
             f"There is one at {', '.join(inner)}, so this is the state of a chain or a wrapper:"
             " call the update of the whole optimizer that made it."
@@ -110,7 +110,7 @@ def find_state(state: Any) -> AdadeltaState:
       >>> print(find_state(optimizer.init(jnp.ones(2))).count)
       0
     """
-    found = _adadelta_states(state)
+    found = adadelta_states(state)
     if not found:
         raise ValueError(
             f"There is no AdadeltaState in {jax.tree.structure(state)}. Pass the state of an"
@@ -123,7 +123,7 @@ def find_state(state: Any) -> AdadeltaState:
     return part
 
 
-def _adadelta_states(state: Any) -> dict[str, AdadeltaState]:
+def adadelta_states(state: Any) -> dict[str, AdadeltaState]:
     return {
         f"state{jax.tree_util.keystr(path)}": part
         for path, part in jax.tree.leaves_with_path(state, is_leaf=is_adadelta_state)

@@ -1,0 +1,37 @@
+"""NumPy arrays from what other libraries have: tensors, variables, numbers."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+
+def as_numpy(value: Any) -> np.ndarray:
+    """Returns a copy of a tensor, a variable, an array or a number. bfloat16 becomes float32."""
+    if hasattr(value, "detach"):  # a torch tensor, on any device
+        value = value.detach().cpu()
+        # bfloat16 tensors have no NumPy array.
+        value = value.float() if str(value.dtype) == "torch.bfloat16" else value
+    array = np.array(value.numpy() if hasattr(value, "numpy") else value)
+    return array.astype(np.float32) if array.dtype == jnp.bfloat16 else array
+
+
+def is_complex(array: Any) -> bool:
+    """Returns whether an array, tensor or variable is complex."""
+    return "complex" in str(array.dtype if hasattr(array, "dtype") else np.asarray(array).dtype)
+
+
+def reals(array: np.ndarray) -> np.ndarray:
+    """Returns the real numbers in an array. A complex one gets a last axis for its two parts."""
+    if not is_complex(array):
+        return array
+    return np.stack([array.real, array.imag], axis=-1)
+
+
+def from_reals(numbers: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Returns the array of this dtype whose real numbers these are."""
+    if np.dtype(dtype).kind != "c":
+        return np.asarray(numbers, dtype)
+    array = np.empty(numbers.shape[:-1], dtype)
+    array.real, array.imag = numbers[..., 0], numbers[..., 1]
+    return array

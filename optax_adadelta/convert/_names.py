@@ -1,0 +1,74 @@
+"""The names of the parameters, in the order of the optimizer."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from optax_adadelta._storage import Averages
+from optax_adadelta.convert._problems import refuse
+
+
+def named(names: Any) -> dict[str, Any]:
+    """Returns the parameters by name, or None in the place of a parameter that is not known.
+
+    Args:
+      names: names, pairs of a name and a parameter, a mapping, variables with a path, or a list
+        with such for each group.
+    """
+    return {name: like for group in groups_of(names) for name, like in group.items()}
+
+
+def groups_of(names: Any) -> list[dict[str, Any]]:
+    """Returns the parameters by name for each group; `names` is as for `named`."""
+    items = list(names.items() if isinstance(names, Mapping) else names)
+    several = bool(items) and all(map(_is_group, items))
+    groups = [list(map(_pair, _items(group))) for group in (items if several else [items])]
+    known = [name for group in groups for name, _ in group]
+    twice = sorted({name for name in known if known.count(name) > 1})
+    refuse("Each name must be there once", [f"{name}: is there more than once" for name in twice])
+    return [dict(group) for group in groups]
+
+
+def shape_problems(
+    parameters: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], what: str
+) -> list[str]:
+    """Returns a line for each parameter that is known and has another shape."""
+    return [
+        f"{name}: the parameter has shape {tuple(like.shape)}, {what} {shapes[name]}"
+        for name, like in parameters.items()
+        if like is not None and name in shapes and tuple(like.shape) != shapes[name]
+    ]
+
+
+def averages_problems(parameters: Mapping[str, Any], averages: Mapping[str, Averages]) -> list[str]:
+    """Returns a line for each parameter whose shape is not that of its two averages."""
+    return shape_problems(
+        parameters, {name: pair.e_g.shape for name, pair in averages.items()}, "its averages"
+    ) + [
+        f"{name}: E[g^2] has shape {e_g.shape}, E[dx^2] {e_x.shape}"
+        for name, (e_g, e_x) in averages.items()
+        if e_g.shape != e_x.shape
+    ]
+
+
+def difference(found: Iterable[str], expected: Iterable[str], whose: str) -> list[str]:
+    """Returns a line for each name that is missing or too many."""
+    found, expected = list(found), list(expected)
+    missing = [f"{name}: missing in {whose}" for name in expected if name not in set(found)]
+    return missing + [f"{name}: only in {whose}" for name in found if name not in set(expected)]
+
+
+def _is_group(item: Any) -> bool:
+    return not isinstance(item, (str, tuple)) and not hasattr(item, "path")
+
+
+def _items(group: Any) -> Iterable[Any]:
+    return group.items() if isinstance(group, Mapping) else group
+
+
+def _pair(item: Any) -> tuple[str, Any]:
+    if isinstance(item, str):
+        return item, None
+    if hasattr(item, "path"):
+        return item.path, item
+    name, parameter = item
+    return name, parameter

@@ -1,0 +1,170 @@
+"""States from averages with names, and averages with names from states."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from optax_adadelta._state import (
+    AdadeltaState,
+    adadelta_states,
+    find_state,
+    initial_state,
+    map_averages,
+)
+from optax_adadelta._storage import Averages, storage_with
+from optax_adadelta.convert._arrays import from_reals, is_complex, reals
+from optax_adadelta.convert._elements import moved
+from optax_adadelta.convert._names import difference, shape_problems
+from optax_adadelta.convert._problems import refuse
+
+_LARGEST_COUNT = np.iinfo(np.int32).max
+
+
+class Named(NamedTuple):
+    """The averages of each parameter, by name."""
+
+    count: int
+    averages: Mapping[str, Averages]
+    fresh: frozenset[str] = frozenset()  # the parameters that have not been trained yet
+
+
+def state_of(saved: Named, to_params: Callable[[dict[str, np.ndarray]], Any]) -> AdadeltaState:
+    """Returns the state with these averages, for the tree that `to_params` makes of them."""
+    names = list(saved.averages)
+    pairs = list(saved.averages.values())
+    e_gs = [pair.e_g for pair in pairs]
+
+    def by_name(arrays):
+        return dict(zip(names, arrays, strict=True))
+
+    try:
+        leaves, tree = moved(to_params, "to_params", e_gs, names, by_name, optional=saved.fresh)
+    except KeyError as error:
+        raise ValueError(
+            f"to_params asks for {error}, but the parameters with averages are {names}. If it has"
+            " not been trained yet, give its shape: pass the parameters with their names, not the"
+            " names alone. If the optimizer does not train it, leave it out of the tree."
+        ) from error
+    structure = jax.tree.structure(tree)
+    fresh = initial_state(storage_with(None), _split(tree))
+    filled = []
+    for field, arrays in zip((fresh.e_g, fresh.e_x), zip(*pairs, strict=True), strict=True):
+        numbers = np.concatenate([np.zeros(0, np.float32), *(reals(a).ravel() for a in arrays)])
+        values = _split(structure.unflatten([leaf.of(numbers) for leaf in leaves]))
+        filled.append(jax.tree.map(_placed, values, field))
+    count = _placed(np.array(min(saved.count, _LARGEST_COUNT)), fresh.count)
+    return AdadeltaState(count, *filled)
+
+
+def averages_of(
+    state: Any,
+    function: Callable[[Any], Mapping[str, Any]],
+    called: str,
+    parameters: Mapping[str, Any],
+) -> Named:
+    """Returns the averages that `function` makes of those in `state`.
+
+    Each is what the function returns: a tensor or an array.
+    """
+    whole = _whole(state)
+    e_g, e_x = (_joined(tree) for tree in whole[1:3])
+    given, structure = jax.tree.flatten(e_g)
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(e_g)]
+
+    def mapping(tree):
+        made = function(tree)
+        if not isinstance(made, Mapping):
+            raise TypeError(
+                f"{called} must return a mapping from names to arrays; got a {type(made).__name__}."
+            )
+        return dict(made)
+
+    leaves, made = moved(mapping, called, given, paths, structure.unflatten)
+    kinds = {leaf.name: leaf.like for leaf in leaves}
+    shapes = {leaf.name: leaf.shape for leaf in leaves}
+    problems = difference(made, parameters, f"what {called} returns")
+    problems += shape_problems(parameters, shapes, f"what {called} returns")
+    problems += [
+        f"{name}: the parameter is complex, and its averages here are real. Only with"
+        " optax.contrib.split_real_and_imaginary(adadelta()) are they those of other libraries"
+        for name, like in parameters.items()
+        if like is not None and name in kinds and is_complex(like) > is_complex(kinds[name])
+    ]
+    refuse("The state does not fit the parameters", problems)
+    squares, updates = map(function, (e_g, e_x))
+    return Named(
+        int(whole.count),
+        {name: Averages(squares[name], updates[name]) for name in parameters if name in kinds},
+        frozenset(name for name in parameters if name not in kinds),
+    )
+
+
+def _whole(state: Any) -> AdadeltaState:
+    """Returns one state in full precision, joined from those of the groups of parameters."""
+    parts = list(adadelta_states(state).values())
+    if len(parts) < 2:
+        parts = [find_state(state)]
+    read = [
+        map_averages(lambda storage, stored, unit=part.unit: storage.read(stored, unit), part)
+        for part in parts
+    ]
+    if len(parts) == 1:
+        return AdadeltaState(parts[0].count, *read[0])
+    try:
+        joined = [
+            jax.tree.map(_first, *trees, is_leaf=_is_masked) for trees in zip(*read, strict=True)
+        ]
+    except ValueError:
+        return find_state(state)  # raises, and says where the states are
+    return AdadeltaState(max(part.count for part in parts), *joined)
+
+
+def _is_masked(leaf: Any) -> bool:
+    return isinstance(leaf, optax.MaskedNode)
+
+
+def _first(*leaves: Any) -> Any:
+    found = [leaf for leaf in leaves if not _is_masked(leaf)]
+    if len(found) > 1:
+        raise ValueError("Two groups train the same parameter.")
+    return found[0] if found else leaves[0]
+
+
+@functools.cache
+def _pair() -> Any:
+    """Returns the class of Optax's pairs of real and imaginary parts, which has no public name."""
+
+    def init(params):
+        return params
+
+    inner = optax.GradientTransformation(init, optax.identity().update)
+    state: Any = optax.contrib.split_real_and_imaginary(inner).init(np.zeros((), np.complex64))
+    return type(state.inner_state)
+
+
+def _split(tree: Any) -> Any:
+    """Returns a tree with the two parts of each complex array, as Optax has them."""
+    return jax.tree.map(lambda a: _pair()(a.real, a.imag) if is_complex(a) else a, tree)
+
+
+def _joined(tree: Any) -> Any:
+    """Returns a tree of NumPy arrays in which such parts are complex again."""
+
+    def join(leaf):
+        if not isinstance(leaf, _pair()):
+            return np.array(leaf)
+        parts = np.stack(leaf, axis=-1)
+        return from_reals(parts, np.result_type(parts, np.complex64))
+
+    return jax.tree.map(join, tree, is_leaf=lambda leaf: isinstance(leaf, _pair()))
+
+
+def _placed(values: np.ndarray, like: jax.Array) -> jax.Array:
+    """Returns the values with the dtype, and where it was chosen the sharding, of `like`."""
+    array = jnp.asarray(values, like.dtype)
+    return jax.device_put(array, like.sharding) if like.committed else array
