@@ -116,23 +116,22 @@ def _whole(state: Any) -> AdadeltaState:
     if len(parts) == 1:
         return AdadeltaState(parts[0].count, *read[0])
     try:
-        joined = [
-            jax.tree.map(_first, *trees, is_leaf=_is_masked) for trees in zip(*read, strict=True)
-        ]
+        joined = [_united(trees) for trees in zip(*read, strict=True)]
     except ValueError:
         return find_state(state)  # raises, and says where the states are
     return AdadeltaState(max(part.count for part in parts), *joined)
 
 
-def _is_masked(leaf: Any) -> bool:
-    return isinstance(leaf, optax.MaskedNode)
-
-
-def _first(*leaves: Any) -> Any:
-    found = [leaf for leaf in leaves if not _is_masked(leaf)]
-    if len(found) > 1:
-        raise ValueError("Two groups train the same parameter.")
-    return found[0] if found else leaves[0]
+def _united(trees: tuple[Any, ...]) -> Any:
+    """Returns the tree that has all leaves of those trees, each of which masks other leaves."""
+    found = [tree for tree in trees if not isinstance(tree, optax.MaskedNode)]
+    if len(found) < 2:
+        return found[0] if found else trees[0]
+    if jax.tree_util.all_leaves(found):
+        raise ValueError("Two states have averages of the same parameter.")
+    levels = [jax.tree.flatten(tree, is_leaf=lambda x, tree=tree: x is not tree) for tree in found]
+    children = zip(*(children for children, _ in levels), strict=True)
+    return levels[0][1].unflatten(map(_united, children))
 
 
 @functools.cache

@@ -1,0 +1,566 @@
+"""States from and to torch.optim.Adadelta: with NumPy arrays, and in torch itself."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+from states import BITS, assert_agree, same_bits, same_types
+
+from optax_adadelta import AdadeltaState, adadelta, convert
+from optax_adadelta.diagnostics import averages
+
+SHAPES = {"conv.weight": (4, 2, 3, 3), "conv.bias": (4,), "fc.weight": (5, 16), "fc.scale": ()}
+
+
+def arrays(seed, dtype=np.float32, shapes=SHAPES):
+    rng = np.random.default_rng(seed)
+    return {name: np.array(rng.uniform(0.1, 1, s), dtype) for name, s in shapes.items()}
+
+
+def saved(e_g, e_x, step=7.0, groups=None, **group):
+    """The state dict of an optimizer; `groups` has the number of parameters in each."""
+    given = {"lr": 0.5, "rho": 0.9, "eps": 1e-6, "weight_decay": 0.01, **group}
+    ends = np.cumsum(groups or [len(e_g)])
+    return {
+        "state": {
+            i: {"step": step, "square_avg": e_g[name], "acc_delta": e_x[name]}
+            for i, name in enumerate(e_g)
+        },
+        "param_groups": [
+            {**given, "params": list(range(end - n, end))}
+            for n, end in zip(groups or [len(e_g)], ends.tolist(), strict=True)
+        ],
+    }
+
+
+def to_params(t):
+    return {
+        "conv": [jnp.asarray(t["conv.weight"].transpose(2, 3, 1, 0)), jnp.asarray(t["conv.bias"])],
+        "fc": dict(zip("qk", jnp.split(jnp.asarray(t["fc.weight"].T), 2), strict=True)),
+        "scale": t["fc.scale"],
+    }
+
+
+def to_tensors(params):
+    return {
+        "conv.weight": params["conv"][0].transpose(3, 2, 0, 1),
+        "conv.bias": params["conv"][1],
+        "fc.weight": np.concatenate([params["fc"]["q"], params["fc"]["k"]]).T,
+        "fc.scale": params["scale"],
+    }
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_the_averages_are_moved_like_the_weights_and_back(dtype):
+    e_g, e_x, weights = (arrays(seed, dtype) for seed in range(3))
+    state = convert.from_torch(saved(e_g, e_x), to_params, names=weights)
+    same_types(state, adadelta().init(jax.tree.map(np.float32, to_params(weights))))
+    assert state.count == 7
+    for found, given in ((state.e_g, e_g), (state.e_x, e_x)):
+        same_bits(found, jax.tree.map(np.float32, to_params(given)))
+    back = convert.to_torch(state, to_tensors, names=weights, learning_rate=0.5)
+    again = saved(e_g, e_x)
+    assert back["state"].keys() == again["state"].keys()
+    for i, part in again["state"].items():
+        assert back["state"][i]["step"] == part["step"]
+        for field in ("square_avg", "acc_delta"):
+            found = back["state"][i][field]
+            np.testing.assert_array_equal(found, np.float32(part[field]))
+            assert found.shape == part[field].shape
+            assert found.flags.writeable
+    (group,) = back["param_groups"]
+    assert group == {
+        **{"lr": 0.5, "rho": 0.95, "eps": 1e-6, "weight_decay": 0.0, "params": [0, 1, 2, 3]},
+        **{"foreach": None, "maximize": False, "capturable": False, "differentiable": False},
+    }
+
+
+@pytest.mark.usefixtures("x64")
+def test_float64_stays_float64():
+    e_g, e_x = arrays(0, np.float64), arrays(1, np.float64)
+    state = convert.from_torch(saved(e_g, e_x), to_params, names=list(e_g))
+    same_bits((state.e_g, state.e_x), (to_params(e_g), to_params(e_x)))
+    assert state.e_g["scale"].dtype == jnp.float64
+    back = convert.to_torch(state, to_tensors, names=list(e_g))
+    np.testing.assert_array_equal(back["state"][2]["acc_delta"], e_x["fc.weight"])
+
+
+@BITS
+def test_every_storage_is_written(bits):
+    e_g, e_x = arrays(0), arrays(1)
+    state = convert.from_torch(saved(e_g, e_x), to_params, names=e_g)
+    low = convert.with_state_bits(state, bits, eps=1e-6)
+    back = convert.to_torch((optax.EmptyState(), low), to_tensors, names=e_g)
+    found = [
+        {name: back["state"][i][field] for i, name in enumerate(e_g)}
+        for field in ("square_avg", "acc_delta")
+    ]
+    assert_agree(found, (e_g, e_x), bits)
+    same_bits(found[0], jax.tree.map(np.asarray, to_tensors(averages(low).e_g)))
+
+
+def test_a_model_may_be_of_lower_precision_and_have_many_elements():
+    """More elements than one or two digits count; bfloat16 has every digit."""
+    e_g, e_x = (arrays(seed, shapes={"w": (300, 301), "b": (2,)}) for seed in range(2))
+
+    def cast(t):
+        return {"w": jnp.asarray(t["w"].T, jnp.bfloat16), "b": jnp.asarray(t["b"], jnp.float16)}
+
+    state = convert.from_torch(saved(e_g, e_x), cast, names=e_g)
+    np.testing.assert_array_equal(state.e_g["w"], e_g["w"].T)
+    np.testing.assert_array_equal(state.e_x["b"], e_x["b"])
+
+
+def test_the_state_has_the_sharding_of_the_parameters():
+    place = NamedSharding(jax.make_mesh((8,), ("x",)), PartitionSpec("x"))
+    given = arrays(0, shapes={"w": (16, 3)})
+    state = convert.from_torch(
+        saved(given, given), lambda t: jax.device_put(t["w"], place), names=given
+    )
+    assert state.e_g.sharding == state.e_x.sharding == place
+    np.testing.assert_array_equal(state.e_g, given["w"])
+
+
+def complex_params(t):
+    return {"z": jnp.asarray(t["z"].T), "r": jnp.asarray(t["r"])}
+
+
+def test_complex_averages_are_those_of_two_parameters():
+    rng = np.random.default_rng(0)
+
+    def draw():
+        parts = rng.uniform(0.1, 1, (2, 2, 3)).astype(np.float32)
+        return {"z": parts[0] + 1j * parts[1], "r": np.ones(2, np.float32)}
+
+    e_g, e_x, weights = draw(), draw(), draw()
+    state = convert.from_torch(saved(e_g, e_x), complex_params, names=weights)
+    optimizer = optax.contrib.split_real_and_imaginary(adadelta())
+    wrapped = optax.contrib.SplitRealAndImaginaryState(state)
+    same_types(wrapped, optimizer.init(complex_params(weights)))
+    np.testing.assert_array_equal(state.e_g["z"].real, e_g["z"].real.T)
+    np.testing.assert_array_equal(state.e_x["z"].imaginary, e_x["z"].imag.T)
+    back = convert.to_torch(wrapped, lambda p: {"z": p["z"].T, "r": p["r"]}, names=weights)
+    np.testing.assert_array_equal(back["state"][0]["square_avg"], e_g["z"])
+    np.testing.assert_array_equal(back["state"][0]["acc_delta"], e_x["z"])
+    # With |g|^2 there is nothing to tell the two parts from.
+    real = adadelta().init(complex_params(weights))
+    with pytest.raises(ValueError, match="split_real_and_imaginary"):
+        convert.to_torch(real, lambda p: {"z": p["z"].T, "r": p["r"]}, names=weights)
+
+
+def test_parameters_without_state_get_zeros_if_their_shapes_are_known():
+    e_g, e_x, weights = arrays(0), arrays(1), arrays(2)
+    given = saved(e_g, e_x)
+    del given["state"][2]
+    state = convert.from_torch(given, to_params, names=weights)
+    assert not np.any(state.e_g["fc"]["q"])
+    assert not np.any(state.e_x["fc"]["k"])
+    same_bits(state.e_g["conv"], to_params(e_g)["conv"])
+    with pytest.raises(ValueError, match=r"to_params asks for 'fc.weight'"):
+        convert.from_torch(given, to_params, names=list(weights))
+    # What has no averages may be left out, known or not, and given back as None.
+    for names in (weights, list(weights)):
+        part = convert.from_torch(
+            given, lambda t: [t["conv.weight"], t["conv.bias"], t["fc.scale"]], names=names
+        )
+        assert len(jax.tree.leaves(part.e_g)) == 3
+    back = convert.to_torch(
+        part,
+        lambda p: dict(zip(SHAPES, [p[0], p[1], None, p[2]], strict=True)),
+        names=weights,
+    )
+    assert back["state"].keys() == {0, 1, 3}
+    assert back["param_groups"][0]["params"] == [0, 1, 2, 3]
+    # Before the first step nothing has a state.
+    begun = convert.from_torch({**given, "state": {}}, to_params, names=weights)
+    assert begun.count == 0
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(begun.e_g))
+
+
+def test_the_count_is_the_largest_number_of_steps():
+    given = saved(arrays(0), arrays(1))
+    for i, step in enumerate([3, np.float32(9), np.array(5.0), 2.0**40]):
+        given["state"][i]["step"] = step
+        names = list(SHAPES)
+        count = convert.from_torch(given, to_params, names=names).count
+        assert count == [7, 9, 9, 2**31 - 1][i]
+        assert count.dtype == jnp.int32
+
+
+def test_names_in_the_state_are_used():
+    e_g, e_x, weights = arrays(0), arrays(1), arrays(2)
+    given = saved(e_g, e_x, param_names=list(SHAPES))
+    expected = convert.from_torch(saved(e_g, e_x), to_params, names=weights)
+    # Then the order of those that are given does not matter.
+    for names in (None, dict(reversed(weights.items()))):
+        same_bits(convert.from_torch(given, to_params, names=names), expected)
+    with pytest.raises(ValueError, match=r"(?s)conv.bias: missing in names.*other: only in names"):
+        convert.from_torch(
+            given, to_params, names=["conv.weight", "fc.weight", "fc.scale", "other"]
+        )
+    # Distributed state dicts have names in place of numbers.
+    by_name = {
+        "state": {name: given["state"][i] for i, name in enumerate(SHAPES)},
+        "param_groups": [{**saved(e_g, e_x)["param_groups"][0], "params": list(SHAPES)}],
+    }
+    same_bits(convert.from_torch(by_name, to_params), expected)
+    with pytest.raises(ValueError, match=r"names=model.named_parameters\(\)"):
+        convert.from_torch(saved(e_g, e_x), to_params)
+
+
+def test_several_groups():
+    e_g, e_x, weights = arrays(0), arrays(1), arrays(2)
+    given = saved(e_g, e_x, groups=[2, 2])
+    given["param_groups"][1]["lr"] = 0.1
+    pairs = list(weights.items())
+    expected = convert.from_torch(saved(e_g, e_x), to_params, names=weights)
+    for names in (weights, [dict(pairs[:2]), dict(pairs[2:])], [iter(pairs[:2]), list(SHAPES)[2:]]):
+        state = convert.from_torch(given, to_params, names=names)
+        same_bits(state, expected)
+    fast, slow = convert.hyperparameters_from_torch(given)
+    assert (fast["learning_rate"], slow["learning_rate"]) == (0.5, 0.1)
+
+    params = jax.tree.map(jnp.asarray, to_params(weights))
+    labels = {"conv": "fast", "fc": "slow", "scale": "slow"}
+    rules = {"fast": adadelta(**fast), "slow": adadelta(**slow)}
+    optimizer = optax.multi_transform(rules, labels)
+    grouped = convert.carry_over(state, optimizer.init(params))
+    same_types(grouped, optimizer.init(params))
+    updates, after = optimizer.update(params, grouped, params)
+    for group, label in ((fast, "conv"), (slow, "fc"), (slow, "scale")):
+        alone, _ = adadelta(**group).update(params, state, params)
+        chex.assert_trees_all_close(updates[label], alone[label], rtol=1e-6)
+
+    back = convert.to_torch(
+        grouped,
+        to_tensors,
+        names=[dict(pairs[:2]), list(SHAPES)[2:]],
+        learning_rate=[0.5, 0.1],
+        rho=lambda count: jnp.where(count == 7, 0.9, 0.0),
+    )
+    for i, part in given["state"].items():
+        np.testing.assert_array_equal(back["state"][i]["acc_delta"], part["acc_delta"])
+    assert [group["lr"] for group in back["param_groups"]] == [0.5, 0.1]
+    assert [group["rho"] for group in back["param_groups"]] == pytest.approx([0.9, 0.9])
+    assert [group["params"] for group in back["param_groups"]] == [[0, 1], [2, 3]]
+    assert convert.to_torch(after, to_tensors, names=weights)["state"][3]["step"] == 8
+    with pytest.raises(ValueError, match="rho has 3 values for 2 groups"):
+        convert.to_torch(
+            grouped, to_tensors, names=[SHAPES.keys() - {"fc.scale"}, ["fc.scale"]], rho=(0.9,) * 3
+        )
+    with pytest.raises(ValueError, match="2 AdadeltaStates"):
+        convert.to_torch((state, expected), to_tensors, names=weights)
+
+
+def scaled(t):
+    return to_params({name: 2 * array for name, array in t.items()})
+
+
+# Each is a function in place of `to_params`, and what the error says.
+WRONG = {
+    "scales": (scaled, r"conv/0: has other values(?s:.*)scale: has other values"),
+    "adds": (lambda t: {**to_params(t), "scale": t["fc.scale"] + 1}, "scale: has other values"),
+    "averages": (lambda t: {**to_params(t), "new": t["fc.weight"].mean()}, "new: has other"),
+    "zeros": (lambda t: {**to_params(t), "new": jnp.zeros(3)}, "new: has other values"),
+    "large": (lambda t: {**to_params(t), "new": jnp.full(3, 1e9)}, "new: has other values"),
+    "small": (lambda t: {**to_params(t), "new": np.ones(3, "f")}, "new: has other values"),
+    "integers": (lambda t: {**to_params(t), "steps": jnp.int32(3)}, "steps: int32 is not float"),
+    "functions": (lambda t: {**to_params(t), "f": len}, "f: object is not floating-point"),
+    "repeats": (lambda t: {**to_params(t), "new": t["conv.bias"]}, "new: .* more than once"),
+    "repeats itself": (lambda t: np.stack([t["conv.bias"]] * 2), "the top: .* more than once"),
+    "leaves out": (
+        lambda t: {"conv": t["conv.weight"][1:], "fc": t["fc.weight"], "scale": t["fc.scale"]},
+        r"conv.weight: 18 of 72 elements are left out\n- conv.bias: 4 of 4",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_functions_that_do_more_than_move_elements_are_refused(name):
+    wrong, message = WRONG[name]
+    with pytest.raises(ValueError, match=message):
+        convert.from_torch(saved(arrays(0), arrays(1)), wrong, names=list(SHAPES))
+
+
+def test_an_error_in_the_function_says_with_what_it_was_called():
+    with pytest.raises(AttributeError) as error:
+        convert.from_torch(
+            saved(arrays(0), arrays(1)), lambda t: t["fc.weight"].permute(1, 0), names=SHAPES.keys()
+        )
+    assert "to_params was called with" in error.value.__notes__[0]
+
+
+def test_what_does_not_match_is_listed_and_nothing_changes():
+    e_g, e_x = arrays(0), arrays(1)
+    given = saved(e_g, e_x)
+    weights = arrays(2)
+    weights["fc.weight"] = weights["fc.weight"].T
+    weights["conv.bias"] = np.ones(5)
+    with pytest.raises(
+        ValueError, match=r"(?s)conv.bias: .*\(5,\).*\(4,\).*fc.weight: .*\(16, 5\)"
+    ):
+        convert.from_torch(given, to_params, names=weights)
+    with pytest.raises(ValueError, match=r"4 parameters, but names has 3: conv.weight, conv.bias"):
+        convert.from_torch(given, to_params, names=list(SHAPES)[:3])
+    with pytest.raises(ValueError, match=r"fc.scale: is there more than once"):
+        convert.from_torch(given, to_params, names=[*list(SHAPES)[1:], "fc.scale"])
+    given["state"][0]["acc_delta"] = np.ones((4, 2))
+    given["state"][1] = {"step": 1.0, "exp_avg": e_g["conv.bias"], "exp_avg_sq": e_g["conv.bias"]}
+    given["state"][9] = given["state"][3]
+    message = r"(?s)state 9: .*conv.bias: .*exp_avg_sq.*conv.weight: .*\(4, 2, 3, 3\).*\(4, 2\)"
+    with pytest.raises(ValueError, match=message):
+        convert.from_torch(given, to_params, names=list(SHAPES))
+
+
+@pytest.mark.parametrize("function", ["from", "hyperparameters"])
+def test_other_states_are_refused(function):
+    def call(state_dict):
+        if function == "from":
+            return convert.from_torch(state_dict, to_params, names=list(SHAPES))
+        return convert.hyperparameters_from_torch(state_dict)
+
+    adam = {"state": {}, "param_groups": [{"lr": 1e-3, "betas": (0.9, 0.999), "params": [0]}]}
+    with pytest.raises(ValueError, match=r"group 0: has \['betas', .* not eps, rho, weight_decay"):
+        call(adam)
+    with pytest.raises(ValueError, match=r"\['model', 'optimizer'\].*optimizer.state_dict\(\)"):
+        call({"model": {}, "optimizer": adam})
+    with pytest.raises(ValueError, match="got list"):
+        call([])
+
+
+def test_a_state_that_does_not_fit_the_model_is_not_written():
+    state = convert.from_torch(saved(arrays(0), arrays(1)), to_params, names=list(SHAPES))
+    weights = arrays(2)
+    weights["fc.weight"] = weights["fc.weight"].T
+    weights["new"] = weights.pop("conv.bias")
+    message = (
+        r"(?s)new: missing in what.*conv.bias: only in what.*fc.weight: .*\(16, 5\).*\(5, 16\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        convert.to_torch(state, to_tensors, names=weights)
+    with pytest.raises(TypeError, match=r"to_tensors must return a mapping.*list"):
+        convert.to_torch(state, lambda p: [p], names=weights)
+    with pytest.raises(ValueError, match=r"conv.bias: has other values"):
+        convert.to_torch(
+            state,
+            lambda p: {**to_tensors(p), "conv.bias": -p["conv"][1]},
+            names=list(SHAPES),
+        )
+    with pytest.raises(ValueError, match="There is no AdadeltaState"):
+        convert.to_torch(optax.sgd(0.1).init({}), to_tensors, names=weights)
+
+
+def test_hyperparameters():
+    given = saved(arrays(0), arrays(1), lr=np.float32(0.25))
+    found = convert.hyperparameters_from_torch(given)
+    assert found == {"learning_rate": 0.25, "rho": 0.9, "eps": 1e-6, "weight_decay": 0.01}
+    assert all(type(value) is float for value in found.values())
+    for name, value, message in (
+        ("maximize", True, r"optax.chain\(optax.scale\(-1.0\), adadelta\(learning_rate=0.25, rho="),
+        ("rho", 1.0, "group 0: rho must be at least 0 and below 1; it is 1.0"),
+        ("eps", 0.0, "group 0: eps must be positive"),
+    ):
+        given = saved(arrays(0), arrays(1), **{"lr": 0.25, name: value})
+        with pytest.raises(ValueError, match=message):
+            convert.hyperparameters_from_torch(given)
+
+
+class Tensor:
+    """A tensor that is not on the CPU, with torch's restrictions."""
+
+    def __init__(self, array, dtype="torch.float32", steps=()):
+        self.array, self.dtype, self.steps = array, dtype, steps
+
+    def _then(self, step, dtype=None):
+        return Tensor(self.array, dtype or self.dtype, (*self.steps, step))
+
+    def detach(self):
+        return self._then("detach")
+
+    def cpu(self):
+        return self._then("cpu")
+
+    def float(self):
+        return self._then("float", "torch.float32")
+
+    def numpy(self):
+        assert self.steps[:2] == ("detach", "cpu")
+        assert self.dtype != "torch.bfloat16"
+        return self.array
+
+
+def test_tensors_come_from_their_device():
+    e_g, e_x = arrays(0), arrays(1)
+    tensors = [
+        {n: Tensor(a, d) for n, a in e.items()}
+        for e, d in ((e_g, "torch.float32"), (e_x, "torch.bfloat16"))
+    ]
+    state = convert.from_torch(
+        saved(*tensors, step=Tensor(np.array(7.0))), to_params, names=list(SHAPES)
+    )
+    same_bits((state.e_g, state.e_x), jax.tree.map(np.asarray, (to_params(e_g), to_params(e_x))))
+
+
+@pytest.fixture
+def torch():
+    return pytest.importorskip("torch")
+
+
+def network(torch, dtype):
+    """A model with a frozen, an unused and a complex-free set of layers, and its batches."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 4, 3), torch.nn.Flatten(), torch.nn.Linear(16, 5), torch.nn.Linear(5, 2)
+    ).to(dtype)
+    net[3].requires_grad_(False)
+    rng = np.random.default_rng(0)
+    return net, rng.standard_normal((100, 8, 1, 4, 4)), rng.standard_normal((100, 8, 5))
+
+
+def net_to_params(t):
+    return {
+        "conv": jnp.asarray(t["0.weight"].transpose(2, 3, 1, 0)),
+        "shift": jnp.asarray(t["0.bias"]),
+        "w": jnp.asarray(t["2.weight"].T),
+        "b": jnp.asarray(t["2.bias"]),
+        "frozen": [jnp.asarray(t["3.weight"].T), jnp.asarray(t["3.bias"])],
+    }
+
+
+def net_to_tensors(torch, params):
+    tensors = {
+        "0.weight": np.transpose(params["conv"], (3, 2, 0, 1)),
+        "0.bias": params["shift"],
+        "2.weight": np.transpose(params["w"]),
+        "2.bias": params["b"],
+        "3.weight": np.transpose(params["frozen"][0]),
+        "3.bias": params["frozen"][1],
+    }
+    return {name: torch.from_numpy(np.array(array)) for name, array in tensors.items()}
+
+
+def net_loss(params, x, y):
+    h = jax.lax.conv_general_dilated(
+        x, params["conv"], (1, 1), "VALID", dimension_numbers=("NCHW", "HWIO", "NCHW")
+    )
+    h = (h + params["shift"].reshape(1, -1, 1, 1)).reshape(len(x), -1)
+    return jnp.mean((h @ params["w"] + params["b"].reshape(1, -1) - y) ** 2)
+
+
+@pytest.mark.peers
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("named", [False, True])
+def test_a_run_goes_on_in_jax_and_again_in_torch(torch, named):
+    net, xs, ys = network(torch, torch.float64)
+    given = dict(lr=0.7, rho=0.9, eps=1e-5, weight_decay=1e-3)
+    trained = net.named_parameters() if named else net.parameters()
+    theirs = torch.optim.Adadelta(trained, **given)
+
+    def torch_step(i):
+        theirs.zero_grad()
+        torch.mean((net[:3](torch.tensor(xs[i])) - torch.tensor(ys[i])) ** 2).backward()
+        theirs.step()
+
+    def weights():
+        return {name: p.detach().numpy().copy() for name, p in net.named_parameters()}
+
+    for i in range(50):
+        torch_step(i)
+    params = net_to_params(weights())
+    begun = theirs.state_dict()
+    hyper = convert.hyperparameters_from_torch(begun)
+    optimizer = adadelta(
+        **hyper, weight_decay_mask={**dict.fromkeys(params, True), "frozen": False}
+    )
+    state = convert.from_torch(begun, net_to_params, names=net.named_parameters())
+    same_types(state, optimizer.init(params))
+
+    def to_tensors(params):
+        return net_to_tensors(torch, params)
+
+    back = convert.to_torch(state, to_tensors, names=net.named_parameters(), **hyper)
+    for i, part in begun["state"].items():
+        assert float(back["state"][i]["step"]) == float(part["step"]) == 50
+        for field in ("square_avg", "acc_delta"):
+            assert torch.equal(back["state"][i][field], part[field])
+
+    @jax.jit
+    def step(params, state, x, y):
+        updates, state = optimizer.update(jax.grad(net_loss)(params, x, y), state, params)
+        return optax.apply_updates(params, updates), state
+
+    for i in range(50, 100):
+        torch_step(i)
+        params, state = step(params, state, xs[i], ys[i])
+    chex.assert_trees_all_close(params, net_to_params(weights()), rtol=0, atol=1e-12)
+    expected = convert.from_torch(theirs.state_dict(), net_to_params, names=net.named_parameters())
+    chex.assert_trees_all_close(state, expected, rtol=1e-11)
+    assert state.count == 100
+
+    # And on in torch, from the state of JAX.
+    state_dict = convert.to_torch(state, to_tensors, names=net.named_parameters(), **hyper)
+    theirs.load_state_dict(state_dict)
+    net.load_state_dict(to_tensors(params))
+    for i in range(50):
+        torch_step(i)
+        params, state = step(params, state, xs[i], ys[i])
+    chex.assert_trees_all_close(params, net_to_params(weights()), rtol=0, atol=1e-12)
+    assert theirs.state_dict()["state"][0]["step"] == 150
+
+
+@pytest.mark.peers
+def test_states_of_torch_in_every_dtype_return_bit_by_bit(torch):
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.complex64):
+        torch.manual_seed(0)
+        w = torch.nn.Parameter(torch.randn(3, 2).to(dtype))
+        theirs = torch.optim.Adadelta([w])
+        for _ in range(5):
+            theirs.zero_grad()
+            (w.abs() ** 2).sum().backward()
+            theirs.step()
+        before = theirs.state_dict()
+        state = convert.from_torch(before, lambda t: jnp.asarray(t["w"].T), names=[("w", w)])
+        after = convert.to_torch(
+            state, lambda p: {"w": torch.from_numpy(np.array(p).T)}, names=[("w", w)], rho=0.9
+        )
+        other = torch.optim.Adadelta([w])
+        other.load_state_dict(after)
+        for field in ("step", "square_avg", "acc_delta"):
+            expected, found = (s.state_dict()["state"][0][field] for s in (theirs, other))
+            assert found.dtype == expected.dtype
+            assert torch.equal(found, expected)
+
+
+@pytest.mark.peers
+def test_complex_parameters_go_on_as_in_torch(torch):
+    torch.manual_seed(0)
+    w = torch.nn.Parameter(torch.randn(3, 2, dtype=torch.complex64))
+    theirs = torch.optim.Adadelta([w])
+    target = torch.randn(3, 2, dtype=torch.complex64)
+
+    def torch_step():
+        theirs.zero_grad()
+        ((w - target).abs() ** 2).sum().backward()
+        theirs.step()
+
+    for _ in range(20):
+        torch_step()
+
+    def to_params(t):
+        return jnp.asarray(t["w"].T)
+
+    params, goal = (jnp.asarray(x.detach().numpy().T) for x in (w, target))
+    state = convert.from_torch(theirs.state_dict(), to_params, names=[("w", w)])
+    assert isinstance(state, AdadeltaState)
+    optimizer = optax.contrib.split_real_and_imaginary(adadelta(rho=0.9))
+    state = optax.contrib.SplitRealAndImaginaryState(state)
+    with jax.numpy_dtype_promotion("standard"):
+        for _ in range(20):
+            torch_step()
+            grads = jnp.conj(jax.grad(lambda p: jnp.sum(jnp.abs(p - goal) ** 2))(params))
+            updates, state = optimizer.update(grads, state, params)
+            params = params + updates
+    np.testing.assert_allclose(params, w.detach().numpy().T, rtol=1e-5)
