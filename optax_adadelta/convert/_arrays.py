@@ -12,7 +12,7 @@ def as_numpy(value: Any) -> np.ndarray:
         value = value.detach().cpu()
         # bfloat16 tensors have no NumPy array.
         value = value.float() if str(value.dtype) == "torch.bfloat16" else value
-    array = np.array(value.numpy() if hasattr(value, "numpy") else value)
+    array = np.array(np.asarray(value))  # a variable of Keras cannot copy
     return array.astype(np.float32) if array.dtype == jnp.bfloat16 else array
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from optax_adadelta._state import AdadeltaState
 from optax_adadelta._storage import Averages
 from optax_adadelta.convert._arrays import as_numpy
-from optax_adadelta.convert._keras_file import KerasFile
+from optax_adadelta.convert._keras_file import KerasFile, updates_made
 from optax_adadelta.convert._names import averages_problems, difference, named
 from optax_adadelta.convert._problems import refuse
 from optax_adadelta.convert._trees import Named, averages_of, state_of
@@ -60,18 +60,26 @@ def from_keras(
       ModuleNotFoundError: a file is to be read, and h5py is not installed.
       ValueError: paths or shapes do not match; the averages are not those of
         ``keras.optimizers.Adadelta``; or ``to_params`` does more than move elements. The error
-        lists everything that does not match.
+        lists everything that does not match. Or accumulated gradients wait for an update.
 
     Example:
-      >>> from types import SimpleNamespace as Variable
       >>> import numpy as np
       >>> from optax_adadelta.convert import from_keras
-      >>> kernel = Variable(path="dense/kernel", shape=(3, 2), dtype="float32")
+      >>> class Variable:  # what Keras has
+      ...     def __init__(self, path, array):
+      ...         self.path, self.array, self.shape = path, array, array.shape
+      ...     def __array__(self, dtype=None, copy=None):
+      ...         return self.array
+      >>> kernel = Variable("dense/kernel", np.ones((3, 2), "f"))
+      >>> arrays = {
+      ...     "iteration": np.array(7),
+      ...     "dense_kernel_accumulated_grad": np.full((3, 2), 0.1, "f"),
+      ...     "dense_kernel_accumulated_delta_var": np.full((3, 2), 0.01, "f"),
+      ... }
       >>> class Adadelta:  # model.optimizer, with model.trainable_variables
-      ...     iterations = np.array(7)
       ...     variables = [
-      ...         Variable(path=f"adadelta/dense_kernel_{name}", numpy=lambda: np.ones((3, 2), "f"))
-      ...         for name in ("accumulated_grad", "accumulated_delta_var")
+      ...         Variable(path=f"adadelta/{name}", array=array)
+      ...         for name, array in arrays.items()
       ...     ]
       >>> def to_params(arrays):
       ...     return {"w": arrays["dense/kernel"]}
@@ -83,10 +91,10 @@ def from_keras(
     if isinstance(source, (str, os.PathLike)):
         count, arrays = KerasFile(source).read(parameters)
     else:
-        count = int(as_numpy(source.iterations))
         pairs, problems = _variables(source, parameters)
         refuse("The optimizer's state cannot be converted", problems)
         arrays = {n: Averages(*map(as_numpy, pair)) for n, pair in pairs.items()}
+        count = updates_made(as_numpy(_iteration(source)), _batches_per_update(source))
     refuse("The optimizer's state cannot be converted", averages_problems(parameters, arrays))
     return state_of(Named(count, arrays), to_params)
 
@@ -139,10 +147,16 @@ def to_keras(
     for name, pair in found.averages.items():
         for variable, average in zip(targets[name], pair, strict=True):
             variable.assign(as_numpy(average))
-    # While gradients are accumulated, Keras counts the batches.
-    per_update = getattr(optimizer, "gradient_accumulation_steps", None) or 1
-    (iteration,) = (v for v in optimizer.variables if v.path.endswith("/iteration"))
-    iteration.assign(found.count * per_update)
+    _iteration(optimizer).assign(found.count * _batches_per_update(optimizer))
+
+
+def _iteration(optimizer: Any) -> Any:
+    (variable,) = (v for v in optimizer.variables if v.path.endswith("/iteration"))
+    return variable
+
+
+def _batches_per_update(optimizer: Any) -> int:
+    return getattr(optimizer, "gradient_accumulation_steps", None) or 1
 
 
 def _variables(

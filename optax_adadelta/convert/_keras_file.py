@@ -65,7 +65,7 @@ class KerasFile:
             )
         pairs = zip(arrays[before::2], arrays[before + 1 :: 2], strict=True)
         averages = {name: Averages(*pair) for name, pair in zip(names, pairs, strict=True)}
-        return int(arrays[0]) // per_update, averages
+        return updates_made(arrays[0], per_update), averages
 
     def _settings(self, name: str) -> tuple[int, tuple[int, ...]]:
         """Returns the batches per update, and how many other arrays each variable may have."""
@@ -106,6 +106,17 @@ class KerasFile:
             group = file["optimizer/vars"]
             arrays = [_array(group[str(i)]) for i in range(len(group))]
             return str(group.attrs.get("name")), arrays
+
+
+def updates_made(batches: np.ndarray, per_update: int) -> int:
+    """Returns the number of updates, of which each takes the gradients of several batches."""
+    updates, waiting = divmod(int(batches), per_update)
+    if waiting:
+        raise ValueError(
+            f"The gradients of {waiting} batches wait for the next update, after {per_update}, and"
+            " would be lost. Convert the state right after an update."
+        )
+    return updates
 
 
 def _array(dataset: Any) -> np.ndarray:
