@@ -35,7 +35,7 @@ from faults import faults
 TESTS = pathlib.Path(__file__).resolve().parent
 ROOT = TESTS.parent
 PACKAGE = ROOT / "optax_adadelta"
-FILES = ("_[!_]*.py", "convert.py", "_storage/*.py")
+FILES = ("_[!_]*.py", "convert/_*.py", "_storage/*.py")
 MARKERS = (
     "not scripts and not slow and not peers and not frameworks and not accelerators and not types"
 )
@@ -57,7 +57,7 @@ FIRST = {
     "_sharding": "sharded_state transform rates samples",
     "_storage": "storage plain_state convert derivatives",
     "_stochastic_round": "stochastic_round",
-    "convert": "convert",
+    "convert": "convert convert_torch convert_keras convert_optax",
 }
 
 

@@ -110,7 +110,7 @@ def test_what_cannot_be_converted_is_refused():
         convert.from_optax(old)
     with pytest.raises(ValueError, match="There is none"):
         convert.from_optax(optax.adam(1.0).init(tree()), count=3)
-    with pytest.raises(ValueError, match=r"There are 2, at state\[0\]\[0\], state\[1\]\[0\]"):
+    with pytest.raises(ValueError, match=r"There are 2, at state\[0\].*, state\[1\]"):
         convert.from_optax((old, old), count=3)
     with pytest.raises(ValueError, match="There is none"):
         convert.to_optax(convert.from_optax(old, count=3), optax.sgd(1.0).init(tree()))

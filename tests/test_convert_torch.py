@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from scripts import ROOT, module, numbers, refusal, run
 from states import BITS, assert_agree, same_bits, same_types
 
 from optax_adadelta import AdadeltaState, adadelta, convert
@@ -564,3 +565,39 @@ def test_complex_parameters_go_on_as_in_torch(torch):
             updates, state = optimizer.update(grads, state, params)
             params = params + updates
     np.testing.assert_allclose(params, w.detach().numpy().T, rtol=1e-5)
+
+
+@pytest.mark.peers
+def test_the_example_stays_together_with_torch(torch):
+    printed = run("from_torch", "--steps", "20")
+    there, back = (
+        numbers(rf"^(?s:.*){where}: 20 steps, largest difference of a weight (\S+)\.\n", printed)
+        for where in ("On in both", "Back in PyTorch")
+    )
+    assert 0 < there[0] < 1e-12
+    assert 0 < back[0] < 1e-12
+    assert numbers(r"Steps counted: (\d+)\.", printed) == [60]
+    (begun,), (ended,) = (
+        numbers(pattern, printed) for pattern in (r", loss ([\d.]+)\.\n", r"Loss: ([\d.]+)\.\n")
+    )
+    assert ended < begun
+    assert run("from_torch", "--smoke", "--seed", "3").count(": 10 steps") == 3
+
+
+@pytest.mark.peers
+def test_the_example_refuses_options_and_explains_them(torch, monkeypatch, capsys):
+    assert "--steps must be at least 1" in refusal("from_torch", "--steps", "0")
+    example = module("from_torch")
+    monkeypatch.setattr("sys.argv", ["from_torch.py", "--help"])
+    with pytest.raises(SystemExit):
+        example.main()
+    printed = capsys.readouterr().out
+    assert printed.count("(default:") == 3
+
+
+@pytest.mark.scripts
+def test_the_example_names_a_missing_package(monkeypatch, tmp_path):
+    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(name='torch')")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+    expected = 'No torch. Run: pip install "optax_adadelta[examples]" torch\n'
+    assert refusal("from_torch") == expected

@@ -86,7 +86,7 @@ def test_the_page_prints_what_it_says(page):
     assert run(page) > 0
 
 
-@pytest.mark.parametrize("page", ["faq.md", "migrating.md"])
+@pytest.mark.parametrize("page", ["faq.md", "migrating.md", "converting.md"])
 def test_the_page_without_other_packages_prints_what_it_says(page):
     assert run(page, left_out=set(OPTIONAL)) > 0
 
@@ -99,11 +99,14 @@ def test_checkpoints_of_the_faq():
 
 
 @pytest.mark.peers
-def test_programs_before_and_after_migrating(monkeypatch):
+@pytest.mark.parametrize("page", ["migrating.md", "converting.md"])
+# Keras converts its variables as NumPy 1 did.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_programs_of_other_libraries(page, monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "jax")
     for name in ("torch", "keras"):
         pytest.importorskip(name)
-    run("migrating.md")
+    run(page)
 
 
 @pytest.mark.parametrize(
