@@ -21,6 +21,11 @@ def is_complex(array: Any) -> bool:
     return "complex" in str(array.dtype if hasattr(array, "dtype") else np.asarray(array).dtype)
 
 
+def is_inexact(leaf: Any) -> bool:
+    """Returns whether a leaf is or becomes an array of floating-point or complex numbers."""
+    return as_numpy(leaf).dtype.kind in "fc"
+
+
 def reals(array: np.ndarray) -> np.ndarray:
     """Returns the real numbers in an array. A complex one gets a last axis for its two parts."""
     if not is_complex(array):

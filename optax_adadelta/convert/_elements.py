@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from optax_adadelta.convert._arrays import as_numpy, from_reals, is_complex, reals
+from optax_adadelta.convert._arrays import as_numpy, from_reals, is_complex, is_inexact, reals
 from optax_adadelta.convert._problems import refuse
 
 # bfloat16 has every integer up to this one, so the function may cast to it.
@@ -66,21 +66,29 @@ def moved(
         return _call(function, called, build([from_reals(v, a.dtype) for v, a in arrays]))
 
     # A function that only moves elements also moves what each lacks to the largest digit.
-    lacks = jax.tree.leaves(called_with([_BASE - 1 - number % _BASE for number in numbers]))
-    digits: list[list[np.ndarray]] = []
-    tree: Any = None
+    tree = called_with([_BASE - 1 - number % _BASE for number in numbers])
+    lacks = [_digits(leaf) for leaf in jax.tree.leaves(tree)]
+    digits: list[list[np.ndarray | None]] = []
     place = 1
     while place <= starts[-1] or not digits:
         tree = called_with([number // place % _BASE for number in numbers])
-        digits.append([place * _digits(leaf) for leaf in jax.tree.leaves(tree)])
+        digits.append([_digits(leaf) for leaf in jax.tree.leaves(tree)])
         place *= _BASE
     leaves: list[Leaf] = []
     problems: list[str] = []
     with_paths = jax.tree.leaves_with_path(tree)
     for (path, like), lack, *parts in zip(with_paths, lacks, *digits, strict=True):
         name = jax.tree_util.keystr(path, simple=True, separator="/") or "the top"
-        leaves.append(Leaf(name, like, np.asarray(sum(parts) - 1)))
-        problems += _changed(leaves[-1], _digits(lack), parts, starts[-1])
+        positions = _positions(lack, parts, starts[-1])
+        if positions is not None:
+            leaves.append(Leaf(name, like, positions))
+        elif is_inexact(like):
+            problems.append(f"{name}: has other values than those that were given")
+        else:
+            dtype = as_numpy(like).dtype
+            problems.append(
+                f"{name}: {dtype} is not floating-point; return trained parameters only"
+            )
     refuse(
         f"{called} must only rename, transpose, reshape, split or join arrays",
         problems or _not_once(leaves, names, starts, optional),
@@ -100,36 +108,40 @@ def _call(function: Callable[[Any], Any], called: str, tree: Any) -> Any:
         raise
 
 
-def _digits(leaf: Any) -> np.ndarray:
-    """Returns the values of a leaf, and -1 in place of those that are no digits."""
-    array = as_numpy(leaf)
-    if array.dtype.kind not in "fc":
-        return np.full(array.shape, -1)
-    found = reals(array)
-    valid = np.isin(found, np.arange(_BASE))
-    return np.where(valid, found, -1).astype(np.int64)
+def _digits(leaf: Any) -> np.ndarray | None:
+    """Returns the digits in a leaf, or None if something in it is not a digit."""
+    if not is_inexact(leaf):
+        return None
+    found = reals(as_numpy(leaf))
+    with np.errstate(invalid="ignore"):
+        digits = np.asarray(found).astype(np.uint8)
+    return digits if np.array_equal(digits, found) else None
 
 
-def _changed(leaf: Leaf, lack: np.ndarray, parts: list[np.ndarray], count: int) -> list[str]:
-    dtype = as_numpy(leaf.like).dtype
-    if dtype.kind not in "fc":
-        return [f"{leaf.name}: {dtype} is not floating-point; return trained parameters only"]
-    same = all((part >= 0).all() for part in parts) and np.all(lack + parts[0] == _BASE - 1)
-    if not same or not np.all((leaf.positions >= 0) & (leaf.positions < count)):
-        return [f"{leaf.name}: has other values than those that were given"]
-    return []
+def _positions(
+    lack: np.ndarray | None, digits: list[np.ndarray | None], count: int
+) -> np.ndarray | None:
+    """Returns where the elements of a leaf come from, or None if they are not those given."""
+    known = [digit for digit in digits if digit is not None]
+    if lack is None or len(known) < len(digits) or not np.all(lack == _BASE - 1 - known[0]):
+        return None
+    places = [digit * np.int64(_BASE**i) for i, digit in enumerate(known)]
+    positions = np.asarray(sum(places) - 1)
+    return positions if np.all((positions >= 0) & (positions < count)) else None
 
 
 def _not_once(leaves, names, starts, optional) -> list[str]:
     problems = []
-    used = np.zeros(starts[-1], np.int64)
+    used = np.zeros(starts[-1], bool)
+    last = np.zeros(starts[-1], np.int64)
     for leaf in leaves:
-        again = used[leaf.positions].any()
-        np.add.at(used, leaf.positions, 1)
-        if again or (used[leaf.positions] > 1).any():
+        here = np.arange(leaf.positions.size).reshape(leaf.positions.shape)
+        last[leaf.positions] = here
+        if used[leaf.positions].any() or not np.all(last[leaf.positions] == here):
             problems.append(f"{leaf.name}: has elements that are used more than once")
+        used[leaf.positions] = True
     for name, start, end in zip(names, starts, starts[1:], strict=False):
-        unused = np.sum(used[start:end] == 0)
+        unused = np.sum(~used[start:end])
         if unused and name not in optional:
             problems.append(f"{name}: {unused} of {end - start} elements are left out")
     return problems
