@@ -319,6 +319,26 @@ def test_unfrozen_parameters_start_fresh_and_others_go_on(bits, chained):
 
 
 @BITS
+def test_averages_are_distributed_to_groups(bits):
+    params = {"w": normal((3, 4)), "b": normal(4)}
+    rule = adadelta(state_bits=bits)
+    state = stepped(rule, params)
+    groups = optax.multi_transform({"one": rule, "two": rule}, {"w": "one", "b": "two"})
+    carried = convert.carry_over(state, groups.init(params))
+    same_types(carried, stepped(groups, params))
+    expected, state = rule.update(params, state)
+    updates, carried = groups.update(params, carried)
+    if bits is None:
+        same_bits(updates, expected)
+    for name, group in (("w", "one"), ("b", "two")):
+        inner = find_state(carried.inner_states[group])
+        assert inner.count == 4
+        kept = convert.carry_over(carried.inner_states[group], rule.init({name: params[name]}))
+        if bits is None:
+            same_bits((kept.e_g[name], kept.e_x[name]), (state.e_g[name], state.e_x[name]))
+
+
+@BITS
 def test_frozen_parameters_leave_and_a_state_of_nothing_becomes_one(bits):
     params = {"w": normal((3, 4)), "b": normal(4)}
     optimizer = adadelta(state_bits=bits)

@@ -52,6 +52,8 @@ def main() -> None:
 
     state = convert.with_state_bits(state, 16, eps=1e-6)
     state = convert.carry_over(state, adadelta(state_bits=16).init(params))
+    saved = convert.to_torch(state, dict, names=["w"], rho=0.9)
+    state = convert.from_torch(saved, dict, names={"w": params["w"]})
     found: AdadeltaState = diagnostics.find_state(state)
     print(diagnostics.averages(found).e_x)
     print(diagnostics.effective_learning_rate(found, eps=1e-6))

@@ -58,7 +58,8 @@ def difference(found: Iterable[str], expected: Iterable[str], whose: str) -> lis
 
 
 def _is_group(item: Any) -> bool:
-    return not isinstance(item, (str, tuple)) and not hasattr(item, "path")
+    known = isinstance(item, (str, tuple)) or hasattr(item, "path") or hasattr(item, "shape")
+    return isinstance(item, Iterable) and not known
 
 
 def _items(group: Any) -> Iterable[Any]:
@@ -70,5 +71,9 @@ def _pair(item: Any) -> tuple[str, Any]:
         return item, None
     if hasattr(item, "path"):
         return item.path, item
-    name, parameter = item
-    return name, parameter
+    if isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str):
+        return item[0], item[1]
+    raise TypeError(
+        "Parameters must come with their names, such as model.named_parameters() in torch or"
+        f" model.trainable_variables in Keras; got a {type(item).__name__}."
+    )
