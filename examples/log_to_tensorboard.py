@@ -58,7 +58,8 @@ def step(params, state, x, y):
 def numbers(state):
     """Returns what to log of the optimizer, with a group for each layer."""
     found = summaries(state, group=lambda name: name.split("/")[0])
-    return {**found, "eps": optax.tree.get(state, "eps")}
+    _, injected = state
+    return {**found, "eps": injected.hyperparams["eps"]}
 
 
 def train(writer, steps, every, seed):
@@ -92,9 +93,8 @@ def main():
         raise SystemExit(f"Cannot write to --folder {options.folder}: {error.strerror}.") from None
     with writer:
         train(writer, options.steps, options.every, options.seed)
-    print(
-        f"Logged {options.steps // options.every} times. Look: tensorboard --logdir {options.folder}"
-    )
+    print(f"Logged {options.steps // options.every} times.")
+    print(f"Look: tensorboard --logdir {options.folder}")
 
 
 if __name__ == "__main__":
