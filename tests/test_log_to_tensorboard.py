@@ -47,7 +47,7 @@ def test_the_event_files_have_the_numbers_of_the_state(example, tmp_path):
         def add_scalar(self, *args):
             pass
 
-    with jax.numpy_dtype_promotion("standard"):
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         state = example.train(Nowhere(), STEPS, EVERY, seed=0)
     eps = 1e-4 * 0.1 ** ((STEPS - 1) / 500)
     np.testing.assert_allclose(logged["eps"][STEPS], eps, rtol=1e-5)
