@@ -53,8 +53,9 @@ def summaries(
       infinite.
 
     Call it after a step, inside ``jax.jit`` or outside. Schedules are evaluated as in that step.
-    A quantile comes from a histogram, so it may be 3.2 % off; the time is that of a few steps of
-    the optimizer. With averages in 8 bits, the two shares that compare with eps are approximate.
+    A quantile comes from a histogram, so it may be 3.2 % off. On CPU it takes the time of about
+    four steps of the optimizer, and for a moment 20 bytes per coordinate of the largest leaf. With
+    averages in 8 bits, the two shares that compare with eps are approximate.
 
     Args:
       state: the state of any optimizer that contains an :class:`.AdadeltaState`, or several that
