@@ -38,7 +38,8 @@ def main() -> None:
     if not options.draw_only:
         for name in options.only:
             run(name, options, made)
-    found = {name: _report.load(file_of(name, options)) for name in TASKS if exists(name, options)}
+    files = {name: file_of(name, options) for name in TASKS}
+    found = {name: _report.load(file) for name, file in files.items() if file.exists()}
     if missing := [name for name in TASKS if not complete(found.get(name, {}))]:
         print(f"There are no tables and picture yet. Not finished: {', '.join(missing)}")
     else:
@@ -46,7 +47,7 @@ def main() -> None:
             print(f"{title}\n\n{table}\n")
         picture = options.output / f"compare{'-smoke' * options.smoke}.png"
         _compare_report.draw(found).savefig(picture)
-        stamp(picture, Path(__file__), found)
+        stamp(picture, Path(__file__), *map(_report.load, sorted(files.values())))
         print(f"Picture: {picture}")
         if options.output.resolve() == FOLDER and not options.smoke:
             PAGE.write_text(with_tables(PAGE.read_text("utf-8"), found), encoding="utf-8")
@@ -77,11 +78,6 @@ def file_of(task: str, options: argparse.Namespace) -> Path:
     """Returns where the results of a task are."""
     name = task.lower().replace(", ", "_")
     return options.output / f"{name}{'-smoke' * options.smoke}.json"
-
-
-def exists(task: str, options: argparse.Namespace) -> bool:
-    """Whether there are results of the task."""
-    return file_of(task, options).exists()
 
 
 def complete(report: dict[str, Any]) -> bool:
