@@ -9,7 +9,7 @@ import optax
 
 from optax_adadelta import adadelta
 
-FACTORS = tuple(10 ** (half / 2) for half in range(-3, 4))  # Times the usual learning rate.
+FACTORS = tuple(10 ** (half / 2) for half in range(-2, 5))  # Times the usual learning rate.
 
 
 class Method(NamedTuple):
@@ -160,7 +160,17 @@ IDEAS = {
         lambda rate, steps: warm_start(adadelta(cosine(rate, steps))),
         1.0,
     ),
+    "eps 1e-4, cosine over the last half": Method(
+        "adadelta(cosine_at_the_end(1.0, steps), eps=1e-4)",
+        lambda rate, steps: adadelta(cosine_at_the_end(rate, steps), eps=1e-4),
+        1.0,
+    ),
     "relative eps": Method("relative_eps(1.0)", lambda rate, steps: relative_eps(rate), 1.0),
+    "relative eps, cosine": Method(
+        "relative_eps(cosine_decay_schedule(1.0, steps))",
+        lambda rate, steps: relative_eps(cosine(rate, steps)),
+        1.0,
+    ),
     "falling eps": Method(
         "falling_eps(1.0, steps)", lambda rate, steps: falling_eps(rate, steps), 1.0
     ),

@@ -9,7 +9,11 @@ from benchmarks import _report
 from experiments._compare_methods import IDEAS, METHODS, TUNED, UNTUNED
 
 ADADELTAS = ("Adadelta", "Adadelta, cosine", "Adadelta, eps 1e-4")
-NOT_TUNED = {name: f"{name} (not tuned)" for name in ADADELTAS[:2]}
+NOT_TUNED = {
+    "Adadelta": "Adadelta (not tuned)",
+    "Adadelta, cosine": "Adadelta, cosine (not tuned)",
+    "eps 1e-4, cosine": "Adadelta, eps 1e-4, cosine (not tuned)",
+}
 COLORS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#777777")
 MARKERS = "osD^vPX"
 WORST_DRAWN = 5.0  # Times the best error. Worse ones are drawn there.
@@ -30,7 +34,7 @@ def ideas(found: dict[str, Any]) -> Group:
 def tuned(found: dict[str, Any]) -> Group:
     """Returns the methods with the best learning rates, and Adadelta with its usual one."""
     group = {name: [report["tuned"][name] for report in found.values()] for name in TUNED}
-    usual = untuned(found)
+    usual = untuned(found) | ideas(found)
     return group | {label: usual[name] for name, label in NOT_TUNED.items()}
 
 
@@ -57,6 +61,8 @@ def spread(runs: list[float | None]) -> str:
     if None in runs:
         return "diverged"
     mean, deviation = np.mean(runs), np.std(runs, ddof=1)
+    if mean < 0.01:
+        return f"{mean:.1e} ± {deviation:.1e}"
     digits = max(0, 2 - int(np.floor(np.log10(mean))))
     return f"{mean:.{digits}f} ± {deviation:.{digits}f}"
 
@@ -158,7 +164,7 @@ def draw_group(axes, title: str, group: Group, best: np.ndarray, tasks: list[str
     order = np.argsort(middle)
     lines = np.arange(len(order))
     axes.hlines(lines, 1, WORST_DRAWN, color="#E6E6E6", linewidth=0.8, zorder=0)
-    for task, color, marker, column in zip(tasks, COLORS, MARKERS, ratios[order].T, strict=True):
+    for task, color, marker, column in zip(tasks, COLORS, MARKERS, ratios[order].T, strict=False):
         axes.plot(column, lines, marker, color=color, markersize=5, alpha=0.85, label=task)
     axes.plot(
         middle[order], lines, "|", color="black", markersize=13, markeredgewidth=2, label="mean"
