@@ -13,6 +13,7 @@ NOT_TUNED = {
     "Adadelta": "Adadelta (not tuned)",
     "Adadelta, cosine": "Adadelta, cosine (not tuned)",
     "eps 1e-4, cosine": "Adadelta, eps 1e-4, cosine (not tuned)",
+    "eps 1e-4, cosine over the last half": "Adadelta, eps 1e-4, cosine at the end (not tuned)",
 }
 COLORS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#777777")
 MARKERS = "osD^vPX"
@@ -32,7 +33,7 @@ def ideas(found: dict[str, Any]) -> Group:
 
 
 def tuned(found: dict[str, Any]) -> Group:
-    """Returns the methods with the best learning rates, and Adadelta with its usual one."""
+    """Returns the methods with tuned learning rates, and Adadelta without tuning."""
     group = {name: [report["tuned"][name] for report in found.values()] for name in TUNED}
     usual = untuned(found) | ideas(found)
     return group | {label: usual[name] for name, label in NOT_TUNED.items()}
@@ -169,7 +170,7 @@ def draw_group(axes, title: str, group: Group, best: np.ndarray, tasks: list[str
     axes.plot(
         middle[order], lines, "|", color="black", markersize=13, markeredgewidth=2, label="mean"
     )
-    axes.set_yticks(lines, [list(group)[line] for line in order])
+    axes.set_yticks(lines, [list(group)[line] for line in order], fontsize=9)
     for label in axes.get_yticklabels():
         if label.get_text().startswith("Adadelta"):
             label.set_weight("bold")
@@ -179,4 +180,4 @@ def draw_group(axes, title: str, group: Group, best: np.ndarray, tasks: list[str
     axes.set_xticks(ticks, [*(f"{tick:g}" for tick in ticks[:-1]), f"{WORST_DRAWN:g} or more"])
     axes.set_xticks([], minor=True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_xlabel("test error / best test error of any method (left is better)")
+    axes.set_xlabel("error / best error on the task (left is better)")

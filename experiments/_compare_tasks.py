@@ -18,6 +18,7 @@ import optax
 
 from experiments import _data
 
+PARTS = ("train", "validation", "test")
 SMOKE_STEPS, SMOKE_SIZE = 12, 120
 SYMBOLS, LENGTH, WIDTH = 32, 8, 32  # Of the sequences to sort, and of the attention.
 CONTEXT = 8  # Characters that the next one is predicted from.
@@ -55,13 +56,11 @@ class Task(NamedTuple):
 def load(name: str, options: argparse.Namespace) -> Task:
     """Returns the task, with little data and few steps for --smoke."""
     task = TASKS[name](options)
-    if not options.smoke:
-        return task
-    few = {
-        part: tuple(a[:SMOKE_SIZE] for a in getattr(task, part))
-        for part in ("train", "validation", "test")
-    }
-    return task._replace(**few, steps=SMOKE_STEPS)
+    if options.smoke:
+        parts = (task.train, task.validation, task.test)
+        few = (tuple(array[:SMOKE_SIZE] for array in part) for part in parts)
+        return task._replace(**dict(zip(PARTS, few, strict=True)), steps=SMOKE_STEPS)
+    return task
 
 
 def digits(options: argparse.Namespace) -> Task:
@@ -70,27 +69,16 @@ def digits(options: argparse.Namespace) -> Task:
 
     images, labels = load_digits(return_X_y=True)
     data = (images / 16).astype(np.float32), labels.astype(np.int32)
-    return classifier(
-        "dense 64-64-10",
-        *perceptron(64, 64, 10),
-        *split(data, validation=300, test=400),
-        batch=32,
-        steps=2000,
-    )
+    model, parts = perceptron(64, 64, 10), split(data, validation=300, test=400)
+    return classifier("dense 64-64-10", *model, *parts, batch=32, steps=2000)
 
 
 def mnist_dense(options: argparse.Namespace) -> Task:
     """Images of digits, as numbers in a row."""
     train, test = _data.mnist(options)
     train, test = ((x / np.float32(255), y) for x, y in (train, test))
-    return classifier(
-        "dense 784-64-10",
-        *perceptron(784, 64, 10),
-        *split(train, validation=4000),
-        test,
-        batch=64,
-        steps=2000,
-    )
+    model, parts = perceptron(784, 64, 10), (*split(train, validation=4000), test)
+    return classifier("dense 784-64-10", *model, *parts, batch=64, steps=2000)
 
 
 def mnist_convolution(options: argparse.Namespace) -> Task:
@@ -102,10 +90,8 @@ def mnist_convolution(options: argparse.Namespace) -> Task:
     first, second, top = layers((9 * 1, 16), (9 * 16, 32), (4 * 32, 10))
 
     def init(key):
-        return [
-            layer(key)
-            for layer, key in zip((first, second, top), jax.random.split(key, 3), strict=True)
-        ]
+        keys = jax.random.split(key, 3)
+        return [first(keys[0]), second(keys[1]), top(keys[2])]
 
     def convolution(layer, x):
         # As a product of matrices. Many networks side by side are slow with lax.conv on a CPU.
