@@ -17,7 +17,7 @@ NOT_TUNED = {
 }
 COLORS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#777777")
 MARKERS = "osD^vPX"
-WORST_DRAWN = 5.0  # Times the best error. Worse ones are drawn there.
+WORST_DRAWN = 20.0  # Times the best error. Worse ones are drawn there.
 Group = dict[str, list[dict[str, Any]]]  # From a method to its results on each task.
 
 
@@ -174,10 +174,10 @@ def draw_group(axes, title: str, group: Group, best: np.ndarray, tasks: list[str
     for label in axes.get_yticklabels():
         if label.get_text().startswith("Adadelta"):
             label.set_weight("bold")
-    ticks = [1, 1.5, 2, 3, WORST_DRAWN]
-    axes.set(title=title, xscale="log", xlim=(0.97, WORST_DRAWN * 1.04))
+    ticks = [1, 2, 3, 5, 10, WORST_DRAWN]
+    axes.set(title=title, xscale="log", xlim=(0.93, WORST_DRAWN * 1.1))
     axes.invert_yaxis()
-    axes.set_xticks(ticks, [*(f"{tick:g}" for tick in ticks[:-1]), f"{WORST_DRAWN:g} or more"])
+    axes.set_xticks(ticks, [*(f"{tick:g}" for tick in ticks[:-1]), f"{WORST_DRAWN:g}+"])
     axes.set_xticks([], minor=True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel("error / best error on the task (left is better)")

@@ -211,10 +211,9 @@ def test_the_page_has_the_tables_of_the_results_and_shows_the_picture(compare, f
 def test_ranks_and_spreads_are_those_of_numpy_and_scipy(found, title, what, tuned):
     table = PAGE.partition(f"<!-- {title} -->\n")[2].partition("\n<!-- /")[0].splitlines()[2:]
     lines = {row[0]: row[1:] for row in ([c.strip() for c in r.split("|")[1:-1]] for r in table)}
-    plain = {name: name.replace(" (not tuned)", "") for name in lines}
-    plain = {
-        name: short.replace("Adadelta, eps 1e-4, c", "eps 1e-4, c") for name, short in plain.items()
-    }
+    labels = scripts.module("experiments._compare_report").NOT_TUNED
+    plain = {label: name for name, label in labels.items()}
+    plain = {name: plain.get(name, name) for name in lines}
     ranks = []
     for column, report in enumerate(found.values(), start=2):
         runs = [

@@ -13,7 +13,7 @@ from scripts import EXAMPLES, ROOT, check_picture, module
 gallery = module("experiments.gallery")
 PAGE = gallery.PAGE.read_text(encoding="utf-8")
 SCRIPTS = {path.stem for path in EXAMPLES.glob("*.py")}
-MODULES = {path.stem for path in (ROOT / "experiments").glob("[!_]*.py")}
+MODULES = {path.stem for path in (ROOT / "experiments").glob("[!_]*.py")} - {"compare"}
 
 
 def results(name):
