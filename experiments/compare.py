@@ -6,8 +6,8 @@ rate is chosen from the same seven factors of the usual one. The choice is by th
 of two seeds. The reported errors come from five other seeds.
 
 The results of a task are in one file, which is saved after every method. A run that was stopped
-goes on where it was. All seven tasks take three quarters of an hour on two cores. With --draw-only
-nothing is trained. Then the tables go into docs/when_to_use.md, if the folder is docs/when_to_use.
+goes on where it was. All seven tasks take up to an hour on two cores. With --draw-only nothing is
+trained. Then the tables go into docs/when_to_use.md, if the folder is docs/when_to_use.
 
 Needs: pip install -e ".[examples]"
 """
