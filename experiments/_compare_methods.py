@@ -192,3 +192,16 @@ TUNED = {
     "Adagrad": ADAGRAD,
 }
 METHODS = {**UNTUNED, **IDEAS}
+# What is trained for longer on some of the tasks.
+LONGER = (
+    "Adadelta",
+    "Adadelta, cosine",
+    "Adadelta, eps 1e-4",
+    "eps 1e-4, cosine",
+    "eps 1e-4, cosine over the last half",
+    "falling eps",
+    "average of the last tenth",
+    "Adam",
+    "Adam, cosine",
+    "Prodigy, linear",
+)

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks import _report
-from experiments._compare_methods import IDEAS, METHODS, TUNED, UNTUNED
+from experiments._compare_methods import IDEAS, LONGER, METHODS, TUNED, UNTUNED
 
 ADADELTAS = ("Adadelta", "Adadelta, cosine", "Adadelta, eps 1e-4")
 NOT_TUNED = {
@@ -96,6 +96,19 @@ def table_of_ideas(found: dict[str, Any]) -> str:
     return _report.markdown(["", "error / default's", "better on", *found], rows)
 
 
+def table_of_longer(found: dict[str, Any]) -> str:
+    """Returns the errors after more steps, after those of the usual ones."""
+    tasks = {name: report for name, report in found.items() if report["longer"]}
+    head = [f"{name}, {how}" for name in tasks for how in ("usual steps", "five times the steps")]
+    rows = []
+    for name in LONGER:
+        results = [
+            report[part][name] for report in tasks.values() for part in ("methods", "longer")
+        ]
+        rows.append([name, *(spread(result["test error"]) for result in results)])
+    return _report.markdown(["", *head], rows)
+
+
 def table_of_rates(found: dict[str, Any]) -> str:
     """Returns the table of the chosen learning rates. A star marks an end of the range tried."""
     rows = []
@@ -130,6 +143,7 @@ def tables(found: dict[str, Any]) -> dict[str, str]:
         "tuned": ranked(found, tuned(found), "test error"),
         "ideas": table_of_ideas(found),
         "rates": table_of_rates(found),
+        "longer": table_of_longer(found),
         "untuned losses": ranked(found, untuned(found), "training loss"),
         "tuned losses": ranked(found, tuned(found), "training loss"),
         "tasks": table_of_tasks(found),

@@ -16,8 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from benchmarks._tasks import attention, perceptron
 from experiments import _data
 
+HE = jax.nn.initializers.he_normal()
 PARTS = ("train", "validation", "test")
 SMOKE_STEPS, SMOKE_SIZE = 12, 120
 SYMBOLS, LENGTH, WIDTH = 32, 8, 32  # Of the sequences to sort, and of the attention.
@@ -69,7 +71,7 @@ def digits(options: argparse.Namespace) -> Task:
 
     images, labels = load_digits(return_X_y=True)
     data = (images / 16).astype(np.float32), labels.astype(np.int32)
-    model, parts = perceptron(64, 64, 10), split(data, validation=300, test=400)
+    model, parts = perceptron(HE, (64, 64, 10)), split(data, validation=300, test=400)
     return classifier("dense 64-64-10", *model, *parts, batch=32, steps=2000)
 
 
@@ -77,7 +79,7 @@ def mnist_dense(options: argparse.Namespace) -> Task:
     """Images of digits, as numbers in a row."""
     train, test = _data.mnist(options)
     train, test = ((x / np.float32(255), y) for x, y in (train, test))
-    model, parts = perceptron(784, 64, 10), (*split(train, validation=4000), test)
+    model, parts = perceptron(HE, (784, 64, 10)), (*split(train, validation=4000), test)
     return classifier("dense 784-64-10", *model, *parts, batch=64, steps=2000)
 
 
@@ -121,7 +123,7 @@ def airfoil(options: argparse.Namespace) -> Task:
     parts = split((table,), validation=200, test=300)
     mean, deviation = parts[0][0].mean(axis=0), parts[0][0].std(axis=0)
     parts = [((rows - mean) / deviation).astype(np.float32) for (rows,) in parts]
-    init, apply = perceptron(5, 64, 64, 1)
+    init, apply = perceptron(HE, (5, 64, 64, 1))
 
     def loss(params, x, y):
         return jnp.mean((apply(params, x)[:, 0] - y) ** 2)
@@ -182,32 +184,9 @@ def sorting(options: argparse.Namespace) -> Task:
     """Returns eight random symbols in order. Attention has to compare all of them."""
     draw = np.random.default_rng(0).integers
     x = draw(SYMBOLS, size=(24_000, LENGTH), dtype=np.int32)
-    shapes = {
-        "symbols": (SYMBOLS, WIDTH),
-        "places": (LENGTH, WIDTH),
-        **dict.fromkeys(("query", "key", "value", "out"), (WIDTH, WIDTH)),
-        "up": (WIDTH, 2 * WIDTH),
-        "down": (2 * WIDTH, WIDTH),
-        "top": (WIDTH, SYMBOLS),
-    }
-
-    def init(key):
-        draw = jax.nn.initializers.glorot_uniform()
-        keys = jax.random.split(key, len(shapes))
-        return {n: draw(k, shape) for k, (n, shape) in zip(keys, shapes.items(), strict=True)}
-
-    def logits(p, x):
-        x = p["symbols"][x] + p["places"]
-        y = jax.nn.standardize(x)
-        scores = (y @ p["query"]) @ jnp.swapaxes(y @ p["key"], -1, -2) / math.sqrt(WIDTH)
-        x += jax.nn.softmax(scores) @ (y @ p["value"]) @ p["out"]
-        x += jax.nn.relu(jax.nn.standardize(x) @ p["up"]) @ p["down"]
-        return jax.nn.standardize(x) @ p["top"]
-
     parts = split((x, np.sort(x, axis=1)), validation=2000, test=2000)
-    return classifier(
-        "one block of attention of width 32", init, logits, *parts, batch=64, steps=2000
-    )
+    model = attention(SYMBOLS, LENGTH, WIDTH)
+    return classifier("one block of attention of width 32", *model, *parts, batch=64, steps=2000)
 
 
 def characters(options: argparse.Namespace) -> Task:
@@ -243,25 +222,7 @@ def characters(options: argparse.Namespace) -> Task:
 
 def layers(*shapes: tuple[int, int]) -> list[Callable[[jax.Array], dict[str, jax.Array]]]:
     """Returns for each shape how to draw a dense layer, whose bias is zero."""
-    draw = jax.nn.initializers.he_normal()
-    return [lambda key, s=s: {"w": draw(key, s), "b": jnp.zeros(s[1])} for s in shapes]
-
-
-def perceptron(*sizes: int):
-    """Returns how to draw dense layers and how to apply them."""
-    draws = layers(*itertools.pairwise(sizes))
-
-    def init(key):
-        keys = jax.random.split(key, len(draws))
-        return [draw(key) for draw, key in zip(draws, keys, strict=True)]
-
-    def apply(params, x):
-        *hidden, top = params
-        for layer in hidden:
-            x = jax.nn.relu(x @ layer["w"] + layer["b"])
-        return x @ top["w"] + top["b"]
-
-    return init, apply
+    return [lambda key, s=s: {"w": HE(key, s), "b": jnp.zeros(s[1])} for s in shapes]
 
 
 def split(data: tuple[np.ndarray, ...], **sizes: int) -> list[tuple[np.ndarray, ...]]:

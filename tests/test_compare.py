@@ -1,6 +1,7 @@
 """The comparison: it can be stopped, it tunes fairly, and the page has the committed results."""
 
 import argparse
+import itertools
 import json
 import re
 
@@ -91,10 +92,10 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(compare, no_training, tmp_p
             compare.run("digits", options, {"command": "one"})
     compare.run("digits", options, {"command": "two"})
     report = json.loads((tmp_path / "digits-smoke.json").read_text())
-    assert compare.complete(report)
+    assert compare.complete("digits", report)
     assert report["command"] == "one"
     once = len(no_training)
-    assert once == len(compare.METHODS) + 4 * len(compare.TUNED)
+    assert once == len(compare.METHODS) + 4 * len(compare.TUNED) + len(compare.LONGER)
     compare.run("digits", options, {"command": "two"})
     assert len(no_training) == once
 
@@ -116,9 +117,9 @@ def test_the_learning_rate_is_chosen_on_other_seeds_than_the_reported_ones(
     assert tuned["test error"] == pytest.approx([1, 1.001, 1.002, 1.003, 1.004])
     assert np.shape(tuned["tried"]["validation errors"]) == (2, 7)
     assert [row[-1] for row in tuned["tried"]["validation errors"]] == [None, None]
-    *tries, reported = (seeds for code, _, seeds in no_training if code == "adam(1e-3)")
-    assert reported.tolist() == [0, 1, 2, 3, 4]
-    assert not {*reported} & {*np.concatenate(tries[1:])}
+    untuned, *tries, reported, longer = (s for code, _, s in no_training if code == "adam(1e-3)")
+    assert untuned.tolist() == reported.tolist() == longer.tolist() == [0, 1, 2, 3, 4]
+    assert not {*reported} & {*np.concatenate(tries)}
     assert report["methods"]["Adam"]["learning rate"] == 1e-3
 
 
@@ -178,12 +179,13 @@ def test_no_example_comes_twice_in_an_epoch():
 
 
 def test_the_results_are_of_a_run_in_full(compare, found):
-    for report in found.values():
+    for name, report in found.items():
         assert report["command"] == "python -m experiments.compare"
         assert {"jax", "optax", "optax_adadelta", "numpy", "python"} <= {*report["versions"]}
         assert {"date", "machine"} <= {*report}
-        assert compare.complete(report)
-        for result in (*report["methods"].values(), *report["tuned"].values()):
+        assert compare.complete(name, report)
+        results = [report[part].values() for part in ("methods", "tuned", "longer")]
+        for result in itertools.chain(*results):
             assert len(result["test error"]) == len(result["training loss"]) == 5
 
 
