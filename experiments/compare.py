@@ -3,8 +3,8 @@
 Every method has the same steps, initial weights and minibatches. First come the methods with their
 usual settings, then ideas that could make Adadelta's default better, then methods whose learning
 rate is chosen from the same seven factors of the usual one. The choice is by the validation error
-of two seeds. The reported errors come from five other seeds. Last, some methods are trained for five
-times as many steps on three tasks.
+of two seeds. The reported errors come from five other seeds. Last, some methods are trained with
+five times the steps on three tasks.
 
 The results of a task are in one file, which is saved after every method. A run that was stopped
 goes on where it was. All seven tasks take up to an hour on two cores. With --draw-only nothing is
