@@ -276,7 +276,10 @@ def _copy(path: Any, leaf: Any) -> jax.Array:
 
 def _check_same(tree: Any, best: Any) -> None:
     now, then = (
-        (jax.tree.structure(t), [(np.shape(x), dtype_of(x)) for x in jax.tree.leaves(t)])
+        (
+            jax.tree.structure(t),
+            [(np.shape(x), getattr(x, "dtype", None)) for x in jax.tree.leaves(t)],
+        )
         for t in (tree, best)
     )
     if now != then:
