@@ -56,8 +56,7 @@ def run(page):
     # With JAX's defaults, as readers have them.
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         for start, end in zip([0, *starts], [*starts, len(text)], strict=True):
-            for name in ("optimizer", "params", "state"):
-                names.pop(name, None)
+            names = {k: v for k, v in names.items() if k not in ("optimizer", "params", "state")}
             line = text.count("\n", 0, start)
             test = doctest.DocTestParser().get_doctest(
                 text[start:end], names, page, str(path), line
@@ -66,7 +65,7 @@ def run(page):
                 assert doctest.DocTestRunner().run(test, clear_globs=False).failed == 0
             names = test.globs
             title = text[start:end].partition("\n")[0].lstrip("# ")
-            sections[title] = dict(names), jitted
+            sections[title] = names, jitted
     return sections
 
 
