@@ -189,8 +189,7 @@ def test_schedule_free_gains_most_of_what_a_decay_to_zero_gains(sections):
 
     x, noise = random(5, steps, 16, 10), random(5, steps, 16, seed=1)
     constant, free, cosine = np.mean(distances(np.float32(x), np.float32(noise)), axis=1)
-    assert free < constant / 10
-    assert cosine < 2 * free
+    assert [constant, free, cosine] == pytest.approx([5e-3, 2e-4, 1.6e-4], rel=0.3)
 
 
 def test_each_member_of_an_ensemble_trains_as_if_alone(sections):
