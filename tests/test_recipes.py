@@ -31,6 +31,12 @@ def test_every_recipe_has_code_that_does_not_compile_after_the_second_step(secti
     recipes.check_compilations(sections, compiled)
 
 
+def test_schedules_and_changes_by_hand_do_not_compile_after_the_second_step(compiled):
+    sections = recipes.run("schedules_and_logging.md")
+    assert all("optimizer" in names for names, _ in list(sections.values())[1:])
+    recipes.check_compilations(sections, compiled)
+
+
 def test_lazy_rows_step_as_rows_that_are_leaves_of_their_own(page):
     size, width, steps = 20, 4, 30
     rng = np.random.default_rng(0)

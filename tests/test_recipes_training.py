@@ -187,9 +187,11 @@ def test_schedule_free_gains_most_of_what_a_decay_to_zero_gains(sections):
         free = optax.contrib.schedule_free_eval_params(state, params)
         return [jnp.mean((w - weights) ** 2) for w in (constant, free, cosine)]
 
-    x, noise = random(5, steps, 16, 10), random(5, steps, 16, seed=1)
+    x, noise = random(20, steps, 16, 10), random(20, steps, 16, seed=1)
     constant, free, cosine = np.mean(distances(np.float32(x), np.float32(noise)), axis=1)
-    assert [constant, free, cosine] == pytest.approx([5e-3, 2e-4, 1.6e-4], rel=0.3)
+    assert constant == pytest.approx(5e-3, rel=0.3)
+    assert free < 2e-4
+    assert 0.5 < free / cosine < 2
 
 
 def test_each_member_of_an_ensemble_trains_as_if_alone(sections):
