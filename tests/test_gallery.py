@@ -12,7 +12,8 @@ from scripts import EXAMPLES, ROOT, check_picture, module
 
 gallery = module("experiments.gallery")
 PAGE = gallery.PAGE.read_text(encoding="utf-8")
-SCRIPTS = {path.stem for path in EXAMPLES.glob("*.py")}
+# These have other pages.
+SCRIPTS = {path.stem for path in EXAMPLES.glob("*.py")} - {"log_to_tensorboard"}
 MODULES = {path.stem for path in (ROOT / "experiments").glob("[!_]*.py")} - {"compare"}
 
 

@@ -156,7 +156,7 @@ def test_a_change_by_hand_in_64_bits(change, dtype, compiled):
 
 
 def test_a_python_number_set_by_hand_keeps_its_dtype_and_compiles_once_more(compiled):
-    """docs/recipes.md says so."""
+    """docs/schedules_and_logging.md says so."""
     optimizer = chain_for()
     params = jnp.ones(3)
     step = jax.jit(optimizer.update)
