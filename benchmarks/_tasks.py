@@ -89,29 +89,8 @@ def sorting(smoke: bool) -> Task:
     draw = np.random.default_rng(0).integers
     sequences = [draw(SYMBOLS, size=(n, LENGTH), dtype=np.int32) for n in (count, 2_000)]
     data = [(x, np.sort(x, axis=1)) for x in sequences]
-    shapes = {
-        "symbols": (SYMBOLS, WIDTH),
-        "places": (LENGTH, WIDTH),
-        **dict.fromkeys(("query", "key", "value", "out"), (WIDTH, WIDTH)),
-        "up": (WIDTH, 2 * WIDTH),
-        "down": (2 * WIDTH, WIDTH),
-        "top": (WIDTH, SYMBOLS),
-    }
-
-    def init(key):
-        draw = jax.nn.initializers.glorot_uniform()
-        keys = jax.random.split(key, len(shapes))
-        return {n: draw(k, shape) for k, (n, shape) in zip(keys, shapes.items(), strict=True)}
-
-    def logits(p, x):
-        x = p["symbols"][x] + p["places"][None]
-        y = jax.nn.standardize(x)
-        scores = (y @ p["query"]) @ (y @ p["key"]).mT / math.sqrt(WIDTH)
-        x += jax.nn.softmax(scores) @ (y @ p["value"]) @ p["out"]
-        x += jax.nn.relu(jax.nn.standardize(x) @ p["up"]) @ p["down"]
-        return jax.nn.standardize(x) @ p["top"]
-
-    return classifier(init, logits, data, batch=50, epochs=epochs, decay=True)
+    layers = attention(SYMBOLS, LENGTH, WIDTH)
+    return classifier(*layers, data, batch=50, epochs=epochs, decay=True)
 
 
 def mixed_scales(smoke: bool) -> Task:
@@ -163,6 +142,33 @@ def perceptron(draw: Callable[..., jax.Array], sizes: tuple[int, ...]):
         for layer in hidden:
             x = jax.nn.relu(x @ layer["w"] + layer["b"])
         return x @ top["w"] + top["b"]
+
+    return init, logits
+
+
+def attention(symbols: int, length: int, width: int):
+    """Returns how to make one block of attention over sequences, and how to apply it."""
+    shapes = {
+        "symbols": (symbols, width),
+        "places": (length, width),
+        **dict.fromkeys(("query", "key", "value", "out"), (width, width)),
+        "up": (width, 2 * width),
+        "down": (2 * width, width),
+        "top": (width, symbols),
+    }
+
+    def init(key):
+        draw = jax.nn.initializers.glorot_uniform()
+        keys = jax.random.split(key, len(shapes))
+        return {n: draw(k, shape) for k, (n, shape) in zip(keys, shapes.items(), strict=True)}
+
+    def logits(p, x):
+        x = p["symbols"][x] + p["places"][None]
+        y = jax.nn.standardize(x)
+        scores = (y @ p["query"]) @ (y @ p["key"]).mT / math.sqrt(width)
+        x += jax.nn.softmax(scores) @ (y @ p["value"]) @ p["out"]
+        x += jax.nn.relu(jax.nn.standardize(x) @ p["up"]) @ p["down"]
+        return jax.nn.standardize(x) @ p["top"]
 
     return init, logits
 

@@ -1,4 +1,4 @@
-"""Experiments of the paper and the textbook. Run them from the repository root.
+"""Experiments of the paper and the textbook, and a comparison. Run them from the repository root.
 
 For example `python -m experiments.airfoil`.
 """

@@ -14,6 +14,8 @@ CHECKSUMS = """
 8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6  t10k-images-idx3-ubyte.gz
 f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6  t10k-labels-idx1-ubyte.gz
 74c75fd71783f1e6b71f8a622b993dc592897a97cd689c5090a07147a1b097b3  airfoil_self_noise.dat
+5c2741199dc360fff0c1a068f57060d2125b16a5cab46800913a79d62c4b1d65  ae.train
+4d863f4f982b660c326250606cec2d03f40953870a22759a05a6b23917332356  ae.test
 """
 SHA256 = {name: digest for digest, name in map(str.split, CHECKSUMS.strip().splitlines())}
 MNIST_URLS = (
@@ -24,6 +26,13 @@ AIRFOIL_URLS = (
     "https://archive.ics.uci.edu/ml/machine-learning-databases/00291/",
     "http://d2l-data.s3-accelerate.amazonaws.com/",
 )
+VOWELS_URLS = ("https://archive.ics.uci.edu/ml/machine-learning-databases/JapaneseVowels-mld/",)
+# The utterances of each of the nine speakers, in the order of the files.
+VOWELS_SPEAKERS = {
+    "ae.train": (30,) * 9,
+    "ae.test": (31, 35, 88, 44, 29, 24, 40, 50, 29),
+}
+VOWELS_FRAMES = 29  # Of the longest utterance.
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -53,6 +62,28 @@ def mnist(options: argparse.Namespace):
 def airfoil(options: argparse.Namespace) -> np.ndarray:
     """Returns [1503, 6] float64: five properties of an airfoil, and its noise in dB."""
     return np.loadtxt(_path("airfoil_self_noise.dat", AIRFOIL_URLS, options))
+
+
+def vowels(options: argparse.Namespace):
+    """Returns (frames, lengths, speakers) for training and for testing.
+
+    Frames are [n, 29, 12] float32, zero after the length of an utterance. Lengths and speakers are
+    [n] int32.
+    """
+
+    def read(name, counts):
+        text = _path(name, VOWELS_URLS, options).read_text("ascii")
+        table = np.array([line.split() for line in text.splitlines() if line.strip()], np.float32)
+        # A row of ones ends an utterance.
+        ends = np.flatnonzero((table == 1).all(axis=1))
+        lengths = np.diff(ends, prepend=-1) - 1
+        frames = np.zeros((len(ends), VOWELS_FRAMES, table.shape[1]), np.float32)
+        for series, end, length in zip(frames, ends, lengths, strict=True):
+            series[:length] = table[end - length : end]
+        speakers = np.repeat(np.arange(len(counts)), counts)
+        return frames, lengths.astype(np.int32), speakers.astype(np.int32)
+
+    return tuple(read(name, counts) for name, counts in VOWELS_SPEAKERS.items())
 
 
 def _path(name: str, urls: tuple[str, ...], options: argparse.Namespace) -> Path:

@@ -18,7 +18,7 @@ from benchmarks._fingerprints import ROOT, stamp
 from experiments import _data, airfoil, mnist_figures, mnist_tables
 
 FOLDER, PAGE = _report.DOCS / "gallery", _report.DOCS / "gallery.md"
-EXAMPLES = ("digits", "linear_regression", "trajectories")
+EXAMPLES = ("digits", "linear_regression", "speaker", "trajectories")
 EXPERIMENTS = {
     "airfoil": airfoil.EXPERIMENT,
     "mnist_tables": mnist_tables.EXPERIMENT,
@@ -30,13 +30,15 @@ def command(name: str, options: argparse.Namespace) -> list[str]:
     """Returns the command that runs an example or an experiment into the folder."""
     if name in EXAMPLES:
         words = [str(ROOT / "examples" / f"{name}.py"), "--output", str(picture(name, options))]
+        if name == "speaker":
+            words += ["--results", str(picture(name, options).with_suffix(".json"))]
     else:
         words = ["-m", f"experiments.{name}", "--output", str(options.output)]
         words += ["--draw-only"] * options.draw_only
-        if options.data_dir:
-            words += ["--data-dir", str(options.data_dir)]
         if options.data_url:
             words += ["--data-url", options.data_url]
+    if options.data_dir and (name == "speaker" or name in EXPERIMENTS):
+        words += ["--data-dir", str(options.data_dir)]
     return [sys.executable, *words, *["--smoke"] * options.smoke]
 
 
@@ -50,7 +52,15 @@ def with_tables(page: str, folder: Path = FOLDER) -> str:
     for name, experiment in EXPERIMENTS.items():
         for title, table in experiment.tables(_report.load(folder / f"{name}.json")).items():
             page = _report.filled(page, title, table)
-    return page
+    return _report.filled(page, "speaker", speaker_table(_report.load(folder / "speaker.json")))
+
+
+def speaker_table(results: dict) -> str:
+    """Returns the test accuracies of examples/speaker.py."""
+    percent = [100 * accuracy for accuracy in results["accuracies"]]
+    row = [f"{sum(percent) / len(percent):.1f}", *(f"{value:.1f}" for value in percent)]
+    seeds = [f"seed {i}" for i in range(len(percent))]
+    return _report.markdown(["", "mean", *seeds], [["test accuracy, %", *row]])
 
 
 def main() -> None:

@@ -11,7 +11,6 @@ import inspect
 import math
 import numbers
 import warnings
-from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -21,49 +20,14 @@ import optax
 
 from optax_adadelta._dtypes import float64_on_request
 from optax_adadelta._equation import Decay, Scalar
+from optax_adadelta._ranges import RANGES, SCHEDULABLE
 from optax_adadelta._storage import MIN_QUANTIZED_EPS, MIN_QUANTIZED_RHO
 
 Value: TypeAlias = float | jax.Array
 """A checked number, a checked scalar array or a traced scalar."""
 
 
-class _Range(NamedTuple):
-    holds: Callable[[float], bool]
-    words: str
-    remedy: str
-
-
 _ARRAYS = (jax.Array, np.ndarray, np.generic)
-_LARGEST = float(np.finfo(np.float32).max)
-
-_RANGES = {
-    "learning_rate": _Range(
-        lambda value: 0 <= value <= _LARGEST,
-        "at least 0 and finite in float32",
-        "Adadelta needs no learning rate: leave it at 1.0. To maximise, use"
-        " optax.chain(optax.scale(-1.0), adadelta()).",
-    ),
-    "rho": _Range(
-        lambda value: 0 <= value < 1,
-        "at least 0 and below 1",
-        "It is the share of the running averages that each step keeps; the paper uses 0.95.",
-    ),
-    "eps": _Range(
-        lambda value: 0 < value <= _LARGEST,
-        "positive and finite in float32",
-        "It sets the size of the first steps, and with 0 there are none; the paper uses 1e-6.",
-    ),
-    "weight_decay": _Range(
-        lambda value: 0 <= value <= _LARGEST,
-        "at least 0 and finite in float32",
-        "Use 0.0 for no decay.",
-    ),
-    "max_norm": _Range(
-        lambda value: value >= 0,
-        "at least 0",
-        "It is the largest global norm that gradients may have; 1.0 and 5.0 are common.",
-    ),
-}
 
 
 def number_or_schedule(name: str, value: optax.ScalarOrSchedule) -> Value | optax.Schedule:
@@ -118,7 +82,7 @@ def number(name: str, value: Any, *, scheduled: bool = False) -> Value:
         real = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not real:
         kinds = "a real number, a scalar array or a schedule (a function of the step count)"
-        if name == "max_norm":
+        if name not in SCHEDULABLE:
             kinds = "a real number or a scalar array"
         raise TypeError(
             f"{name} must be {kinds}; got {value!r} of type {type(value).__name__}."
@@ -133,7 +97,7 @@ def number(name: str, value: Any, *, scheduled: bool = False) -> Value:
     concrete = known(value)
     if concrete is None:
         return value
-    allowed = _RANGES[name]
+    allowed = RANGES[name]
     if not (allowed.holds(concrete) or (scheduled and concrete == 0)):
         raise ValueError(
             f"{name} must be {allowed.words}; got {concrete}. {allowed.remedy}{_cast_hint(value)}"

@@ -38,11 +38,27 @@ def scalar_sharding(params: optax.Params) -> NamedSharding | None:
 
 def gathered(x: jax.Array, indices: tuple[jax.Array | np.ndarray, ...]) -> jax.Array:
     """Returns `x[indices]`, replicated over the explicit axes of the mesh of `x`."""
+    return x.at[indices].get(out_sharding=_replication(x))
+
+
+def replicated(x: jax.Array) -> jax.Array:
+    """Returns `x`, replicated over the explicit axes of its mesh."""
+    sharding = _replication(x)
+    return x if sharding is None else jax.sharding.reshard(x, sharding)
+
+
+def counted(indices: jax.Array, length: int) -> jax.Array:
+    """Returns how often each of 0, 1, ..., `length` - 1 is in `indices`, replicated likewise."""
+    sharding = _replication(indices)
+    zeros = jnp.zeros(length, jnp.int32, device=sharding)
+    return zeros.at[indices].add(1, mode="promise_in_bounds", out_sharding=sharding)
+
+
+def _replication(x: jax.Array) -> NamedSharding | None:
+    # With explicit axes, a gather or a scatter must be told the sharding of its result.
     mesh = jax.typeof(x).sharding.mesh
-    # With explicit axes, a gather must be told the sharding of its result.
     explicit = not mesh.empty and AxisType.Explicit in mesh.axis_types
-    out = NamedSharding(mesh, PartitionSpec()) if explicit else None
-    return x.at[indices].get(out_sharding=out)
+    return NamedSharding(mesh, PartitionSpec()) if explicit else None
 
 
 def _named_sharding(p: Any) -> NamedSharding | None:

@@ -112,15 +112,20 @@ def find_state(state: Any) -> AdadeltaState:
     """
     found = adadelta_states(state)
     if not found:
-        raise ValueError(
-            f"There is no AdadeltaState in {jax.tree.structure(state)}. Pass the state of an"
-            " optimizer that contains adadelta or scale_by_adadelta."
-        )
+        raise none_found(state)
     if len(found) > 1:
         paths = ", ".join(found)
         raise ValueError(f"There are {len(found)} AdadeltaStates, at {paths}; pass one of them.")
     (part,) = found.values()
     return part
+
+
+def none_found(state: Any) -> ValueError:
+    """Returns the error for a state without any :class:`.AdadeltaState`."""
+    return ValueError(
+        f"There is no AdadeltaState in {jax.tree.structure(state)}. Pass the state of an optimizer"
+        " that contains adadelta or scale_by_adadelta."
+    )
 
 
 def adadelta_states(state: Any) -> dict[str, AdadeltaState]:

@@ -90,3 +90,23 @@ def test_no_place_that_answers(examples_data, data):
         examples_data.AIRFOIL_URLS = (f"{url}/here/", f"{url}/there/")
         with pytest.raises(SystemExit, match=r"/here/: 404(?s:.)*/there/: 404"):
             examples_data.airfoil(options())
+
+
+def test_utterances_end_at_a_row_of_ones(monkeypatch, tmp_path):
+    rng = np.random.default_rng(0)
+    given = [rng.normal(size=(length, 12)).round(4) for length in (7, 29, 12)]
+    text = "".join(
+        "\n".join(" ".join(map(str, row)) for row in [*frames, np.ones(12)]) + "\n"
+        for frames in given
+    )
+    found = Data(tmp_path / "data", dict.fromkeys(("ae.train", "ae.test"), f"{text}\n".encode()))
+    data = module("experiments._data")
+    monkeypatch.setattr(data, "SHA256", found.sha256)
+    monkeypatch.setattr(data, "VOWELS_SPEAKERS", {"ae.train": (2, 1), "ae.test": (0, 3)})
+    (frames, lengths, speakers), test = data.vowels(options(found.folder))
+    assert lengths.tolist() == test[1].tolist() == [7, 29, 12]
+    assert (speakers.tolist(), test[2].tolist()) == ([0, 0, 1], [1, 1, 1])
+    assert frames.shape == (3, 29, 12)
+    for series, expected in zip(frames, given, strict=True):
+        np.testing.assert_array_equal(series[: len(expected)], expected.astype(np.float32))
+        assert not series[len(expected) :].any()

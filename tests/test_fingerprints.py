@@ -23,6 +23,9 @@ def data_of(program):
         return (), f"python -m experiments.gallery --only {name}"
     if program == "benchmarks/step_report.py":
         return load_all("step-cpu-*.json"), "python -m benchmarks.step_report"
+    if program == "experiments/compare.py":
+        results = load_all("*.json", DOCS / "when_to_use")
+        return results, "python -m experiments.compare --draw-only"
     name = program.removeprefix("experiments/").removesuffix(".py")
     command = f"python -m experiments.gallery --draw-only --only {name}"
     return [load(DOCS / "gallery" / f"{name}.json")], command

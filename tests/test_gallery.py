@@ -12,9 +12,9 @@ from scripts import EXAMPLES, ROOT, check_picture, module
 
 gallery = module("experiments.gallery")
 PAGE = gallery.PAGE.read_text(encoding="utf-8")
-# from_torch draws nothing.
-SCRIPTS = {path.stem for path in EXAMPLES.glob("*.py")} - {"from_torch"}
-MODULES = {path.stem for path in (ROOT / "experiments").glob("[!_]*.py")}
+# These have other pages.
+SCRIPTS = {path.stem for path in EXAMPLES.glob("*.py")} - {"from_torch", "log_to_tensorboard"}
+MODULES = {path.stem for path in (ROOT / "experiments").glob("[!_]*.py")} - {"compare"}
 
 
 def results(name):

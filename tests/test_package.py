@@ -189,11 +189,13 @@ def test_its_version_is_the_one_in_pyproject():
 PUBLIC = {
     optax_adadelta: {
         "AdadeltaState",
+        "PlateauState",
         "StochasticRoundState",
         "adadelta",
         "clip_by_global_norm",
         "convert",
         "diagnostics",
+        "reduce_eps_on_plateau",
         "scale_by_adadelta",
         "stochastic_round",
     },
@@ -219,6 +221,7 @@ PUBLIC = {
         "plot_curves",
         "plot_samples",
         "sample",
+        "summaries",
     },
 }
 

@@ -81,7 +81,9 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("page", ["index.md", "getting_started.md", "choosing_settings.md"])
+@pytest.mark.parametrize(
+    "page", ["index.md", "getting_started.md", "choosing_settings.md", "when_to_use.md"]
+)
 def test_the_page_prints_what_it_says(page):
     assert run(page) > 0
 

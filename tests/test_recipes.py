@@ -1,35 +1,40 @@
 """The recipes of docs/recipes.md, as they stand there, against what they promise."""
 
-import doctest
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import recipes
 from reference import algorithm_1, gradients
 from states import BITS, apart
 
 from optax_adadelta import adadelta, clip_by_global_norm
 from optax_adadelta.diagnostics import averages
 
-PAGE = pathlib.Path(__file__).parents[1] / "docs" / "recipes.md"
+
+@pytest.fixture(scope="module")
+def sections():
+    return recipes.run("recipes.md")
 
 
 @pytest.fixture(scope="module")
-def page():
-    """The names that the page's code defines, having printed what the page says."""
-    text = PAGE.read_text(encoding="utf-8")
-    test = doctest.DocTestParser().get_doctest(text, {}, PAGE.name, str(PAGE), 0)
-    # With JAX's defaults, as readers have them.
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        assert doctest.DocTestRunner().run(test, clear_globs=False).failed == 0
-    return test.globs
+def page(sections):
+    """The names that the page's code defines."""
+    names, _ = list(sections.values())[-1]
+    return names
 
 
-def test_the_page_prints_what_it_says(page):
-    assert "update_rows" in page
+def test_every_recipe_has_code_that_does_not_compile_after_the_second_step(sections, compiled):
+    with_code = [t for t, (names, jitted) in sections.items() if jitted or "optimizer" in names]
+    assert with_code == list(sections)[1:]
+    recipes.check_compilations(sections, compiled)
+
+
+def test_schedules_and_changes_by_hand_do_not_compile_after_the_second_step(compiled):
+    sections = recipes.run("schedules_and_logging.md")
+    assert all("optimizer" in names for names, _ in list(sections.values())[1:])
+    recipes.check_compilations(sections, compiled)
 
 
 def test_lazy_rows_step_as_rows_that_are_leaves_of_their_own(page):

@@ -67,7 +67,7 @@ def choose_coordinates(state: Any, size: int = 10, seed: int = 0) -> dict[str, n
         )
     rng = np.random.default_rng(seed)
     coordinates = {}
-    for name, leaf in _by_name(find_state(state).e_g).items():
+    for name, leaf in by_name(find_state(state).e_g).items():
         shape, elements = leaf.shape or (1,), int(np.prod(leaf.shape))
         if elements:
             chosen = rng.choice(elements, min(size, elements), replace=False)
@@ -119,7 +119,7 @@ def sample(
     """
     found = find_state(state)
     rate = rate_of(eps, learning_rate, found.count)
-    leaves = _by_name(found.e_g), _by_name(found.e_x), _by_name(updates)
+    leaves = by_name(found.e_g), by_name(found.e_x), by_name(updates)
     rates: dict[str, jax.Array] = {}
     steps: dict[str, jax.Array] = {}
     for name, indices in coordinates.items():
@@ -161,7 +161,8 @@ def _check(
         )
 
 
-def _by_name(tree: Any) -> dict[str, Any]:
+def by_name(tree: Any) -> dict[str, Any]:
+    """Returns the leaves of a tree by their paths, joined by ``/``."""
     named = [
         (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
         for path, leaf in jax.tree.leaves_with_path(tree)

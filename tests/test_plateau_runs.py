@@ -1,0 +1,269 @@
+"""Runs whose eps falls on a plateau: what changes in the tree, and what stays as it is."""
+
+import math
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from states import BITS, same_bits, same_types
+
+from optax_adadelta import PlateauState, adadelta, reduce_eps_on_plateau
+
+EPS = 2.0**-20
+INJECTED = optax.inject_hyperparams(adadelta, static_args="state_bits")
+NAN = math.nan
+
+
+@pytest.fixture
+def optax_promotes():
+    """Optax's plateau and MultiSteps mix int32 with float32."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def eps_of(tree):
+    return optax.tree.get(tree, "eps")
+
+
+@pytest.mark.usefixtures("optax_promotes")
+def test_the_learning_rate_and_eps_fall_in_one_run():
+    inner = optax.inject_hyperparams(adadelta)(eps=EPS)
+    optimizer = optax.chain(inner, optax.contrib.reduce_on_plateau(0.5, patience=1))
+    plateau = reduce_eps_on_plateau(0.25, patience=2)
+    params = jnp.ones(2)
+    state = optimizer.init(params)
+    watch = plateau.init(state)
+    plain, averages = adadelta(eps=EPS), adadelta().init(params)
+    scale = 1.0
+    for value, eps in ((3.0, EPS), (3.0, EPS), (3.0, EPS / 4), (2.0, EPS / 4), (1.0, EPS / 4)):
+        updates, state = optimizer.update(params, state, params, value=value)
+        scale *= 0.5 if value == 3.0 and state[1].scale < scale else 1.0
+        unscaled, averages = plain.update(params, averages, params)
+        np.testing.assert_allclose(updates, scale * unscaled, rtol=1e-6)
+        state, watch = plateau.update(state, watch, value=value)
+        assert eps_of(state[0]) == eps
+        plain = adadelta(eps=eps)
+    assert scale == 0.25
+
+
+def losses(params):
+    return jnp.sum(params["w"].astype(jnp.float32) ** 2)
+
+
+def run(optimizer, plateau, values, params, compiled, wrap=lambda update: update):
+    """Trains with a donating step, and yields what there is after each validation."""
+
+    @jax.jit(donate_argnums=(0, 1))
+    def step(params, state):
+        updates, state = optimizer.update(jax.grad(losses)(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    update = wrap(lambda tree, watch, value: plateau.update(tree, watch, value=value))
+    state = optimizer.init(params)
+    watch = plateau.init((params, state))
+    before = None
+    for i, value in enumerate(values):
+        for _ in range(2):
+            params, state = step(params, state)
+        trained = jax.device_get((params, state))
+        (params, state), watch = update((params, state), watch, value)
+        same_types((params, state), trained)
+        yield trained, jax.device_get((params, state)), watch
+        if i == 1:
+            before = compiled()
+    assert compiled() == before
+
+
+@pytest.mark.parametrize(
+    ("bits", "dtype"),
+    [(None, jnp.float32), (None, jnp.bfloat16), (16, jnp.bfloat16), (8, jnp.float32)],
+)
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("restore", [False, True])
+def test_a_run_goes_on_without_compiling_and_goes_back_to_the_best(
+    compiled, bits, dtype, jit, restore
+):
+    optimizer = optax.chain(
+        optax.clip(10.0),
+        optax.inject_hyperparams(adadelta, "state_bits", jnp.float32)(eps=EPS, state_bits=bits),
+    )
+    plateau = reduce_eps_on_plateau(0.5, restore_best=restore, min_eps=EPS / 4)
+    params = {"w": jnp.linspace(1, 2, 6, dtype=dtype).reshape(2, 3), "key": jnp.arange(2.0)}
+    values = (3.0, 2.0, 2.5, 1.0, NAN, 1.5)
+    wrap = jax.jit if jit else lambda update: update
+    best, eps = None, EPS
+    for value, (trained, after, watch) in zip(
+        values, run(optimizer, plateau, values, params, compiled, wrap), strict=True
+    ):
+        improved = value in (3.0, 2.0, 1.0)
+        reduces = not improved and eps > EPS / 4
+        best = trained if improved else best
+        eps = eps / 2 if reduces else eps
+        rest = optax.tree.set(best if restore and reduces else trained, eps=np.float32(eps))
+        same_bits(after, rest)
+        if restore:
+            same_bits(jax.device_get(watch.best), best)
+        else:
+            assert watch.best is None
+
+
+def test_without_a_finite_value_it_goes_back_to_the_start():
+    optimizer = optax.inject_hyperparams(adadelta)(eps=EPS)
+    params = jnp.ones(3)
+    tree = params, optimizer.init(params)
+    plateau = reduce_eps_on_plateau(0.5, restore_best=True)
+    watch = plateau.init(tree)
+    updates, state = optimizer.update(params, tree[1], params)
+    (params, state), watch = plateau.update((params + updates, state), watch, value=NAN)
+    same_bits(params, tree[0])
+    same_bits(state.inner_state, tree[1].inner_state)
+    assert eps_of(state) == EPS / 2
+
+
+@pytest.mark.usefixtures("optax_promotes")
+def test_the_eps_of_each_adadelta_falls_and_those_of_other_optimizers_stay():
+    parts = {
+        "a": optax.inject_hyperparams(adadelta)(eps=EPS),
+        "b": optax.MultiSteps(optax.inject_hyperparams(adadelta)(eps=EPS), 2),
+        "c": optax.inject_hyperparams(adadelta)(eps=4 * EPS),
+        "d": optax.inject_hyperparams(optax.adam)(1e-3, eps=EPS),
+        "e": optax.inject_hyperparams(optax.adadelta)(1.0, eps=EPS),
+    }
+    optimizer = optax.multi_transform(parts, {name: name for name in parts})
+    params = {name: jnp.ones(2) for name in parts}
+    state = optimizer.init(params)
+    plateau = reduce_eps_on_plateau(0.5)
+    watch = plateau.init(state)
+    step = jax.jit(optimizer.update, donate_argnums=1)
+    for value in (1.0, 1.0):
+        _, state = step(params, state, params)
+        state, watch = plateau.update(state, watch, value=value)
+    _, state = step(params, state, params)
+    now = {name: eps_of(part).item() for name, part in state.inner_states.items()}
+    assert now == {"a": EPS / 2, "b": EPS / 2, "c": 2 * EPS, "d": EPS, "e": EPS / 2}
+
+
+def test_an_ensemble_reduces_for_each_model_alone():
+    optimizer = optax.inject_hyperparams(adadelta)(eps=EPS)
+    plateau = reduce_eps_on_plateau(0.5, restore_best=True)
+    params = jnp.arange(1.0, 7.0).reshape(3, 2)
+    tree = params, jax.vmap(optimizer.init)(params)
+    watch = jax.vmap(plateau.init)(tree)
+    update = jax.vmap(lambda tree, watch, value: plateau.update(tree, watch, value=value))
+    for values in ([1.0, 2.0, 3.0], [0.5, 2.0, NAN]):
+        (params, state), watch = update((tree[0] + 1, tree[1]), watch, jnp.array(values))
+        tree = params, state
+    np.testing.assert_array_equal(eps_of(state), [EPS, EPS / 2, EPS / 2])
+    np.testing.assert_array_equal(params[:, 0], [3.0, 4.0, 6.0])
+
+
+@BITS
+@pytest.mark.parametrize("restore", [False, True])
+def test_sharded_trees_keep_their_shardings_and_compile_once(compiled, bits, restore):
+    mesh = Mesh(np.array(jax.devices()), ("x",))
+    params = {"w": jax.device_put(jnp.ones((8, 3)), NamedSharding(mesh, PartitionSpec("x")))}
+    optimizer = INJECTED(eps=EPS, state_bits=bits)
+    plateau = reduce_eps_on_plateau(0.5, restore_best=restore)
+    values = (3.0, 3.0, 3.0, 1.0)
+    donated = jax.tree.map(jnp.copy, params)
+    for *_, watch in run(optimizer, plateau, values, donated, compiled):
+        if restore:
+            stored = watch.best[0]["w"], watch.best[1].inner_state.e_g["w"]
+            assert all(x.sharding.spec == PartitionSpec("x") for x in stored)
+    tree = params, optimizer.init(params)
+    tree, watch = plateau.update(tree, plateau.init(tree), value=1.0)
+    assert tree[0]["w"].sharding == params["w"].sharding
+
+
+def test_a_pickle_goes_on_alike():
+    state = INJECTED(eps=EPS).init(jnp.ones(2))
+    plateau = reduce_eps_on_plateau(0.5, patience=2, restore_best=True)
+    watch = plateau.init(state)
+    state, watch = plateau.update(state, watch, value=1.0)
+    state, watch = plateau.update(state, watch, value=1.0)
+    copied = pickle.loads(pickle.dumps((state, watch)))
+    assert isinstance(copied[1], PlateauState)
+    same_bits(plateau.update(*copied, value=1.0), plateau.update(state, watch, value=1.0))
+
+
+def test_trees_that_cannot_go_back_are_refused():
+    state = INJECTED(eps=EPS).init(jnp.ones(2))
+    plateau = reduce_eps_on_plateau(restore_best=True)
+    watch = plateau.init((jnp.ones(2), state))
+    with pytest.raises(ValueError, match=r"^value must be a scalar; got .* \(2,\).*vmap"):
+        plateau.update((jnp.ones(2), state), watch, value=np.ones(2))
+    for tree in ((jnp.ones(3), state), (jnp.ones(2, jnp.bfloat16), state), (state,)):
+        with pytest.raises(ValueError, match=r"init again with this tree"):
+            plateau.update(tree, watch, value=1.0)
+    with pytest.raises(TypeError, match=r"leaf at \[0\]\['activation'\] is a .*eqx\.filter"):
+        plateau.init(({"activation": jax.nn.relu, "w": jnp.ones(2)}, state))
+    key = jax.random.key(0)
+    (back, _), _ = plateau.update((key, state), plateau.init((key, state)), value=NAN)
+    assert back == key
+
+
+def roundtrip_flax(tree, new, tmp_path):
+    serialization = pytest.importorskip("flax.serialization")
+    return serialization.from_bytes(new, serialization.to_bytes(tree))
+
+
+def roundtrip_orbax(tree, new, tmp_path):
+    ocp = pytest.importorskip("orbax.checkpoint")
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "tree", tree)
+        checkpointer.wait_until_finished()
+        return checkpointer.restore(tmp_path / "tree", new)
+
+
+def roundtrip_equinox(tree, new, tmp_path):
+    eqx = pytest.importorskip("equinox")
+    eqx.tree_serialise_leaves(tmp_path / "tree.eqx", tree)
+    return eqx.tree_deserialise_leaves(tmp_path / "tree.eqx", new)
+
+
+@pytest.mark.frameworks
+@pytest.mark.usefixtures("optax_promotes")
+@pytest.mark.parametrize("roundtrip", [roundtrip_flax, roundtrip_orbax, roundtrip_equinox])
+def test_a_checkpoint_of_a_framework_goes_on_alike(roundtrip, tmp_path):
+    optimizer = INJECTED(eps=EPS, state_bits=8)
+    plateau = reduce_eps_on_plateau(0.5, patience=2, restore_best=True)
+    params = {"w": jnp.arange(1.0, 4.0)}
+
+    def new():
+        tree = params, optimizer.init(params)
+        return tree, plateau.init(tree)
+
+    tree, watch = new()
+    for value in (1.0, 2.0):
+        updates, state = optimizer.update(params, tree[1], params)
+        tree = optax.apply_updates(params, updates), state
+        tree, watch = plateau.update(tree, watch, value=value)
+    after = plateau.update(tree, watch, value=3.0)
+    assert eps_of(after[0][1]) == EPS / 2
+    restored = roundtrip((tree, watch), new(), tmp_path)
+    same_bits(plateau.update(*restored, value=3.0), after)
+
+
+@pytest.mark.frameworks
+@pytest.mark.usefixtures("optax_promotes")
+@pytest.mark.parametrize("whole", [False, True])
+def test_nnx_keeps_its_optimizer(whole):
+    nnx = pytest.importorskip("flax.nnx")
+    model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, INJECTED(eps=EPS), wrt=nnx.Param)
+    plateau = reduce_eps_on_plateau(0.5)
+    read = (lambda: nnx.state(optimizer)) if whole else lambda: optimizer.opt_state
+    watch = plateau.init(read())
+    for value in (1.0, 1.0):
+        optimizer.update(model, nnx.state(model, nnx.Param))
+        tree, watch = plateau.update(read(), watch, value=value)
+        if whole:
+            nnx.update(optimizer, tree)
+        else:
+            optimizer.opt_state = tree
+    assert optimizer.opt_state.hyperparams["eps"].get_value() == EPS / 2
+    assert optimizer.opt_state.inner_state.count.get_value() == 2
