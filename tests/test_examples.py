@@ -9,9 +9,7 @@ import pytest
 from scripts import EXAMPLES, check_picture, module, numbers, refusal, run, start
 
 # Those that draw nothing have tests of their own.
-ALL = sorted(
-    {path.stem for path in EXAMPLES.glob("*.py")} - {"from_torch", "log_to_tensorboard"}
-)
+ALL = sorted({path.stem for path in EXAMPLES.glob("*.py")} - {"from_torch", "log_to_tensorboard"})
 
 
 @pytest.fixture(scope="module")

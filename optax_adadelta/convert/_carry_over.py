@@ -6,7 +6,13 @@ from typing import Any
 
 import jax
 
-from optax_adadelta._state import AdadeltaState, adadelta_states, find_state, is_adadelta_state
+from optax_adadelta._state import (
+    AdadeltaState,
+    adadelta_states,
+    find_state,
+    is_adadelta_state,
+    none_found,
+)
 from optax_adadelta._storage import Averages
 
 
@@ -52,7 +58,7 @@ def carry_over(state: Any, new_state: Any) -> Any:
     old = find_state(state)
     kept = dict(_by_path(old))
     if not adadelta_states(new_state):
-        find_state(new_state)
+        raise none_found(new_state)
 
     def carried(path, fresh):
         stored = kept.get(path, fresh)
