@@ -4,6 +4,7 @@ The function is called with the numbers of the elements in place of their values
 does more than move them is noticed, and no average is ever cast or scaled.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import numpy as np
 from optax_adadelta.convert._arrays import as_numpy, from_reals, is_complex, is_inexact, reals
 from optax_adadelta.convert._problems import refuse
 
-# bfloat16 has every integer up to this one, so the function may cast to it.
+# bfloat16 has every integer up to this one, so the function may cast to it. A digit has 8 bits.
 _BASE = 256
 
 
@@ -69,11 +70,10 @@ def moved(
     tree = called_with([_BASE - 1 - number % _BASE for number in numbers])
     lacks = [_digits(leaf) for leaf in jax.tree.leaves(tree)]
     digits: list[list[np.ndarray | None]] = []
-    place = 1
-    while place <= starts[-1] or not digits:
-        tree = called_with([number // place % _BASE for number in numbers])
+    largest = max(int(starts[-1]), 1)
+    for place in range(math.ceil(largest.bit_length() / 8)):
+        tree = called_with([number // _BASE**place % _BASE for number in numbers])
         digits.append([_digits(leaf) for leaf in jax.tree.leaves(tree)])
-        place *= _BASE
     leaves: list[Leaf] = []
     problems: list[str] = []
     with_paths = jax.tree.leaves_with_path(tree)
