@@ -105,7 +105,7 @@ def test_every_storage_is_written(bits):
 
 def test_a_model_may_be_of_lower_precision_and_have_many_elements():
     """More elements than one or two digits count; bfloat16 has every digit."""
-    e_g, e_x = (arrays(seed, shapes={"w": (300, 301), "b": (2,)}) for seed in range(2))
+    e_g, e_x = (arrays(seed, shapes={"b": (2,), "w": (300, 301)}) for seed in range(2))
 
     def cast(t):
         return {"w": jnp.asarray(t["w"].T, jnp.bfloat16), "b": jnp.asarray(t["b"], jnp.float16)}
@@ -113,6 +113,16 @@ def test_a_model_may_be_of_lower_precision_and_have_many_elements():
     state = convert.from_torch(saved(e_g, e_x), cast, names=e_g)
     np.testing.assert_array_equal(state.e_g["w"], e_g["w"].T)
     np.testing.assert_array_equal(state.e_x["b"], e_x["b"])
+
+
+def test_a_parameter_may_be_a_number():
+    e_g, e_x = arrays(0), arrays(1)
+
+    def with_number(t):
+        return {**to_params(t), "scale": float(t["fc.scale"])}
+
+    state = convert.from_torch(saved(e_g, e_x), with_number, names=list(SHAPES))
+    same_bits(state, convert.from_torch(saved(e_g, e_x), to_params, names=list(SHAPES)))
 
 
 def test_the_state_has_the_sharding_of_the_parameters():
@@ -270,6 +280,10 @@ WRONG = {
     "small": (lambda t: {**to_params(t), "new": np.ones(3, "f")}, "new: has other values"),
     "integers": (lambda t: {**to_params(t), "steps": jnp.int32(3)}, "steps: int32 is not float"),
     "functions": (lambda t: {**to_params(t), "f": len}, "f: object is not floating-point"),
+    "clips": (
+        lambda t: {**to_params(t), "conv": [t["conv.weight"], np.maximum(t["conv.bias"], 75)]},
+        "conv/1: has other values",
+    ),
     "repeats": (lambda t: {**to_params(t), "new": t["conv.bias"]}, "new: .* more than once"),
     "repeats itself": (lambda t: np.stack([t["conv.bias"]] * 2), "the top: .* more than once"),
     "leaves out": (
@@ -372,6 +386,11 @@ def test_hyperparameters():
             convert.hyperparameters_from_torch(given)
 
 
+class BFloat16:
+    def __str__(self):
+        return "torch.bfloat16"
+
+
 class Tensor:
     """A tensor that is not on the CPU, with torch's restrictions."""
 
@@ -392,7 +411,7 @@ class Tensor:
 
     def __array__(self, dtype=None, copy=None):
         assert self.steps[:2] == ("detach", "cpu")
-        assert self.dtype != "torch.bfloat16"
+        assert not isinstance(self.dtype, BFloat16)
         return self.array
 
 
@@ -400,7 +419,7 @@ def test_tensors_come_from_their_device():
     e_g, e_x = arrays(0), arrays(1)
     tensors = [
         {n: Tensor(a, d) for n, a in e.items()}
-        for e, d in ((e_g, "torch.float32"), (e_x, "torch.bfloat16"))
+        for e, d in ((e_g, "torch.float32"), (e_x, BFloat16()))
     ]
     state = convert.from_torch(
         saved(*tensors, step=Tensor(np.array(7.0))), to_params, names=list(SHAPES)
