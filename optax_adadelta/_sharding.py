@@ -54,6 +54,12 @@ def counted(indices: jax.Array, length: int) -> jax.Array:
     return zeros.at[indices].add(1, mode="promise_in_bounds", out_sharding=sharding)
 
 
+def repeated(x: jax.Array, repeats: jax.Array, like: jax.Array) -> jax.Array:
+    """Returns each element of `x` as often as `repeats` says, with the shape of `like`."""
+    sharding = _replication(like)
+    return jnp.repeat(x, repeats, total_repeat_length=like.size, out_sharding=sharding)
+
+
 def _replication(x: jax.Array) -> NamedSharding | None:
     # With explicit axes, a gather or a scatter must be told the sharding of its result.
     mesh = jax.typeof(x).sharding.mesh

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scripts import ROOT, module, numbers, refusal, run
 from states import BITS, assert_agree, same_bits, same_types
 
@@ -126,7 +126,8 @@ def test_a_parameter_may_be_a_number():
 
 
 def test_the_state_has_the_sharding_of_the_parameters():
-    place = NamedSharding(jax.make_mesh((8,), ("x",)), PartitionSpec("x"))
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+    place = NamedSharding(mesh, PartitionSpec("x"))
     given = arrays(0, shapes={"w": (16, 3)})
     state = convert.from_torch(
         saved(given, given), lambda t: jax.device_put(t["w"], place), names=given

@@ -14,7 +14,7 @@ from optax_adadelta._bits import bits_of, from_bits
 from optax_adadelta._equation import floored
 from optax_adadelta._hyperparameters import at_step, number, number_or_schedule
 from optax_adadelta._injected import Path, injected_eps, is_inside, path_of
-from optax_adadelta._sharding import counted, replicated
+from optax_adadelta._sharding import counted, repeated, replicated
 from optax_adadelta._state import AdadeltaState, is_adadelta_state, none_found
 from optax_adadelta._storage import Averages, unit_of
 from optax_adadelta._validation import storages_of
@@ -248,10 +248,10 @@ def _counts(batch: _Batch, floor: Any, scale: Any) -> tuple[jax.Array, jax.Array
         sums = rates.sum()[None]
     else:
         # Without the barrier, the compiler would compute the owners, which takes it long.
-        owners = jax.lax.optimization_barrier(
+        owners, sizes = jax.lax.optimization_barrier(
             (jnp.array(batch.owners, jnp.int32), jnp.array(batch.sizes, jnp.int32))
         )
-        owner = jnp.repeat(*owners, total_repeat_length=sum(batch.sizes))
+        owner = repeated(owners, sizes, kinds)
         kinds += 4 * _BINS * owner
         sums = jax.ops.segment_sum(rates, owner, size)
     counts = counted(kinds, 4 * _BINS * size).reshape(size, _BINS, 2, 2)
