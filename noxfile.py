@@ -61,7 +61,7 @@ def scripts(session: nox.Session) -> None:
     pytest(session, "-m", "scripts and not frameworks")
 
 
-# With pip, because a configured index of local files may have a smaller torch, without CUDA.
+# uv does not read pip's configuration, which may name a build of torch without CUDA.
 @nox.session(python=OLDEST, venv_backend="virtualenv")
 def peers(session: nox.Session) -> None:
     """Compared with torch and Keras, and inside Flax, Equinox and Haiku."""
@@ -121,7 +121,7 @@ def properties(session: nox.Session) -> None:
 
 @nox.session
 def mutation(session: nox.Session) -> None:
-    """Plants small faults and lists those that no test notices. Runs every night, for an hour."""
+    """Plants small faults and lists those that no test notices. Runs every night."""
     session.install("-e", ".[test]")
     processes = ("--processes", f"{os.cpu_count()}")
     session.run("python", "tests/mutation.py", *processes, *session.posargs)

@@ -129,6 +129,7 @@ def none_found(state: Any) -> ValueError:
 
 
 def adadelta_states(state: Any) -> dict[str, AdadeltaState]:
+    """Returns every :class:`.AdadeltaState` in the state of an optimizer, by its path."""
     return {
         f"state{jax.tree_util.keystr(path)}": part
         for path, part in jax.tree.leaves_with_path(state, is_leaf=is_adadelta_state)

@@ -1,6 +1,7 @@
 """Every test runs strict: no implicit dtype or rank promotion, eight devices, float32 default."""
 
 import os
+import re
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -19,6 +20,9 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.register_profile("nightly", max_examples=500, deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ordinary"))
+
+# noxfile.py has a session for each of these, and CI runs them all.
+OWN_SESSION = {"accelerators", "frameworks", "peers", "scripts", "types"}
 
 _COMPILED = []
 jax.monitoring.register_event_duration_secs_listener(
@@ -46,6 +50,18 @@ def pytest_addoption(parser):
     parser.addoption(
         "--fail-skipped", action="store_true", help="a test that would be skipped fails"
     )
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves out tests with a marker that has a session of its own, unless `-m` names it."""
+    named = set(re.findall(r"\w+", config.option.markexpr))
+    left_out = [
+        item
+        for item in items
+        if (own := {mark.name for mark in item.iter_markers()} & OWN_SESSION) and not own & named
+    ]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in set(left_out)]
 
 
 @pytest.hookimpl(wrapper=True)

@@ -36,9 +36,6 @@ TESTS = pathlib.Path(__file__).resolve().parent
 ROOT = TESTS.parent
 PACKAGE = ROOT / "optax_adadelta"
 FILES = ("_[!_]*.py", "convert/_*.py", "_storage/*.py")
-MARKERS = (
-    "not scripts and not slow and not peers and not frameworks and not accelerators and not types"
-)
 # These read programs or files, not behaviour, or start processes that do not see the fault.
 NOT_RUN = ("package", "docs", "data", "peers", "plots", "hazards", "accelerators", "frameworks")
 # The test modules that are the likeliest to notice a fault, by the mutated file or its folder.
@@ -114,7 +111,7 @@ def check(fault, order, seconds, quick, log, sender):
     soon = {module_of(name.partition("::")[0]) for name in order.first}
     # Not every plugin's own assertions can be rewritten, for some are imported already.
     quiet = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
-    options = ["-x", "-q", "-n0", "-p", "no:cacheprovider", *quiet, "-m", MARKERS]
+    options = ["-x", "-q", "-n0", "-p", "no:cacheprovider", *quiet, "-m", "not slow"]
     # In two parts, because it takes a while to import all modules.
     for part in (True,) if quick else (True, False):
         modules = [str(path) for path in paths if (module_of(path) in soon) is part]

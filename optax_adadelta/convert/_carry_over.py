@@ -14,6 +14,7 @@ from optax_adadelta._state import (
     none_found,
 )
 from optax_adadelta._storage import Averages
+from optax_adadelta.convert._problems import place
 
 
 def carry_over(state: Any, new_state: Any) -> Any:
@@ -65,13 +66,13 @@ def carry_over(state: Any, new_state: Any) -> Any:
         for was, is_ in zip(stored, fresh, strict=True):
             if was.shape != is_.shape:
                 raise ValueError(
-                    f"The parameter at {jax.tree_util.keystr(path) or 'the top'} has shape"
+                    f"The parameter at {place(path)} has shape"
                     f" {was.shape} in the old state and {is_.shape} in the new one. Give the new"
                     " parameter another name, or change the old averages to its shape."
                 )
             if was.dtype != is_.dtype:
                 raise TypeError(
-                    f"The averages at {jax.tree_util.keystr(path) or 'the top'} are {was.dtype} in"
+                    f"The averages at {place(path)} are {was.dtype} in"
                     f" the old state and {is_.dtype} in the new one. Convert the old state first:"
                     " convert.with_state_bits."
                 )

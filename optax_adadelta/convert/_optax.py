@@ -11,7 +11,7 @@ import optax
 from optax_adadelta._state import AdadeltaState, find_state
 from optax_adadelta._validation import dtype_of_averages
 from optax_adadelta.convert._names import difference
-from optax_adadelta.convert._problems import refuse
+from optax_adadelta.convert._problems import place, refuse
 from optax_adadelta.diagnostics import averages
 
 
@@ -58,7 +58,7 @@ def from_optax(state: Any, *, count: jax.typing.ArrayLike | None = None) -> Adad
     def converted(path, average):
         if jnp.iscomplexobj(average):
             raise TypeError(
-                f"The averages at {jax.tree_util.keystr(path) or 'the top'} are complex. Optax"
+                f"The averages at {place(path)} are complex. Optax"
                 " averages g^2, not |g|^2, so they cannot be converted. Start with a new state."
             )
         return jnp.asarray(average, dtype_of_averages(path, average))
@@ -134,10 +134,7 @@ def _with_paths(state: Any) -> list[tuple[jax.tree_util.KeyPath, Any]]:
 
 
 def _by_path(tree: Any) -> dict[str, Any]:
-    return {
-        jax.tree_util.keystr(path) or "the top": leaf
-        for path, leaf in jax.tree.leaves_with_path(tree)
-    }
+    return {place(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
 def _is_optax_state(part: Any) -> bool:

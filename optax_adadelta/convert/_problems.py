@@ -1,4 +1,11 @@
-"""One error for everything that did not match."""
+"""Errors about what did not match."""
+
+import jax
+
+
+def place(path: jax.tree_util.KeyPath) -> str:
+    """Returns how errors name the leaf at this path."""
+    return jax.tree_util.keystr(path) or "the top"
 
 
 def refuse(what: str, problems: list[str]) -> None:

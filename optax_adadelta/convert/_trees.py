@@ -14,13 +14,13 @@ from optax_adadelta._state import (
     adadelta_states,
     find_state,
     initial_state,
-    map_averages,
 )
 from optax_adadelta._storage import Averages, storage_with
 from optax_adadelta.convert._arrays import from_reals, is_complex, reals
 from optax_adadelta.convert._elements import moved
 from optax_adadelta.convert._names import difference, shape_problems
 from optax_adadelta.convert._problems import refuse
+from optax_adadelta.diagnostics import averages
 
 _LARGEST_COUNT = np.iinfo(np.int32).max
 
@@ -109,10 +109,7 @@ def _whole(state: Any) -> AdadeltaState:
     parts = list(adadelta_states(state).values())
     if len(parts) < 2:
         parts = [find_state(state)]
-    read = [
-        map_averages(lambda storage, stored, unit=part.unit: storage.read(stored, unit), part)
-        for part in parts
-    ]
+    read = [averages(part) for part in parts]
     if len(parts) == 1:
         return AdadeltaState(parts[0].count, *read[0])
     try:
