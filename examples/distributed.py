@@ -141,9 +141,15 @@ def train(options: argparse.Namespace) -> None:
     first = jax.process_index() == 0
 
     saving = ocp.CheckpointManagerOptions(
-        save_interval_steps=options.save_every, max_to_keep=3, enable_async_checkpointing=False
+        save_interval_steps=options.save_every,
+        max_to_keep=3,
+        # Removes what a killed run has left half-written.
+        cleanup_tmp_directories=True,
+        enable_async_checkpointing=False,
     )
-    with ocp.CheckpointManager(options.folder.resolve(), options=saving) as checkpoints:
+    with ocp.CheckpointManager(
+        options.folder.resolve(), options=saving, item_handlers=ocp.StandardCheckpointHandler()
+    ) as checkpoints:
         start = checkpoints.latest_step() or 0
         if start:
             params, state = restore(checkpoints, start, settings, (params, state))
@@ -152,7 +158,10 @@ def train(options: argparse.Namespace) -> None:
         train_set, test_set = load()
         step = step_with(optimizer, shardings)
         if first:
-            print(f"{jax.process_count()} processes, {mesh.size} devices, from step {start}.")
+            print(
+                f"Processes: {jax.process_count()}, devices: {mesh.size}, first step: {start}",
+                flush=True,
+            )
         for t in tqdm(
             range(start, options.steps),
             "Training",
