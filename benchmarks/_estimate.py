@@ -130,7 +130,7 @@ def share_table() -> str:
         shares = (least_seconds("bfloat16", storage, chip) / whole for storage in STATE_BYTES)
         figures = (1e-12 * chip.bandwidth, 1e-9 * chip.memory, 1e-12 * chip.flops)
         rows.append([name, *(f"{n:.4g}" for n in figures), f"{whole:.1f}"])
-        rows[-1] += [f"{100 * share:.4f}" for share in shares]
+        rows[-1] += [f"{100 * share:.2g}" for share in shares]
     head = ["chip", "memory, TB/s", "memory, GB", "peak bfloat16, TFLOP/s", "assumed step, s"]
     return markdown([*head, *(f"% of it, {storage}" for storage in STATE_BYTES)], rows)
 

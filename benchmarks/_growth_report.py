@@ -27,16 +27,16 @@ def nanoseconds(model: dict[str, Any], facts: dict[str, Any]) -> list[float]:
     return [1e9 * s / model["parameters"] for s in (facts["seconds"], *facts["quartiles"])]
 
 
-def size_of(model: dict[str, Any]) -> str:
-    """Returns the parameters and the leaves in words."""
-    return f"{1e-6 * model['parameters']:.3g}M, {model['leaves']} leaves"
+def size_of(model: dict[str, Any]) -> tuple[str, str]:
+    """Returns the parameters and the leaves of the model."""
+    return f"{1e-6 * model['parameters']:.3g}M", f"{model['leaves']}"
 
 
 def step_table(report: dict[str, Any]) -> str:
     """Returns nanoseconds per parameter for each model and mesh."""
     rows = [
         [
-            size_of(model),
+            *size_of(model),
             count,
             *(
                 "{:.3g} ({:.3g} to {:.3g})".format(*nanoseconds(model, rules[rule]))
@@ -46,7 +46,7 @@ def step_table(report: dict[str, Any]) -> str:
         for model in report["models"].values()
         for count, rules in model["devices"].items()
     ]
-    return markdown(["step, ns per parameter (quartiles)", "devices", *ORDER], rows)
+    return markdown(["parameters", "leaves", "devices", *ORDER], rows)
 
 
 def state_table(report: dict[str, Any]) -> str:
@@ -56,8 +56,7 @@ def state_table(report: dict[str, Any]) -> str:
         [count, *(f"{1e-6 * rules[rule]['state bytes on a device']:.2f}" for rule in ORDER)]
         for count, rules in model["devices"].items()
     ]
-    head = f"devices; state on each, MB, {1e-6 * model['parameters']:.4g}M parameters"
-    return markdown([head, *ORDER], rows)
+    return markdown(["devices", *ORDER], rows)
 
 
 def compile_table(report: dict[str, Any]) -> str:
@@ -70,14 +69,20 @@ def compile_table(report: dict[str, Any]) -> str:
                 "{compile CPU seconds:.2f} / {compile wall seconds:.2f}".format(**facts)
                 for facts in map(model["devices"][count].get, ORDER)
             )
-            rows.append([size_of(model), count, *cells])
-    return markdown(["compile, CPU s / s by the clock", "devices", *ORDER], rows)
+            rows.append([*size_of(model), count, *cells])
+    return markdown(["parameters", "leaves", "devices", *ORDER], rows)
 
 
 def tables(report: dict[str, Any]) -> str:
     """Returns all that was measured as Markdown."""
-    said = f"{versions(report)}. Made by `{report['command']}`."
-    return "\n\n".join([said, step_table(report), state_table(report), compile_table(report)])
+    last = 1e-6 * list(report["models"].values())[-1]["parameters"]
+    said = f"{versions(report)}. Made by `{report['command']}`, {report['rounds']} turns of each."
+    parts = {
+        f"{said}\n\nA step, nanoseconds per parameter (quartiles):": step_table(report),
+        f"State on each device, MB, for {last:.4g}M parameters:": state_table(report),
+        "Compile time, CPU seconds / seconds by the clock:": compile_table(report),
+    }
+    return "\n\n".join(f"{head}\n\n{table}" for head, table in parts.items())
 
 
 def with_tables(page: str, report: dict[str, Any], accelerators: dict[str, Any]) -> str:
@@ -92,6 +97,8 @@ def draw(report: dict[str, Any], picture: Path) -> None:
 
     matplotlib.use("agg")
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
     figure = Figure(figsize=(12.8, 4.8), dpi=100, layout="constrained")
     steps, states, compiling = figure.subplots(1, 3)
@@ -125,15 +132,23 @@ def draw(report: dict[str, Any], picture: Path) -> None:
     states.set_xticks(list(map(int, counts)), counts)
     compiling.set_title("Compile time, 1 device")
     compiling.set_ylabel("CPU seconds")
+    for panel in (steps, states, compiling):
+        panel.grid(alpha=0.4)
     for panel in (steps, compiling):
         panel.set_xscale("log")
         panel.set_xticks(sizes, list(models))
         panel.minorticks_off()
         panel.set_xlabel("parameters")
-    for panel in (steps, states, compiling):
-        panel.set_yscale("log")
-        panel.grid(alpha=0.4)
-    figure.legend(*steps.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+        panel.set_ylim(bottom=0)
+    states.set_yscale("log")
+    states.margins(y=0.1)
+    states.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    states.yaxis.set_minor_locator(NullLocator())
+    states.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    handles, _ = steps.get_legend_handles_labels()
+    said = {"-": f"{counts[0]} device, band: quartiles", ":": f"{counts[-1]} devices"}
+    handles += [Line2D([], [], color="black", linestyle=n, label=said[n]) for n in said]
+    figure.legend(handles=handles, loc="outside lower center", ncols=6)
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture)
     stamp(picture, Path(__file__), report)
