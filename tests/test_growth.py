@@ -83,6 +83,13 @@ def test_the_bytes_of_a_tree_are_those_of_the_fullest_device():
     assert GROWTH.largest_part(tree) == 8 + 12 + 5
 
 
+def test_a_collective_of_a_program_for_cpus_would_be_counted():
+    mesh = Mesh(jax.devices()[:4], ("data",))
+    x = jax.device_put(np.ones(8, np.float32), NamedSharding(mesh, PartitionSpec("data")))
+    program = jax.jit(jnp.sum).lower(x).compile().as_text()
+    assert GROWTH.read_program(program, ())["collectives"] == 1
+
+
 def test_one_round_is_refused(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["growth.py", "--rounds", "1"])
     with pytest.raises(SystemExit):
