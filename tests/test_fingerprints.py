@@ -11,7 +11,7 @@ from benchmarks._report import DOCS, RESULTS, load, load_all
 ROOT = fingerprints.ROOT
 PICTURES = sorted(path for path in DOCS.rglob("*") if path.suffix in (".png", ".gif"))
 PICTURES = [path for path in PICTURES if "_build" not in path.parts]
-TIMINGS = [path for path in sorted(RESULTS.glob("*-jax-*.json"))]
+TIMINGS = [*sorted(RESULTS.glob("*-jax-*.json")), RESULTS / "growth.json"]
 # Measured before the 8-bit code got one more element-wise maximum. Remove with new results.
 OLD = {("state_step-cpu-jax-0.10.2", "8 bits"), ("state_step-cpu-jax-0.12.0.1", "8 bits")}
 
@@ -23,6 +23,8 @@ def data_of(program):
         return (), f"python -m experiments.gallery --only {name}"
     if program == "benchmarks/step_report.py":
         return load_all("step-cpu-*.json"), "python -m benchmarks.step_report"
+    if program == "benchmarks/_growth_report.py":
+        return [load(RESULTS / "growth.json")], "python -m benchmarks.growth --table"
     if program == "experiments/compare.py":
         results = load_all("*.json", DOCS / "when_to_use")
         return results, "python -m experiments.compare --draw-only"
