@@ -279,8 +279,8 @@ def main() -> None:
     add("--seed", type=int, default=0, help=text)
     text = "bits of each stored average (default: full precision)"
     add("--state-bits", type=int, choices=(16, 8), help=text)
-    text = "devices of each process, if they are CPUs (default: %(default)s)"
-    add("--cpu-devices", type=int, default=1, help=text)
+    text = "devices of each process, if they are CPUs (default: 1)"
+    add("--cpu-devices", type=int, metavar="N", help=text)
     add("--local", type=int, metavar="N", help="start N processes on this machine")
     add(
         "--cluster", action="store_true", help="ask a TPU pod, Slurm or MPI for the other processes"
@@ -289,15 +289,16 @@ def main() -> None:
     add("--processes", type=int, help="how many there are, with --coordinator")
     add("--process", type=int, help="which one this is, from 0, with --coordinator")
     options = parser.parse_args()
-    numbers = (options.steps, options.save_every, options.cpu_devices, options.local or 1)
-    if min(numbers) < 1 or options.seed < 0:
+    counts = (options.steps, options.save_every, options.cpu_devices, options.local)
+    if any(count is not None and count < 1 for count in counts) or options.seed < 0:
         parser.error("--seed must be at least 0, all other numbers at least 1")
     if options.coordinator and None in (options.processes, options.process):
         parser.error("--coordinator needs --processes and --process")
     if options.local and not options.coordinator:
         sys.exit(launch(options))
 
-    jax.config.update("jax_num_cpu_devices", options.cpu_devices)
+    if options.cpu_devices:
+        jax.config.update("jax_num_cpu_devices", options.cpu_devices)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     if options.coordinator or options.cluster:
         jax.distributed.initialize(

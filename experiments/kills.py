@@ -38,7 +38,7 @@ SAVE_EVERY = 20
 SAVE = 0.04
 # A program that does nothing for so long has failed.
 PATIENCE = 120
-COLORS = {"step": "#0072B2", "save": "#D55E00"}
+COLORS = {"kept": "#BBBBBB", "step": "#0072B2", "save": "#D55E00"}
 
 
 class Run:
@@ -179,18 +179,26 @@ def measure(
 def draw(runs: list[dict[str, Any]], steps: int) -> Any:
     """Returns the picture: how far each life of each run got."""
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
     figure = Figure(figsize=(9, 5.6), dpi=130, layout="constrained")
     for axes, run in zip(figure.subplots(2, 2, sharey=True).flat, runs, strict=True):
         for number, life in enumerate(run["lives"], 1):
-            color = COLORS["save" if life["torn"] else "step"]
-            kept = max(life["newest"], life["first"])
-            axes.bar(number, kept - life["first"], 0.7, life["first"], color="#BBBBBB")
-            axes.bar(number, max(life["killed at"] - kept, 0), 0.7, kept, color=color)
-            axes.plot(number, life["killed at"], "x", color=color, markersize=5)
+            first, kept = life["first"], max(life["first"], life["newest"])
+            lost = "save" if life["torn"] else "step"
+            axes.bar(number, kept - first, bottom=first, color=COLORS["kept"])
+            axes.bar(number, life["killed at"] - kept, bottom=kept, color=COLORS[lost])
         axes.axhline(steps, color="black", linewidth=0.8, linestyle=":")
-        axes.set(title=run["name"], xlabel="kill", ylabel="step")
+        axes.set(title=run["name"], xlabel="kill", ylabel="training step")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.spines[["top", "right"]].set_visible(False)
+    labels = {
+        "kept": "in a complete checkpoint",
+        "step": "lost, killed in a step",
+        "save": "lost, killed in a save",
+    }
+    patches = [Patch(color=COLORS[key], label=label) for key, label in labels.items()]
+    figure.legend(handles=patches, loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 

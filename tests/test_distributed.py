@@ -1,0 +1,197 @@
+"""examples/distributed.py and experiments/kills.py: several processes, restarts and failures."""
+
+import argparse
+import errno
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import chex
+import jax
+import numpy as np
+import pytest
+from scripts import EXAMPLES, check_picture, module, refusal, run
+from states import BITS, DTYPES, same_bits
+
+pytestmark = [pytest.mark.scripts, pytest.mark.frameworks]
+EVERY = 10
+PROCESSES = ["--local", "2", "--cpu-devices", "2"]
+
+
+@pytest.fixture(scope="module")
+def kills():
+    pytest.importorskip("orbax.checkpoint")
+    return module("experiments.kills")
+
+
+def words(folder, steps, bits=None):
+    storage = [] if bits is None else ["--state-bits", str(bits)]
+    return ["--folder", folder, "--steps", str(steps), "--save-every", str(EVERY), *storage]
+
+
+def first_step(printed):
+    return re.findall(r"Processes: (\d+), devices: (\d+), first step: (\d+)", printed)
+
+
+@pytest.fixture
+def here(monkeypatch, capsys):
+    """Trains in this process on its eight devices, and returns what the program printed."""
+    program = module("distributed")
+
+    def train(*arguments):
+        monkeypatch.setattr(sys, "argv", ["distributed.py", *map(str, arguments)])
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            program.main()
+        return capsys.readouterr().out
+
+    return train
+
+
+@BITS
+def test_two_processes_train_as_one_does_which_can_go_on_from_their_checkpoint(
+    bits, kills, here, tmp_path
+):
+    two, one = tmp_path / "two", tmp_path / "one"
+    printed = run("distributed", *words(two, 20, bits), *PROCESSES)
+    assert first_step(printed) == [("2", "4", "0")]
+    # The bar is that of process 0.
+    assert "Training" not in (two / "process_1.log").read_text()
+    assert first_step(here(*words(one, 20, bits))) == [("1", "8", "0")]
+    params, state = kills.tree_in(two, 20)
+    expected, expected_state = kills.tree_in(one, 20)
+    assert state[1]["count"] == 20
+    assert {leaf.dtype for leaf in jax.tree.leaves(state[1]["e_x"])} == {DTYPES[bits]}
+    if bits is None:
+        # Sums of other parts of a minibatch are rounded otherwise.
+        chex.assert_trees_all_close(
+            (params, state), (expected, expected_state), rtol=1e-4, atol=1e-7
+        )
+
+    assert first_step(here(*words(two, 20, bits))) == [("1", "8", "20")]
+    assert first_step(here(*words(two, 30, bits))) == [("1", "8", "20")]
+    here(*words(one, 30, bits))
+    (params, _), (expected, _) = (kills.tree_in(folder, 30) for folder in (two, one))
+    # A code may round to its neighbour, so the quantized paths part by a few percent.
+    norm = {None: 1e-6, 16: 1e-3, 8: 0.05}[bits]
+    start = module("distributed").init(jax.random.key(0))
+    for name, layer in params.items():
+        moved = np.linalg.norm(expected[name]["w"] - start[name]["w"])
+        assert np.linalg.norm(layer["w"] - expected[name]["w"]) <= norm * moved
+
+
+def test_another_number_of_processes_goes_on_with_the_same_bits(kills, here, tmp_path):
+    here(*words(tmp_path / "run", 20))
+    saved = kills.tree_in(tmp_path / "run", 20)
+    printed = run("distributed", *words(tmp_path / "run", 21), *PROCESSES)
+    assert first_step(printed) == [("2", "4", "20")]
+    program = module("distributed")
+    params, state = kills.tree_in(tmp_path / "run", 21)
+    (x, y), _ = program.load()
+    rows = program.rows_of(20, len(y), seed=0)
+    optimizer = program.optax.chain(program.clip_by_global_norm(1.0), program.adadelta())
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        expected = program.step_with(optimizer, None)(*saved, x[rows], y[rows])
+    chex.assert_trees_all_close((params, state), expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(("count", "number"), [(1, 2), (2, 1)])
+def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(kills, count, number):
+    class NoBar:
+        update = staticmethod(lambda: None)
+
+    options = argparse.Namespace(steps=100)
+    found = kills.measure("8 bits", 8, count, number, options, NoBar)
+    assert found["equal"]
+    assert [life["moment"] for life in found["lives"]] == ["step", "save"][:number]
+    for life in found["lives"]:
+        assert life["first"] <= life["newest"] <= life["killed at"] < 100
+        assert life["newest"] % kills.SAVE_EVERY == 0
+
+
+def test_the_counts_of_kills_are_drawn_and_in_a_table(kills, tmp_path, monkeypatch, capsys):
+    committed = json.loads((kills.FOLDER / "kills.json").read_text("utf-8"))
+    (tmp_path / "kills.json").write_text(json.dumps(committed), encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["kills.py", "--draw-only", "--output", str(tmp_path)])
+    kills.main()
+    check_picture(tmp_path / "kills.png")
+    table = capsys.readouterr().out
+    lives = [len(part["lives"]) for part in committed["runs"]]
+    assert sum(lives[:3]) >= 50
+    for part, number in zip(committed["runs"], lives, strict=True):
+        assert part["equal"]
+        assert f"| {part['name']} | {part['processes']} | {number} |" in table
+    assert kills.table(committed["runs"]) in kills.PAGE.read_text("utf-8")
+
+
+def test_a_group_that_is_asked_to_stop_saves_its_step_and_goes_on(kills, tmp_path):
+    folder = tmp_path / "run"
+    program = kills.Run(folder, argparse.Namespace(steps=100_000), 16, 2)
+    program.wait_until(lambda: program.last_step() > 3)
+    for process in program.processes:
+        process.send_signal(signal.SIGTERM)
+    assert program.end() == [1, 1]
+    step = program.complete()
+    assert f"Step {step} is saved" in program.printed()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kills, "SAVE_EVERY", 1_000_000)
+        program = kills.Run(folder, argparse.Namespace(steps=step + 2), 16)
+    assert program.end() == [0]
+    assert program.first_step() == step
+
+
+@pytest.fixture
+def saved(here, tmp_path):
+    """The folder of a run of 20 steps, which has two checkpoints."""
+    here(*words(tmp_path / "saved", 20))
+    return tmp_path / "saved"
+
+
+def failed(*arguments, largest_file="unlimited"):
+    """Returns what the program printed when it failed, with a limit in blocks of 512 bytes."""
+    shell = ["sh", "-c", f'ulimit -f {largest_file} && exec "$@"', "sh"]
+    command = [sys.executable, EXAMPLES / "distributed.py", *arguments, "--cpu-devices", "8"]
+    done = subprocess.run(shell + command, capture_output=True, encoding="utf-8", timeout=120)
+    assert done.returncode == 1
+    return done.stderr
+
+
+def test_a_full_disk_ends_the_run_and_leaves_the_older_checkpoints(saved, kills):
+    before = kills.tree_in(saved, 20)
+    text = failed(*words(saved, 40), largest_file=200)
+    assert "Cannot save step 30" in text
+    assert os.strerror(errno.EFBIG) in text
+    same_bits(kills.tree_in(saved, 20), before)
+    assert not (saved / "30").exists()
+
+
+def test_an_unreadable_checkpoint_is_named_and_the_older_one_can_be_used(saved, kills, here):
+    for path in (saved / "20" / "default").rglob("d/*"):
+        path.write_bytes(path.read_bytes()[:100])
+    text = failed(*words(saved, 40))
+    assert f"Cannot read {saved / '20'}" in text
+    assert not (saved / "30").exists()
+    (saved / "20").rename(saved.parent / "unreadable")
+    assert first_step(here(*words(saved, 20))) == [("1", "8", "10")]
+
+
+def test_another_storage_does_not_read_the_codes(here, tmp_path):
+    here(*words(tmp_path / "run", 10, 16))
+    with pytest.raises(SystemExit, match=r"'state_bits': 16.*'state_bits': 8"):
+        here(*words(tmp_path / "run", 20, 8))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("--steps", "0"), "--seed"),
+        (("--seed", "-1"), "--seed"),
+        (("--local", "0"), "--seed"),
+        (("--coordinator", "localhost:1"), "--processes"),
+        (("--cpu-devices", "3"), "3 devices"),
+    ],
+)
+def test_wrong_options_are_refused(arguments, named, tmp_path):
+    assert named in refusal("distributed", *arguments, "--folder", tmp_path)
