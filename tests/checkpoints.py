@@ -10,13 +10,13 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from optax_adadelta import clip_by_global_norm
+from optax_adadelta import adadelta, clip_by_global_norm
 
 AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
 # Every device has whole vectors of every parameter on every mesh. In a smaller or narrower part,
 # XLA computes the same formula with other instructions, which may round the last bit otherwise.
 TYPES = {"w": ((64, 64), jnp.float32), "h": ((32, 64), jnp.bfloat16)}
-BEFORE, AFTER = 3, 20
+BEFORE, END = 3, 23
 # The shape of a mesh with the axes x and y, and how the parameters are divided over it.
 MESHES = {
     "8": ((8, 1), {"w": P("x"), "h": P("x")}),
@@ -102,6 +102,15 @@ def started(optimizer, places, run):
     with on_mesh_of(places):
         state = optimizer.init(params)
     return run(params, state, places, 0, BEFORE)
+
+
+@functools.cache
+def undisturbed(bits, loss=None, kind=AUTO):
+    """A run on all devices: its optimizer, its step, its tree when it is saved, and its end."""
+    optimizer = chain(adadelta(state_bits=bits))
+    run, places = steps_of(optimizer, loss), places_on("8", kind)
+    tree = started(optimizer, places, run)
+    return optimizer, run, tree, jax.device_get(run(*tree, places, BEFORE, END))
 
 
 def assert_placed(tree, target):

@@ -1,6 +1,5 @@
 """Checkpoints with Orbax, in every storage: onto the same mesh and others, and what goes wrong."""
 
-import functools
 import os
 import subprocess
 import sys
@@ -11,9 +10,9 @@ import numpy as np
 import optax
 import pytest
 from checkpoints import (
-    AFTER,
     AUTO,
     BEFORE,
+    END,
     EXPLICIT,
     TYPES,
     abstract,
@@ -25,6 +24,7 @@ from checkpoints import (
     started,
     steps_of,
     target_on,
+    undisturbed,
     without_arrays,
 )
 from jax.sharding import AbstractMesh
@@ -34,8 +34,6 @@ from optax_adadelta import AdadeltaState, adadelta, convert, reduce_eps_on_plate
 from optax_adadelta.diagnostics import find_state
 
 pytestmark = pytest.mark.frameworks
-END = BEFORE + AFTER
-KINDS = pytest.mark.parametrize("kind", [AUTO, EXPLICIT], ids=str)
 
 
 @pytest.fixture
@@ -60,31 +58,19 @@ def saved(ocp, tmp_path):
     return save
 
 
-@functools.cache
-def undisturbed(bits):
-    """A run with given gradients: its optimizer, its step, what is saved, and its end."""
-    optimizer = chain(adadelta(state_bits=bits))
-    run, places = steps_of(optimizer), places_on("8")
-    tree = started(optimizer, places, run)
-    return optimizer, run, tree, jax.device_get(run(*tree, places, BEFORE, END))
-
-
 @BITS
-@KINDS
+@pytest.mark.parametrize("kind", [AUTO, EXPLICIT], ids=str)
 def test_on_the_same_mesh_training_goes_on_as_if_it_had_not_stopped(saved, compiled, bits, kind):
+    optimizer, run, tree, end = undisturbed(bits, loss, kind)
     places = places_on("8", kind)
-    optimizer = chain(adadelta(state_bits=bits))
-    run = steps_of(optimizer, loss)
-    tree = started(optimizer, places, run)
-    restore = saved(tree)
-    expected = run(*tree, places, BEFORE, END)
     target = target_on(optimizer, places)
-    found = restore(target)
+    found = saved(tree)(target)
     assert_placed(found, target)
     same_bits(found, tree)
     before = compiled()
-    same_bits(run(*found, places, BEFORE, END), expected)
+    found = run(*found, places, BEFORE, END)
     assert compiled() == before
+    same_bits(jax.device_get(found), end)
 
 
 @BITS
