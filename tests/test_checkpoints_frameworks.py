@@ -31,7 +31,7 @@ pytestmark = pytest.mark.frameworks
 @pytest.fixture(autouse=True)
 def frameworks_promote():
     """Their layers mix dtypes and ranks, so nothing here can be strict about it."""
-    # It adds to JAX's settings, after which JAX compiles again what it has compiled before.
+    # Importing it adds to JAX's settings, and JAX then compiles everything again.
     pytest.importorskip("equinox")
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
