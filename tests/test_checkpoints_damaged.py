@@ -1,4 +1,4 @@
-"""A damaged checkpoint is an error, or its sum of all bits differs from the one that was saved."""
+"""What Orbax restores without an error but wrong has another checksum than what was saved."""
 
 import shutil
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from checkpoints import places_on, target_on, undisturbed
+from checkpoints import chain, places_on, target_on, undisturbed
 from states import BITS, normal, same_bits, stepped
 
 from optax_adadelta import adadelta
@@ -16,22 +16,41 @@ pytestmark = pytest.mark.frameworks
 
 @jax.jit
 def checksum(tree):
-    """The recipe of the documentation."""
-    bits = [x.view(f"uint{8 * x.dtype.itemsize}") for x in jax.tree.leaves(tree)]
-    return sum(jnp.sum(x, dtype=jnp.uint32) for x in bits)
+    """The recipe of the documentation: the sum of all bits, weighted by the size of the dtype."""
+
+    def of(x):
+        bits = x.view(f"uint{8 * x.dtype.itemsize}")
+        return (1 + x.dtype.itemsize) * jnp.sum(bits, dtype=jnp.uint32)
+
+    return sum(map(of, jax.tree.leaves(tree)))
 
 
 @pytest.mark.parametrize("mesh", ["8", "4x2", "2"])
-def test_the_checksum_is_the_sum_of_all_bits_on_every_mesh(mesh):
+def test_the_checksum_is_the_same_on_every_mesh(mesh):
     optimizer, _, tree, _ = undisturbed(8)
     tree = jax.device_get(tree)
     places = jax.tree.map(lambda x: x.sharding, target_on(optimizer, places_on(mesh)))
     expected = sum(
-        int(x.view(f"uint{8 * x.dtype.itemsize}").sum(dtype=np.uint64))
+        (1 + x.itemsize) * int(x.view(f"uint{8 * x.itemsize}").sum(dtype=np.uint64))
         for x in jax.tree.leaves(tree)
     )
     assert int(checksum(jax.device_put(tree, places))) == expected % 2**32
-    assert int(checksum({"flags": jnp.array([True, False, True])})) == 2
+    assert int(checksum({"flags": jnp.array([True, False, True])})) == 4
+
+
+@pytest.mark.filterwarnings("ignore:Sharding info not provided")
+@pytest.mark.parametrize(
+    ("bits", "other"), [(None, 16), (None, 8), (16, None), (16, 8), (8, None), (8, 16)]
+)
+def test_a_target_of_another_storage_gives_another_checksum(tmp_path, bits, other):
+    ocp = pytest.importorskip("orbax.checkpoint")
+    _, _, tree, _ = undisturbed(bits)
+    target = target_on(chain(adadelta(state_bits=other)), places_on("8"))
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "checkpoint", tree)
+        checkpointer.wait_until_finished()
+        found = checkpointer.restore(tmp_path / "checkpoint", target)
+    assert checksum(found) != checksum(tree)
 
 
 @BITS
