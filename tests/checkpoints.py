@@ -2,6 +2,9 @@
 
 import contextlib
 import functools
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from optax_adadelta import adadelta, clip_by_global_norm
 
+START = "import pathlib, sys\nfolder = pathlib.Path(sys.argv[1])\n"
 AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
 # Every device has whole vectors of every parameter on every mesh. In a smaller or narrower part,
 # XLA computes the same formula with other instructions, which may round the last bit otherwise.
@@ -122,3 +126,20 @@ def assert_placed(tree, target):
         if leaf.ndim == 0:
             assert leaf.sharding.is_fully_replicated
             assert leaf.sharding.device_set == jax.tree.leaves(tree)[0].sharding.device_set
+
+
+def printed_apart(code, folder, devices):
+    """What code prints in another process, which has a `folder` and this number of devices."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", START + code, folder],
+        env={
+            **os.environ,
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
