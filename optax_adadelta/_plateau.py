@@ -264,14 +264,15 @@ def _checked(value: Any) -> Any:
     return value
 
 
-def _copy(path: Any, leaf: Any) -> jax.Array:
+def _copy(path: Any, leaf: Any) -> jax.Array | jax.ShapeDtypeStruct:
     if not hasattr(leaf, "dtype"):
         raise TypeError(
             f"restore_best keeps copies of arrays, but the leaf at {jax.tree_util.keystr(path)} is"
             f" a {type(leaf).__name__}. Pass a tree of arrays, for an Equinox model"
             " eqx.filter(model, eqx.is_array)."
         )
-    return jnp.copy(leaf)
+    # To restore a checkpoint, a target is made from shapes instead of arrays.
+    return leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jnp.copy(leaf)
 
 
 def _check_same(tree: Any, best: Any) -> None:

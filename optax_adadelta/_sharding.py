@@ -5,7 +5,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 
@@ -24,13 +23,14 @@ def zeros_like(p: Any, dtype: np.dtype) -> jax.Array:
     return jnp.where(p == p, zero, zero)
 
 
-def scalar_sharding(params: optax.Params) -> NamedSharding | None:
+def scalar_sharding(tree: Any) -> NamedSharding | None:
     """Returns the sharding that a step gives to the scalars of the state, or None for the default.
 
-    If `init` gave them another one, the second step would compile again.
+    `tree` is the parameters or the state. If the state had another one before the step, the next
+    step would compile again.
     """
-    for p in jax.tree.leaves(params):
-        sharding = None if isinstance(p, jax.core.Tracer) else _named_sharding(p)
+    for leaf in jax.tree.leaves(tree):
+        sharding = None if isinstance(leaf, jax.core.Tracer) else _named_sharding(leaf)
         if sharding is not None and isinstance(sharding.mesh, Mesh):
             return NamedSharding(sharding.mesh, PartitionSpec())
     return None

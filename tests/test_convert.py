@@ -1,6 +1,7 @@
 """States that go on with another eps or in another storage, and states that cannot go on."""
 
 import functools
+import re
 
 import chex
 import jax
@@ -198,16 +199,26 @@ def test_two_states_are_both_converted(bits):
         assert leaf.dtype == DTYPES[bits]
 
 
-@QUANTIZED
-def test_a_converted_state_keeps_its_sharding(bits):
-    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
-    place = NamedSharding(mesh, PartitionSpec(None, "x"))
+@BITS
+@pytest.mark.parametrize("start", [None, 16, 8])
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+def test_a_converted_state_is_placed_as_init_places_it(bits, start, kind):
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind,) * 2)
+    place = NamedSharding(mesh, PartitionSpec("y", "x"))
     params = jax.device_put(normal((4, 16)), place)
-    for start, end in ((None, bits), (bits, None)):
-        state = adadelta(state_bits=start).init(params)
-        state = convert.with_state_bits(state, end, eps=EPS)
-        for leaf in (state.e_g, state.e_x):
-            assert leaf.sharding.is_equivalent_to(place, 2)
+
+    def convert_state(state):
+        return convert.with_state_bits(state, bits, eps=EPS)
+
+    state, expected = (adadelta(state_bits=b).init(params) for b in (start, bits))
+    with jax.set_mesh(mesh):
+        program = jax.jit(convert_state).lower(state).compile()
+    # No device sends anything, or makes an array of the whole shape.
+    assert not re.search(r"all-|collective|reduce-scatter|\[4,16\]", program.as_text())
+    for found in (convert_state(state), program(state)):
+        same_types(found, expected)
+        for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            assert one.sharding.is_equivalent_to(other.sharding, one.ndim)
 
 
 @QUANTIZED

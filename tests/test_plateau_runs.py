@@ -177,6 +177,13 @@ def test_sharded_trees_keep_their_shardings_and_compile_once(compiled, bits, res
     tree = params, optimizer.init(params)
     tree, watch = plateau.update(tree, plateau.init(tree), value=1.0)
     assert tree[0]["w"].sharding == params["w"].sharding
+    # A target to restore a checkpoint to needs no arrays.
+    shape, place = params["w"].shape, params["w"].sharding
+    tree = {"w": jax.ShapeDtypeStruct(shape, jnp.float32, sharding=place)}, tree[1]
+    target = plateau.init(tree)
+    for one, other in zip(jax.tree.leaves(target), jax.tree.leaves(watch), strict=True):
+        assert (one.shape, one.dtype) == (other.shape, other.dtype)
+        assert one.sharding.is_equivalent_to(other.sharding, other.ndim)
 
 
 def test_a_pickle_goes_on_alike():

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_adadelta._hyperparameters import at_step, checked_state_bits, number_or_schedule
+from optax_adadelta._sharding import scalar_sharding
 from optax_adadelta._state import AdadeltaState, is_adadelta_state, map_averages
 from optax_adadelta._storage import Averages, Storage, storage_with, unit_of
 
@@ -24,7 +25,7 @@ def with_state_bits(
     """Returns a state with its averages in another storage, so that a run can change its storage.
 
     The averages are rounded to the nearest values of the new storage. A NaN has no code: it becomes
-    the largest E[g^2], or an E[dx^2] of zero. The step count stays.
+    the largest E[g^2], or an E[dx^2] of zero. The step count and every sharding stay.
 
     Args:
       state: an :class:`.AdadeltaState`, or the state of any optimizer that contains some, however
@@ -83,7 +84,7 @@ def _converted(state: AdadeltaState, storage: Storage, eps, dtype) -> AdadeltaSt
                 "eps is None, but quantized averages are relative to it: call with_state_bits("
                 "state, state_bits, eps=...) with the eps of the optimizer."
             )
-        unit = unit_of(stored)
+        unit = jax.device_put(unit_of(stored), scalar_sharding(state))
 
     def convert(old: Storage, stored: Averages) -> Averages:
         return _converted_leaf(old, storage, jnp.dtype(dtype), stored, state.unit, unit)

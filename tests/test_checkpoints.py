@@ -1,0 +1,232 @@
+"""Checkpoints with Orbax, in every storage: onto the same mesh and others, and what goes wrong."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from checkpoints import (
+    AUTO,
+    BEFORE,
+    END,
+    EXPLICIT,
+    TYPES,
+    abstract,
+    assert_placed,
+    chain,
+    loss,
+    on_mesh_of,
+    places_on,
+    printed_apart,
+    started,
+    steps_of,
+    target_on,
+    undisturbed,
+    without_arrays,
+)
+from jax.sharding import AbstractMesh
+from states import BITS, same_bits
+
+from optax_adadelta import AdadeltaState, adadelta, convert, reduce_eps_on_plateau
+from optax_adadelta.diagnostics import find_state
+
+pytestmark = pytest.mark.frameworks
+
+
+@pytest.fixture
+def ocp():
+    return pytest.importorskip("orbax.checkpoint")
+
+
+@pytest.fixture
+def saved(ocp, tmp_path):
+    """Saves a tree, and returns what restores it to a target."""
+
+    def save(tree):
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(tmp_path / "checkpoint", tree)
+
+        def restore(*target):
+            with ocp.StandardCheckpointer() as checkpointer:
+                return checkpointer.restore(tmp_path / "checkpoint", *target)
+
+        return restore
+
+    return save
+
+
+@BITS
+@pytest.mark.parametrize("kind", [AUTO, EXPLICIT], ids=str)
+def test_on_the_same_mesh_training_goes_on_as_if_it_had_not_stopped(saved, compiled, bits, kind):
+    optimizer, run, tree, end = undisturbed(bits, loss, kind)
+    places = places_on("8", kind)
+    target = target_on(optimizer, places)
+    found = saved(tree)(target)
+    assert_placed(found, target)
+    same_bits(found, tree)
+    before = compiled()
+    found = run(*found, places, BEFORE, END)
+    assert compiled() == before
+    same_bits(jax.device_get(found), end)
+
+
+@BITS
+@pytest.mark.parametrize("mesh", ["4x2", "2x4", "4", "2", "none"])
+def test_on_another_mesh_the_same_gradients_give_the_same_bits(saved, compiled, bits, mesh):
+    optimizer, run, tree, end = undisturbed(bits)
+    if mesh == "none":
+        places = None
+        params = jax.tree.map(jnp.zeros_like, jax.device_get(tree[0]))
+        target = without_arrays((params, optimizer.init(params)))
+    else:
+        places = places_on(mesh, EXPLICIT if mesh == "2x4" else AUTO, backwards=True)
+        target = target_on(optimizer, places)
+    found = saved(tree)(target)
+    assert_placed(found, target)
+    same_bits(jax.device_get(found), jax.device_get(tree))
+    found = run(*found, places, BEFORE, BEFORE + 1)
+    before = compiled()
+    found = run(*found, places, BEFORE + 1, END)
+    assert compiled() == before
+    assert_placed(found, target)
+    same_bits(jax.device_get(found), end)
+
+
+@pytest.mark.parametrize(
+    ("bits", "other"), [(None, 16), (None, 8), (16, None), (16, 8), (8, None), (8, 16)]
+)
+def test_in_another_storage_it_goes_on_as_if_converted_before(saved, compiled, bits, other):
+    _, _, tree, _ = undisturbed(bits)
+    optimizer, run, *_ = undisturbed(other)
+    old, new = places_on("8"), places_on("4x2", backwards=True)
+    restore = saved(tree)
+    params, state = restore(target_on(chain(adadelta(state_bits=bits)), new))
+    state = convert.with_state_bits(state, other, eps=1e-6)
+    assert_placed((params, state), target_on(optimizer, new))
+    found = run(params, state, new, BEFORE, BEFORE + 1)
+    before = compiled()
+    found = run(*found, new, BEFORE + 1, END)
+    assert compiled() == before
+    converted = tree[0], convert.with_state_bits(tree[1], other, eps=1e-6)
+    expected = run(*converted, old, BEFORE, END)
+    same_bits(jax.device_get(found), jax.device_get(expected))
+
+
+WRAPPERS = {
+    "masked": lambda o: optax.masked(o, {"w": True, "h": False}),
+    "groups": lambda o: optax.multi_transform(
+        {"quantized": o, "full": adadelta()}, {"w": "quantized", "h": "full"}
+    ),
+    "MultiSteps": lambda o: optax.MultiSteps(o, 2),
+    "nothing": lambda o: optax.masked(o, dict.fromkeys(TYPES, False)),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_states_of_wrappers_are_restored_onto_another_mesh(saved, compiled, name):
+    optimizer = WRAPPERS[name](adadelta(state_bits=8))
+    run, old, new = steps_of(optimizer), places_on("8"), places_on("2x4")
+    with jax.numpy_dtype_promotion("standard"):
+        tree = started(optimizer, old, run)
+        target = target_on(optimizer, new)
+        found = saved(tree)(target)
+        assert_placed(found, target)
+        found = run(*found, new, BEFORE, BEFORE + 2)
+        before = compiled()
+        found = run(*found, new, BEFORE + 2, BEFORE + 4)
+        assert compiled() == before
+        expected = run(*tree, old, BEFORE, BEFORE + 4)
+    same_bits(jax.device_get(found), jax.device_get(expected))
+
+
+def test_a_manager_keeps_an_eps_that_falls_on_a_plateau(ocp, tmp_path):
+    injected = optax.inject_hyperparams(adadelta, "state_bits", hyperparam_dtype=jnp.float32)
+    optimizer = chain(injected(eps=1e-4, state_bits=16))
+    plateau = reduce_eps_on_plateau(0.5, patience=1, restore_best=True)
+    run, old, new = steps_of(optimizer), places_on("8"), places_on("4x2")
+
+    def epoch(tree, watch, places, value):
+        tree = run(*tree, places, 0, 2)
+        return plateau.update(tree, watch, value=value)
+
+    tree = started(optimizer, old, run)
+    watch = plateau.init(tree)
+    with ocp.CheckpointManager(tmp_path) as manager:
+        for step, value in enumerate([1.0, 2.0, 0.5]):
+            tree, watch = epoch(tree, watch, old, value)
+            manager.save(step, args=ocp.args.StandardSave((tree, watch)))
+    expected = epoch(tree, watch, old, 3.0)
+
+    target = target_on(optimizer, new)
+    target = target, plateau.init(target)
+    with ocp.CheckpointManager(tmp_path) as manager:
+        assert manager.latest_step() == 2
+        tree, watch = manager.restore(2, args=ocp.args.StandardRestore(target))
+    assert_placed((tree, watch), target)
+    found = epoch(tree, watch, new, 3.0)
+    assert optax.tree.get(found[0], "eps") == np.float32(1e-4) / 4
+    same_bits(jax.device_get(found), jax.device_get(expected))
+
+
+@pytest.mark.filterwarnings("ignore:Sharding info not provided")
+def test_a_target_of_eval_shape_is_restored_onto_the_old_mesh(saved):
+    optimizer, run, tree, _ = undisturbed(8)
+    new = places_on("4x2", backwards=True)
+    target = jax.eval_shape(lambda p: (p, optimizer.init(p)), abstract(new))
+    found = saved(tree)(target)
+    for leaf, old in zip(jax.tree.leaves(found), jax.tree.leaves(tree), strict=True):
+        assert leaf.sharding == old.sharding
+    with pytest.raises(ValueError, match="incompatible devices"):
+        run(*found, new, BEFORE, END)
+
+
+def test_with_explicit_axes_eval_shape_has_no_devices():
+    places = places_on("4x2", EXPLICIT)
+    with on_mesh_of(places):
+        state = jax.eval_shape(adadelta(state_bits=8).init, abstract(places))
+    assert isinstance(state.e_g["w"].sharding.mesh, AbstractMesh)
+    assert state.count.sharding is state.unit.sharding is None
+
+
+def test_without_the_mesh_scalars_of_other_transformations_are_on_one_device(saved):
+    optimizer = optax.MultiSteps(adadelta(), 2)
+    run, old, new = steps_of(optimizer), places_on("8"), places_on("4x2")
+    with jax.numpy_dtype_promotion("standard"):
+        tree = started(optimizer, old, run)
+        found = saved(tree)((abstract(new), optimizer.init(abstract(new))))
+        with pytest.raises(ValueError, match="incompatible devices"):
+            run(*found, new, BEFORE, END)
+
+
+FEWER_DEVICES = """
+import jax, orbax.checkpoint as ocp
+from checkpoints import abstract, chain, places_on, target_on
+from optax_adadelta import adadelta
+
+assert len(jax.devices()) == 2
+optimizer, places = chain(adadelta(state_bits=8)), places_on("2")
+with ocp.StandardCheckpointer() as checkpointer:
+    try:
+        init = jax.eval_shape(lambda p: (p, optimizer.init(p)), abstract(places))
+        checkpointer.restore(folder / "checkpoint", init)
+    except ValueError as error:
+        print("refused")
+    tree = checkpointer.restore(folder / "checkpoint", target_on(optimizer, places))
+    checkpointer.save(folder / "again", tree)
+"""
+
+
+def test_where_the_old_devices_are_missing(saved, tmp_path):
+    optimizer, _, tree, _ = undisturbed(8)
+    restore = saved(tree)
+    assert printed_apart(FEWER_DEVICES, tmp_path, devices=2) == "refused\n"
+    (tmp_path / "checkpoint").rename(tmp_path / "first")
+    (tmp_path / "again").rename(tmp_path / "checkpoint")
+    same_bits(restore(target_on(optimizer, places_on("8"))), tree)
+
+
+def test_without_a_target_named_tuples_are_dictionaries(saved):
+    _, _, tree, _ = undisturbed(8)
+    params, (_, state) = saved(tree)()
+    assert isinstance(state, dict)
+    same_bits((params, AdadeltaState(**state)), (tree[0], find_state(tree[1])))
