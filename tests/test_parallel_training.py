@@ -123,17 +123,6 @@ class Spread:
         return jax.jit(self.step(optimizer)).lower(p, state, *xy).compile()
 
 
-def collectives(program):
-    """How often a program has each operation between devices, by its name and its result."""
-    return collections.Counter(
-        (each.op.removesuffix("-start"), array.dtype, array.shape)
-        for inside in READER.computations(program.as_text()).values()
-        for each in inside
-        if each.op.removesuffix("-start") in READER.COLLECTIVES
-        for array in each.results
-    )
-
-
 def train(step, params, state, batch):
     """The parameters and the state after a few steps, which change no type and no sharding."""
     before = params, state
@@ -194,7 +183,8 @@ def of_sgd(way, kind):
     """The operations between devices in a step of SGD."""
     spread, optimizer = Spread(way, kind), optax.sgd(0.1)
     with jax.set_mesh(spread.mesh):
-        return collectives(spread.program(optimizer, optimizer.init(params())))
+        program = spread.program(optimizer, optimizer.init(params()))
+        return READER.collectives(program.as_text())
 
 
 @pytest.mark.parametrize("kind", [AUTO, EXPLICIT], ids=lambda kind: kind.name)
@@ -206,7 +196,7 @@ def test_a_step_moves_between_devices_only_what_sgd_moves(way, kind):
         program = spread.program(optimizer, state)
         p, xy = spread.arguments()
         p, _ = train(program, p, state, xy)
-    assert collectives(program) == of_sgd(way, kind)
+    assert READER.collectives(program.as_text()) == of_sgd(way, kind)
     assert_trained(jax.device_get(p))
     if "ZeRO-1" in way:
         # One more operation for each leaf of which a device has a part of the state.
@@ -252,7 +242,7 @@ def test_a_step_inside_shard_map_moves_only_what_sgd_moves(way):
             out_specs=specs,
         )
         program = jax.jit(step).lower(p, state, *xy).compile()
-        moved.append(collectives(program))
+        moved.append(READER.collectives(program.as_text()))
     assert moved[0] == moved[1]
     p, _ = train(program, p, state, xy)
     if way == "data parallel":
