@@ -49,10 +49,11 @@ def environment() -> dict[str, str]:
 
 
 def devices_of(card: str, count: int) -> np.ndarray:
-    """Returns abstract devices of this card, at most four."""
+    """Returns abstract devices of this card: at most eight GPUs, at most 16 TPUs."""
     if card == "H100":
         described = {"target_config": H100, "topology": f"1x1x{count}"}
         found = topologies.get_topology_desc("", "cuda", **described)
     else:
-        found = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
+        name = "v5e:2x2" if count <= 4 else "v5e:4x4"
+        found = topologies.get_topology_desc(platform="tpu", topology_name=name)
     return np.array(found.devices[:count])

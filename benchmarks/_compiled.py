@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -135,6 +136,17 @@ def is_kernel(each: Instruction) -> bool:
     if '"ConcatBitcast"' in each.attributes:  # names the slices of a prefetch as one array
         return False
     return each.op in ("fusion", "custom-call") or any(array.size > 1 for array in each.results)
+
+
+def collectives(text: str) -> Counter[tuple[str, str, tuple[int, ...]]]:
+    """Returns how often a program has each operation between devices, by name and result."""
+    return Counter(
+        (name, array.dtype, array.shape)
+        for inside in computations(text).values()
+        for each in inside
+        if (name := each.op.removesuffix("-start")) in COLLECTIVES
+        for array in each.results
+    )
 
 
 def read_program(text: str, sizes: Iterable[int]) -> dict[str, int]:

@@ -20,7 +20,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -144,28 +144,30 @@ def compile_step(case: Case) -> dict[str, Any]:
     }
 
 
-def work(cases: list[list[Any]]) -> None:
+def work(cases: list[list[Any]], compile_case: Callable[..., dict[str, Any]]) -> None:
     """Compiles the cases and prints a line of JSON for each; its parent reads them."""
     for case in cases:
         signal.alarm(LIMIT)
         try:
-            facts = compile_step(Case(*case))
+            facts = compile_case(*case)
         except Exception as error:
             facts = {"failed": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
         print(json.dumps(facts), flush=True)
 
 
-def compiled(cases: list[Case], together: bool = False) -> Iterator[dict[str, Any]]:
+def compiled(
+    cases: Sequence[tuple], together: bool = False, worker: list[str] | None = None
+) -> Iterator[dict[str, Any]]:
     """Yields the facts of each case, or how it failed.
 
     Each case has a process of its own; `together`, a process goes on with the next case until one
-    ends it.
+    ends it. A process runs `worker`, a command that calls `work`.
     """
     remaining = list(cases)
     while remaining:
         batch = remaining if together else remaining[:1]
         done = subprocess.run(
-            WORKER,
+            worker or WORKER,
             cwd=ROOT,
             input=json.dumps(batch),
             capture_output=True,
@@ -256,7 +258,7 @@ def main() -> None:
     add("--work", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.work:
-        work(json.load(sys.stdin))
+        work(json.load(sys.stdin), lambda *case: compile_step(Case(*case)))
         return
     if given.table:
         report = load(given.output)

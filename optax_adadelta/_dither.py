@@ -33,11 +33,13 @@ class Dither(NamedTuple):
 
     def bits(self, shape: tuple[int, ...]) -> jax.Array:
         """Returns the numbers as int32 of this shape."""
-        bits = jnp.broadcast_to(self.offset, shape)
+        bits = jnp.zeros(shape, jnp.int32)
         for place, axis in enumerate(reversed(range(len(shape)))):
             stride = np.uint32(pow(_LATTICE, place + 1, 2**32)).astype(np.int32)
             bits += jax.lax.broadcasted_iota(jnp.int32, shape, axis) * stride
-        return bits
+        # The offset comes last. Added to one axis alone, it would make a vector that the compiler
+        # for TPUs shares between leaves, and exchanges if they are sharded in different ways.
+        return bits + self.offset
 
 
 def second(bits: jax.Array) -> jax.Array:

@@ -232,6 +232,12 @@ def test_a_step_is_one_kernel_per_leaf_and_moves_little_more_than_it_must(card, 
 
 
 @pytest.mark.accelerators
+def test_leaves_with_equally_many_columns_exchange_nothing(card):
+    cases = [MODULE.Case(card, rule, [(512,), (128, 512)], devices=4) for rule in MODULE.STORAGES]
+    assert [facts["collectives"] for facts in MODULE.compiled(cases, together=True)] == [0, 0, 0]
+
+
+@pytest.mark.accelerators
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", FLOORS)
 def test_every_shape_compiles(card, rule):
