@@ -8,8 +8,8 @@ from benchmarks._fingerprints import stamp
 from benchmarks._report import DOCS, filled, markdown
 from benchmarks.step_report import versions
 
-PAGE = DOCS / "many_devices.md"
-PICTURE = DOCS / "many_devices" / "growth.png"
+PAGE = DOCS / "scaling.md"
+PICTURE = DOCS / "scaling" / "growth.png"
 # The color, the marker and its size; where float32 and optax coincide, one is inside the other.
 STYLES = {
     "optax": ("#CC79A7", "o", 9),

@@ -44,7 +44,7 @@ from benchmarks.step_report import versions
 from optax_adadelta import adadelta
 
 PART = "many devices"
-PAGE = DOCS / "performance.md"
+PAGE = DOCS / "scaling.md"
 WORKER = [sys.executable, "-m", "benchmarks.many_devices", "--work"]
 DEVICES = {"H100": 8, "TPU v5e": 16}
 MODEL = {"H100": 2, "TPU v5e": 4}  # devices along the axis "model" where there are two axes

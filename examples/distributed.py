@@ -20,7 +20,6 @@ import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +31,7 @@ from optax_adadelta import adadelta, clip_by_global_norm
 
 try:
     import orbax.checkpoint as ocp
+    from etils.epath import Path  # also for folders like gs://bucket/run
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
     from tqdm import tqdm
@@ -40,8 +40,6 @@ except ModuleNotFoundError as error:
 
 LAYERS = {"hidden 1": (64, 256), "hidden 2": (256, 128), "output": (128, 10)}
 BATCH = 32
-# A process that gives no sign of life for so long is dead, and the others stop.
-TIMEOUT = 10
 
 
 def load():
@@ -245,7 +243,7 @@ def launch(options: argparse.Namespace) -> int:
     finally:
         for process in processes:
             try:
-                process.wait(2 * TIMEOUT)
+                process.wait(2 * options.timeout)
             except subprocess.TimeoutExpired:
                 process.kill()
     codes = [process.wait() for process in processes]
@@ -281,6 +279,8 @@ def main() -> None:
     add("--state-bits", type=int, choices=(16, 8), help=text)
     text = "devices of each process, if they are CPUs (default: 1)"
     add("--cpu-devices", type=int, metavar="N", help=text)
+    text = "seconds without a sign of life until a process counts as dead (default: %(default)s)"
+    add("--timeout", type=int, default=60, help=text)
     add("--local", type=int, metavar="N", help="start N processes on this machine")
     add(
         "--cluster", action="store_true", help="ask a TPU pod, Slurm or MPI for the other processes"
@@ -289,7 +289,13 @@ def main() -> None:
     add("--processes", type=int, help="how many there are, with --coordinator")
     add("--process", type=int, help="which one this is, from 0, with --coordinator")
     options = parser.parse_args()
-    counts = (options.steps, options.save_every, options.cpu_devices, options.local)
+    counts = (
+        options.steps,
+        options.save_every,
+        options.timeout,
+        options.cpu_devices,
+        options.local,
+    )
     if any(count is not None and count < 1 for count in counts) or options.seed < 0:
         parser.error("--seed must be at least 0, all other numbers at least 1")
     if options.coordinator and None in (options.processes, options.process):
@@ -307,8 +313,8 @@ def main() -> None:
             options.process,
             # On a machine with several GPUs, each process that --local starts takes one.
             local_device_ids=options.process if options.local else None,
-            heartbeat_timeout_seconds=TIMEOUT,
-            shutdown_timeout_seconds=TIMEOUT,
+            heartbeat_timeout_seconds=options.timeout,
+            shutdown_timeout_seconds=options.timeout,
         )
     train(options)
 

@@ -34,6 +34,8 @@ FOLDER, PAGE = _report.DOCS / "many_devices", _report.DOCS / "many_devices.md"
 PROGRAM = Path(__file__).parents[1] / "examples" / "distributed.py"
 STORAGES = {"full precision": None, "16 bits": 16, "8 bits": 8}
 SAVE_EVERY = 20
+# A process without a sign of life for so many seconds counts as dead.
+TIMEOUT = 10
 # A kill comes up to so many seconds later. A save takes about as long.
 SAVE = 0.04
 # A program that does nothing for so long has failed.
@@ -48,6 +50,7 @@ class Run:
         self.folder = folder
         self.logs = [folder.with_suffix(f".{i}.log") for i in range(count)]
         words = ["--folder", folder, "--steps", options.steps, "--save-every", SAVE_EVERY]
+        words += ["--timeout", TIMEOUT, "--cpu-devices", options.cpu_devices]
         words += ["--state-bits", bits] * (bits is not None)
         # The bar shows each step, so the log tells at which one the program was killed.
         env = {**os.environ, "TQDM_MININTERVAL": "0", "TQDM_MINITERS": "1"}
@@ -232,6 +235,8 @@ def main() -> None:
     text = "kills of a run of two processes (default: %(default)s)"
     add("--group-kills", type=int, default=8, help=text)
     add("--steps", type=int, default=2000, help="steps of each run (default: %(default)s)")
+    text = "devices of each process (default: %(default)s)"
+    add("--cpu-devices", type=int, default=2, metavar="N", help=text)
     text = "folder for numbers and picture (default: docs/many_devices)"
     add("--output", type=Path, default=FOLDER, help=text)
     text = "train nothing; draw again, and put the table into docs/many_devices.md (default: off)"

@@ -94,10 +94,11 @@ def test_the_page_without_other_packages_prints_what_it_says(page):
 
 
 @pytest.mark.frameworks
-def test_checkpoints_of_the_faq():
+@pytest.mark.parametrize("page", ["faq.md", "many_devices.md"])
+def test_checkpoints_of_a_page(page):
     for name in ("equinox", "flax", "orbax.checkpoint"):
         pytest.importorskip(name)
-    run("faq.md")
+    run(page)
 
 
 @pytest.mark.peers
