@@ -1,5 +1,6 @@
 """The tables and the picture of what growth.py measured."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,21 +33,20 @@ def size_of(model: dict[str, Any]) -> tuple[str, str]:
     return f"{1e-6 * model['parameters']:.3g}M", f"{model['leaves']}"
 
 
-def step_table(report: dict[str, Any]) -> str:
-    """Returns nanoseconds per parameter for each model and mesh."""
-    rows = [
-        [
-            *size_of(model),
-            count,
-            *(
-                "{:.3g} ({:.3g} to {:.3g})".format(*nanoseconds(model, rules[rule]))
-                for rule in ORDER
-            ),
-        ]
-        for model in report["models"].values()
-        for count, rules in model["devices"].items()
-    ]
+def rows_of(report: dict[str, Any], cell: Callable[[dict, dict], str]) -> str:
+    """Returns a table of each model on the smallest and the largest mesh."""
+    rows = []
+    for model in report["models"].values():
+        counts = list(model["devices"])
+        for count in dict.fromkeys((counts[0], counts[-1])):
+            rules = model["devices"][count]
+            rows.append([*size_of(model), count, *(cell(model, rules[rule]) for rule in ORDER)])
     return markdown(["parameters", "leaves", "devices", *ORDER], rows)
+
+
+def step_table(report: dict[str, Any]) -> str:
+    """Returns nanoseconds per parameter, with quartiles."""
+    return rows_of(report, lambda *case: "{:.3g} ({:.3g} to {:.3g})".format(*nanoseconds(*case)))
 
 
 def state_table(report: dict[str, Any]) -> str:
@@ -60,17 +60,9 @@ def state_table(report: dict[str, Any]) -> str:
 
 
 def compile_table(report: dict[str, Any]) -> str:
-    """Returns the seconds of compiling for the smallest and the largest mesh."""
-    rows = []
-    for model in report["models"].values():
-        counts = list(model["devices"])
-        for count in dict.fromkeys((counts[0], counts[-1])):
-            cells = (
-                "{compile CPU seconds:.2f} / {compile wall seconds:.2f}".format(**facts)
-                for facts in map(model["devices"][count].get, ORDER)
-            )
-            rows.append([*size_of(model), count, *cells])
-    return markdown(["parameters", "leaves", "devices", *ORDER], rows)
+    """Returns the seconds of compiling."""
+    text = "{compile CPU seconds:.2f} / {compile wall seconds:.2f}"
+    return rows_of(report, lambda _, facts: text.format(**facts))
 
 
 def tables(report: dict[str, Any]) -> str:

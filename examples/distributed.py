@@ -307,15 +307,18 @@ def main() -> None:
         jax.config.update("jax_num_cpu_devices", options.cpu_devices)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     if options.coordinator or options.cluster:
-        jax.distributed.initialize(
-            options.coordinator,
-            options.processes,
-            options.process,
-            # On a machine with several GPUs, each process that --local starts takes one.
-            local_device_ids=options.process if options.local else None,
-            heartbeat_timeout_seconds=options.timeout,
-            shutdown_timeout_seconds=options.timeout,
-        )
+        try:
+            jax.distributed.initialize(
+                options.coordinator,
+                options.processes,
+                options.process,
+                # On a machine with several GPUs, each process that --local starts takes one.
+                local_device_ids=options.process if options.local else None,
+                heartbeat_timeout_seconds=options.timeout,
+                shutdown_timeout_seconds=options.timeout,
+            )
+        except ValueError as error:
+            raise SystemExit(f"Cannot find the other processes: {error}") from None
     train(options)
 
 

@@ -225,6 +225,7 @@ def test_another_storage_does_not_read_the_codes(here, tmp_path):
         (("--local", "0"), "--seed"),
         (("--coordinator", "localhost:1"), "--processes"),
         (("--cpu-devices", "3"), "3 devices"),
+        (("--cluster",), "Cannot find the other processes"),
     ],
 )
 def test_wrong_options_are_refused(arguments, named, tmp_path):

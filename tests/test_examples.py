@@ -6,10 +6,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from scripts import EXAMPLES, check_picture, module, numbers, refusal, run, start
-
-# Those that draw nothing have tests of their own.
-ALL = sorted({path.stem for path in EXAMPLES.glob("*.py")} - {"from_torch", "log_to_tensorboard"})
+from scripts import EXAMPLES, WITH_PICTURE, check_picture, module, numbers, refusal, run, start
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +112,7 @@ def test_settled(linear_regression):
         assert linear_regression.settled(np.array(lines), target) == epoch
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", sorted(WITH_PICTURE))
 def test_help_explains_every_option(name, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
     with pytest.raises(SystemExit) as done:
@@ -145,7 +142,7 @@ def test_options_out_of_range(name, arguments, message, monkeypatch, capsys):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", sorted(WITH_PICTURE))
 def test_an_output_that_cannot_be_written_is_refused_at_once(name, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("What somebody keeps.")
     monkeypatch.setattr(sys, "argv", [f"{name}.py", "--output", str(tmp_path / "file" / "a.png")])
@@ -155,7 +152,7 @@ def test_an_output_that_cannot_be_written_is_refused_at_once(name, monkeypatch, 
 
 
 @pytest.mark.scripts
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", sorted(WITH_PICTURE))
 def test_a_missing_package_is_named(name, monkeypatch, tmp_path):
     (tmp_path / "matplotlib.py").write_text("raise ModuleNotFoundError(name='matplotlib')")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{EXAMPLES.parent}")

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scripts import EXAMPLES, ROOT, check_picture, module
+from scripts import EXAMPLES, ROOT, WITH_PICTURE, check_picture, module
 
 gallery = module("experiments.gallery")
 PAGE = gallery.PAGE.read_text(encoding="utf-8")
 # These have other pages.
-SCRIPTS = {path.stem for path in EXAMPLES.glob("*.py")} - {"from_torch", "log_to_tensorboard"}
-MODULES = {path.stem for path in (ROOT / "experiments").glob("[!_]*.py")} - {"compare"}
+MODULES = {path.stem for path in (ROOT / "experiments").glob("[!_]*.py")} - {"compare", "kills"}
 
 
 def results(name):
@@ -24,7 +23,7 @@ def results(name):
 def test_every_picture_is_shown_and_every_command_given():
     pictures = {path.name for path in gallery.FOLDER.iterdir() if path.suffix in (".png", ".gif")}
     assert pictures == set(re.findall(r"!\[[^]]+\]\(gallery/([^)]+)\)", PAGE))
-    assert set(re.findall(r"^python examples/(\w+)\.py", PAGE, re.MULTILINE)) == SCRIPTS
+    assert set(re.findall(r"^python examples/(\w+)\.py", PAGE, re.MULTILINE)) == WITH_PICTURE
     assert set(re.findall(r"^python -m experiments\.(\w+)", PAGE, re.MULTILINE)) == MODULES
     for path in gallery.FOLDER.glob("*.png"):
         check_picture(path)
@@ -74,15 +73,15 @@ def test_the_paper_is_reproduced():
 
 
 def test_one_command_runs_every_other_script(monkeypatch, capsys):
-    assert set(gallery.EXAMPLES) == SCRIPTS
+    assert set(gallery.EXAMPLES) == WITH_PICTURE
     assert {*gallery.EXPERIMENTS, "gallery"} == MODULES
     options = argparse.Namespace(
         output=Path("out"), smoke=True, draw_only=True, data_dir=Path("data"), data_url="url"
     )
-    for name in (*SCRIPTS, *gallery.EXPERIMENTS):
+    for name in (*WITH_PICTURE, *gallery.EXPERIMENTS):
         python, *given = gallery.command(name, options)
         assert python == sys.executable
-        if name in SCRIPTS:
+        if name in WITH_PICTURE:
             assert given[0] == str(EXAMPLES / f"{name}.py")
             monkeypatch.setattr(sys, "argv", [given[0], "--help"])
             with pytest.raises(SystemExit):
