@@ -33,7 +33,7 @@ from benchmarks._fingerprints import stamp
 FOLDER, PAGE = _report.DOCS / "many_devices", _report.DOCS / "many_devices.md"
 PROGRAM = Path(__file__).parents[1] / "examples" / "distributed.py"
 STORAGES = {"full precision": None, "16 bits": 16, "8 bits": 8}
-SAVE_EVERY = 20
+SAVE_EVERY = 50
 # A process without a sign of life for so many seconds counts as dead.
 TIMEOUT = 10
 # A kill comes up to so many seconds later. A save takes about as long.
@@ -243,7 +243,7 @@ def main() -> None:
     add("--draw-only", action="store_true", help=text)
     options = parser.parse_args()
     if min(options.kills // 3, options.group_kills) < 2 or options.steps < SAVE_EVERY:
-        parser.error("--kills must be at least 6, --group-kills 2, and --steps 20")
+        parser.error("--kills must be at least 6, --group-kills 2, and --steps 50")
 
     file = options.output / "kills.json"
     if not options.draw_only:
