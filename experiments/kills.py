@@ -115,7 +115,7 @@ def killed(run: Run, moment: str, step: int, victim: int) -> dict[str, Any]:
     if moment == "save":
         run.wait_until(run.is_torn)
     time.sleep(random.uniform(0, SAVE))
-    start = time.perf_counter()
+    start, last = time.perf_counter(), run.last_step()
     run.processes[victim].send_signal(signal.SIGKILL)
     codes = run.end()
     others = [code for i, code in enumerate(codes) if i != victim]
@@ -124,7 +124,7 @@ def killed(run: Run, moment: str, step: int, victim: int) -> dict[str, Any]:
     return {
         "moment": moment,
         "first": first,
-        "killed at": run.last_step(),
+        "killed at": last,
         "newest": run.complete(),
         "torn": run.is_torn(),
         "victim": victim,
@@ -192,7 +192,8 @@ def draw(runs: list[dict[str, Any]], steps: int) -> Any:
             axes.bar(number, kept - first, bottom=first, color=COLORS["kept"])
             axes.bar(number, life["killed at"] - kept, bottom=kept, color=COLORS[lost])
         axes.axhline(steps, color="black", linewidth=0.8, linestyle=":")
-        axes.set(title=run["name"], xlabel="kill", ylabel="training step")
+        axes.set(title=run["name"], xlabel="kill", ylabel="training step", ylim=(0, None))
+        axes.set_xlim(0.4, len(run["lives"]) + 0.6)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.spines[["top", "right"]].set_visible(False)
     labels = {
