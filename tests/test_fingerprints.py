@@ -26,6 +26,9 @@ def data_of(program):
         return load_all("step-cpu-*.json"), "python -m benchmarks.step_report"
     if program == "benchmarks/_growth_report.py":
         return [load(RESULTS / "growth.json")], "python -m benchmarks.growth --table"
+    if program == "experiments/kills.py":
+        results = [load(DOCS / "many_devices" / "kills.json")]
+        return results, "python -m experiments.kills --draw-only"
     if program == "experiments/compare.py":
         results = load_all("*.json", DOCS / "when_to_use")
         return results, "python -m experiments.compare --draw-only"
