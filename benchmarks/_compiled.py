@@ -140,12 +140,19 @@ def is_kernel(each: Instruction) -> bool:
 
 def collectives(text: str) -> Counter[tuple[str, str, tuple[int, ...]]]:
     """Returns how often a program has each operation between devices, by name and result."""
+
+    def results(each: Instruction) -> list[Array]:
+        count = len(each.operands)
+        # What has -start returns its operands before its results, except for a reduction in place.
+        is_both = each.op.endswith("-start") and each.op != "all-reduce-start"
+        return each.results[count : 2 * count] if is_both else each.results
+
     return Counter(
         (name, array.dtype, array.shape)
         for inside in computations(text).values()
         for each in inside
         if (name := each.op.removesuffix("-start")) in COLLECTIVES
-        for array in each.results
+        for array in results(each)
     )
 
 

@@ -6,9 +6,9 @@ a few more. Both the layers and the width grow. Every leaf, and with it the stat
 devices along its first axis (FSDP).
 
 The devices are virtual ones on the CPU. They share its cores and its memory bandwidth, so more of
-them cannot make a step faster. The meshes of 1, 2, 4 and 8 of them take turns in one process, with
-the three storages and optax.adadelta. In each turn the parameters and the state are made anew, and
-the first step does not count.
+them bring no more computing power. The meshes of 1, 2, 4 and 8 of them take turns in one process,
+with the three storages and optax.adadelta. In each turn the parameters and the state are made anew,
+and the first step does not count.
 
     pip install -e ".[examples]" && python -m benchmarks.growth
 

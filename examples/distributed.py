@@ -7,7 +7,8 @@ same command again: it goes on from the newest checkpoint, also with another num
 
 One process:              python examples/distributed.py
 Two processes here:       python examples/distributed.py --local 2
-A TPU pod or Slurm job:   python examples/distributed.py --cluster --folder SHARED_FOLDER
+A TPU pod, on each host:  python examples/distributed.py --cluster --folder SHARED_FOLDER
+Slurm, a task per GPU:    srun python examples/distributed.py --cluster --folder SHARED_FOLDER
 Other hosts, on each:     python examples/distributed.py --coordinator HOST:PORT --processes N
                             --process I --folder SHARED_FOLDER
 
@@ -173,7 +174,7 @@ def train(options: argparse.Namespace) -> None:
             if jax.default_backend() == "cpu":
                 # Two steps at once may wait for each other for ever if a process has several CPUs.
                 jax.block_until_ready(params)
-            # Saves every few steps, at the end, and when asked to stop.
+            # Saves after the first step, then every few, at the end, and when asked to stop.
             save(checkpoints, t + 1, (params, state), settings, last=t + 1 == options.steps)
             if checkpoints.reached_preemption(t + 1):
                 checkpoints.wait_until_finished()
@@ -198,9 +199,7 @@ def save(checkpoints: ocp.CheckpointManager, step: int, tree, settings: dict, la
 
 def restore(checkpoints: ocp.CheckpointManager, step: int, settings: dict, like):
     """Returns the parameters and the state of a checkpoint, with the shardings of `like`."""
-    target = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
-    )
+    target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     path = checkpoints.directory / str(step)
     try:
         saved = checkpoints.metadata(step).custom_metadata
@@ -220,9 +219,11 @@ def restore(checkpoints: ocp.CheckpointManager, step: int, settings: dict, like)
 
 def launch(options: argparse.Namespace) -> int:
     """Starts the processes on this machine, and returns 0 if all of them succeed."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
+    # As long as this is bound, no other program is given the port. Process 0 may share it.
+    port = socket.socket()
+    port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    port.bind(("", 0))
+    address = f"localhost:{port.getsockname()[1]}"
     options.folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, __file__, *sys.argv[1:], "--coordinator", address]
     processes = []
@@ -281,7 +282,7 @@ def main() -> None:
     add("--cpu-devices", type=int, metavar="N", help=text)
     text = "seconds without a sign of life until a process counts as dead (default: %(default)s)"
     add("--timeout", type=int, default=60, help=text)
-    add("--local", type=int, metavar="N", help="start N processes on this machine")
+    add("--local", type=int, metavar="N", help="start N processes here, on CPUs or N GPUs")
     add(
         "--cluster", action="store_true", help="ask a TPU pod, Slurm or MPI for the other processes"
     )
@@ -317,7 +318,7 @@ def main() -> None:
                 heartbeat_timeout_seconds=options.timeout,
                 shutdown_timeout_seconds=options.timeout,
             )
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:
             raise SystemExit(f"Cannot find the other processes: {error}") from None
     train(options)
 

@@ -26,8 +26,8 @@ def zeros_like(p: Any, dtype: np.dtype) -> jax.Array:
 def scalar_sharding(tree: Any) -> NamedSharding | None:
     """Returns the sharding that a step gives to the scalars of the state, or None for the default.
 
-    `tree` is the parameters or the state. If the state had another one before the step, the next
-    step would compile again.
+    `tree` is the parameters or the state. A state with another sharding would make the second step
+    compile again.
     """
     for leaf in jax.tree.leaves(tree):
         sharding = None if isinstance(leaf, jax.core.Tracer) else _named_sharding(leaf)
