@@ -7,10 +7,12 @@ import json
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import chex
 import jax
@@ -199,6 +201,19 @@ def test_a_full_disk_ends_the_run_and_leaves_the_older_checkpoints(saved, kills)
     assert os.strerror(errno.EFBIG) in text
     same_bits(kills.tree_in(saved, 20), before)
     assert not (saved / "30").exists()
+
+
+def test_a_full_disk_of_one_process_ends_the_whole_group(kills, tmp_path):
+    program = kills.Run(tmp_path / "run", argparse.Namespace(steps=100_000, cpu_devices=1), None, 2)
+    program.wait_until(lambda: program.last_step() > 1)
+    begin = time.monotonic()
+    resource.prlimit(program.processes[1].pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
+    assert 0 not in program.end()
+    # The other notices after the timeout, and then takes its time to end.
+    assert time.monotonic() - begin < 6 * kills.TIMEOUT
+    assert "Cannot save step" in program.logs[1].read_text(errors="replace")
+    step = program.complete()
+    assert kills.tree_in(tmp_path / "run", step)[1][1]["count"] == step
 
 
 def test_an_unreadable_checkpoint_is_named_and_the_older_one_can_be_used(saved, kills, here):
