@@ -239,9 +239,21 @@ def test_another_storage_does_not_read_the_codes(here, tmp_path):
         (("--seed", "-1"), "--seed"),
         (("--local", "0"), "--seed"),
         (("--coordinator", "localhost:1"), "--processes"),
+    ],
+)
+def test_wrong_options_are_refused(arguments, named, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["distributed.py", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        module("distributed").main()
+    assert named in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
         (("--cpu-devices", "3"), "3 devices"),
         (("--cluster",), "Cannot find the other processes"),
     ],
 )
-def test_wrong_options_are_refused(arguments, named, tmp_path):
+def test_what_the_machine_does_not_have_is_refused(arguments, named, tmp_path):
     assert named in refusal("distributed", *arguments, "--folder", tmp_path)
