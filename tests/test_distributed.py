@@ -1,25 +1,17 @@
-"""examples/distributed.py and experiments/kills.py: several processes, restarts and failures."""
+"""examples/distributed.py: several processes, restarts on other numbers of them, and errors."""
 
-import argparse
 import errno
-import functools
-import json
 import os
-import random
 import re
-import resource
-import shutil
-import signal
 import subprocess
 import sys
-import time
 
 import chex
 import jax
 import optax
 import pytest
-from scripts import EXAMPLES, check_picture, module, refusal, run
-from states import BITS, DTYPES, same_bits
+from scripts import EXAMPLES, module, refusal, run
+from states import DTYPES, same_bits
 
 from optax_adadelta import AdadeltaState
 
@@ -57,49 +49,34 @@ def here(monkeypatch, capsys):
     return train
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    """The folder of a run of two processes with two devices each, for 100 steps, by state bits."""
-
-    @functools.cache
-    def trained(bits):
-        folder = tmp_path_factory.mktemp("two") / "run"
-        printed = run("distributed", *words(folder, 100, bits), *PROCESSES)
-        assert first_step(printed) == [("2", "4", "0")]
-        # The bar is that of process 0.
-        assert "Training" not in (folder / "process_1.log").read_text()
-        return folder
-
-    return trained
+def apart(one, other):
+    return optax.tree.norm(optax.tree.sub(one, other))
 
 
-@BITS
+@pytest.mark.parametrize("bits", [None, 8])
 def test_two_processes_train_as_one_does_which_goes_on_from_their_checkpoint(
-    bits, two, kills, here, tmp_path
+    bits, kills, here, tmp_path
 ):
-    other, one = (tmp_path / name for name in ("two", "one"))
-    shutil.copytree(two(bits), other)
-    assert first_step(here(*words(one, 100, bits))) == [("1", "8", "0")]
-    params, state = kills.tree_in(other, 100)
-    expected, expected_state = kills.tree_in(one, 100)
-    assert state[1]["count"] == 100
-    assert all(leaf.dtype == DTYPES[bits] for leaf in jax.tree.leaves(state[1]["e_x"]))
-    if bits is None:
-        # Sums of other parts of a minibatch are rounded otherwise.
-        found, wanted = (params, state), (expected, expected_state)
-        chex.assert_trees_all_close(found, wanted, rtol=1e-4, atol=1e-7)
+    two, one, full = (tmp_path / name for name in ("two", "one", "full"))
+    printed = run("distributed", *words(two, 20, bits), *PROCESSES)
+    assert first_step(printed) == [("2", "4", "0")]
+    # The bar is that of process 0.
+    assert "Training" not in (two / "process_1.log").read_text()
+    _, (_, state) = kills.tree_in(two, 20)
+    assert state["count"] == 20
+    assert all(leaf.dtype == DTYPES[bits] for leaf in jax.tree.leaves(state["e_x"]))
 
-    assert first_step(here(*words(other, 110, bits))) == [("1", "8", "100")]
-    here(*words(one, 110, bits))
-    here(*words(tmp_path / "full", 110))
-    found, expected, full = (kills.tree_in(tmp_path / n, 110)[0] for n in ("two", "one", "full"))
-    if bits is None:
-        chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-6)
-    else:
-        # Each may round to other codes, and parts from full precision by the errors of its own.
-        assert optax.tree.norm(optax.tree.sub(found, expected)) < 2 * optax.tree.norm(
-            optax.tree.sub(expected, full)
-        )
+    assert first_step(here(*words(two, 30, bits))) == [("1", "8", "20")]
+    here(*words(one, 30, bits))
+    here(*words(full, 30))
+    start = module("distributed").init(jax.random.key(0))
+    for step in (20, 30):
+        params, expected, in_full = (kills.tree_in(path, step)[0] for path in (two, one, full))
+        # Sums are rounded in another order, and a unit of the network whose input is nearly zero
+        # can be on in one run and off in the other. Codes can be neighbours, and then the runs part
+        # as each does from full precision.
+        limit = 0.01 * apart(in_full, start) if bits is None else 2 * apart(expected, in_full)
+        assert apart(params, expected) < limit
 
 
 def test_two_processes_go_on_from_the_checkpoint_of_one(kills, here, tmp_path):
@@ -118,64 +95,6 @@ def test_two_processes_go_on_from_the_checkpoint_of_one(kills, here, tmp_path):
     found, (_, found_state) = kills.tree_in(tmp_path, 21)
     chex.assert_trees_all_close(found, params, rtol=1e-5, atol=1e-7)
     chex.assert_trees_all_close(AdadeltaState(**found_state), state, rtol=1e-5, atol=1e-12)
-
-
-def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(kills):
-    class NoBar:
-        update = staticmethod(lambda: None)
-
-    random.seed(0)
-    options = argparse.Namespace(steps=1000, cpu_devices=1)
-    found = kills.measure("8 bits", 8, 1, 2, options, NoBar)
-    assert found["equal"]
-    assert [life["moment"] for life in found["lives"]] == ["step", "save"]
-    for life in found["lives"]:
-        assert life["first"] <= life["newest"] <= life["killed at"] < 1000
-
-
-def test_if_one_process_is_killed_the_others_end_and_the_group_can_start_again(
-    two, kills, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(kills, "SAVE_EVERY", EVERY)
-    options = argparse.Namespace(steps=100, cpu_devices=2)
-    life = kills.killed(kills.Run(tmp_path / "run", options, 8, 2), "step", 12, victim=1)
-    # A process notices after the timeout, and then takes its time to end.
-    assert life["seconds until the others ended"] < 3 * kills.TIMEOUT
-    again = kills.Run(tmp_path / "run", options, 8, 2)
-    assert again.end() == [0, 0]
-    assert again.first_step() == life["newest"] >= EVERY
-    assert kills.are_equal(kills.tree_in(tmp_path / "run", 100), kills.tree_in(two(8), 100))
-
-
-def test_the_counts_of_kills_are_drawn_and_in_a_table(kills, tmp_path, monkeypatch, capsys):
-    committed = json.loads((kills.FOLDER / "kills.json").read_text("utf-8"))
-    (tmp_path / "kills.json").write_text(json.dumps(committed), encoding="utf-8")
-    monkeypatch.setattr(sys, "argv", ["kills.py", "--draw-only", "--output", str(tmp_path)])
-    kills.main()
-    check_picture(tmp_path / "kills.png")
-    table = capsys.readouterr().out
-    lives = [len(part["lives"]) for part in committed["runs"]]
-    assert sum(lives[:3]) >= 50
-    for part, number in zip(committed["runs"], lives, strict=True):
-        assert part["equal"]
-        assert f"| {part['name']} | {part['processes']} | {number} |" in table
-    assert kills.table(committed["runs"]) in kills.PAGE.read_text("utf-8")
-
-
-def test_a_group_that_is_asked_to_stop_saves_its_step_and_goes_on(kills, tmp_path):
-    folder = tmp_path / "run"
-    program = kills.Run(folder, argparse.Namespace(steps=100_000, cpu_devices=1), 16, 2)
-    program.wait_until(lambda: program.last_step() > 3)
-    for process in program.processes:
-        process.send_signal(signal.SIGTERM)
-    assert program.end() == [1, 1]
-    step = program.complete()
-    assert f"Step {step} is saved" in program.printed()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kills, "SAVE_EVERY", 1_000_000)
-        program = kills.Run(folder, argparse.Namespace(steps=step + 2, cpu_devices=1), 16)
-    assert program.end() == [0]
-    assert program.first_step() == step
 
 
 @pytest.fixture
@@ -201,19 +120,6 @@ def test_a_full_disk_ends_the_run_and_leaves_the_older_checkpoints(saved, kills)
     assert os.strerror(errno.EFBIG) in text
     same_bits(kills.tree_in(saved, 20), before)
     assert not (saved / "30").exists()
-
-
-def test_a_full_disk_of_one_process_ends_the_whole_group(kills, tmp_path):
-    program = kills.Run(tmp_path / "run", argparse.Namespace(steps=100_000, cpu_devices=1), None, 2)
-    program.wait_until(lambda: program.last_step() > 1)
-    begin = time.monotonic()
-    resource.prlimit(program.processes[1].pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
-    assert 0 not in program.end()
-    # The other notices after the timeout, and then takes its time to end.
-    assert time.monotonic() - begin < 6 * kills.TIMEOUT
-    assert "Cannot save step" in program.logs[1].read_text(errors="replace")
-    step = program.complete()
-    assert kills.tree_in(tmp_path / "run", step)[1][1]["count"] == step
 
 
 def test_an_unreadable_checkpoint_is_named_and_the_older_one_can_be_used(saved, kills, here):

@@ -1,0 +1,89 @@
+"""experiments/kills.py: processes that are killed, stopped or out of disk space, and restarts."""
+
+import argparse
+import json
+import random
+import resource
+import signal
+import sys
+import time
+
+import pytest
+from scripts import check_picture, module
+
+pytestmark = [pytest.mark.scripts, pytest.mark.frameworks]
+
+
+@pytest.fixture(scope="module")
+def kills():
+    pytest.importorskip("orbax.checkpoint")
+    return module("experiments.kills")
+
+
+def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(kills):
+    class NoBar:
+        update = staticmethod(lambda: None)
+
+    random.seed(0)
+    options = argparse.Namespace(steps=1000, cpu_devices=1)
+    found = kills.measure("8 bits", 8, 1, 2, options, NoBar)
+    assert found["equal"]
+    assert [life["moment"] for life in found["lives"]] == ["step", "save"]
+    for life in found["lives"]:
+        assert life["first"] <= life["newest"] <= life["killed at"] < 1000
+
+
+def test_if_one_process_is_killed_the_others_end_and_the_group_can_start_again(kills, tmp_path):
+    options = argparse.Namespace(steps=120, cpu_devices=1)
+    assert kills.Run(tmp_path / "other", options, 8, 2).end() == [0, 0]
+    life = kills.killed(kills.Run(tmp_path / "run", options, 8, 2), "step", 55, victim=1)
+    # A process notices after the timeout, and then takes its time to end.
+    assert life["seconds until the others ended"] < 3 * kills.TIMEOUT
+    again = kills.Run(tmp_path / "run", options, 8, 2)
+    assert again.end() == [0, 0]
+    assert again.first_step() == life["newest"] >= kills.SAVE_EVERY
+    assert kills.are_equal(*(kills.tree_in(tmp_path / name, 120) for name in ("run", "other")))
+
+
+def test_the_counts_of_kills_are_drawn_and_in_a_table(kills, tmp_path, monkeypatch, capsys):
+    committed = json.loads((kills.FOLDER / "kills.json").read_text("utf-8"))
+    (tmp_path / "kills.json").write_text(json.dumps(committed), encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["kills.py", "--draw-only", "--output", str(tmp_path)])
+    kills.main()
+    check_picture(tmp_path / "kills.png")
+    table = capsys.readouterr().out
+    lives = [len(part["lives"]) for part in committed["runs"]]
+    assert sum(lives[:3]) >= 50
+    for part, number in zip(committed["runs"], lives, strict=True):
+        assert part["equal"]
+        assert f"| {part['name']} | {part['processes']} | {number} |" in table
+    assert kills.table(committed["runs"]) in kills.PAGE.read_text("utf-8")
+
+
+def test_a_group_that_is_asked_to_stop_saves_its_step_and_goes_on(kills, tmp_path):
+    folder = tmp_path / "run"
+    program = kills.Run(folder, argparse.Namespace(steps=100_000, cpu_devices=1), 16, 2)
+    program.wait_until(lambda: program.last_step() > 3)
+    for process in program.processes:
+        process.send_signal(signal.SIGTERM)
+    assert program.end() == [1, 1]
+    step = program.complete()
+    assert f"Step {step} is saved" in program.printed()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kills, "SAVE_EVERY", 1_000_000)
+        program = kills.Run(folder, argparse.Namespace(steps=step + 2, cpu_devices=1), 16)
+    assert program.end() == [0]
+    assert program.first_step() == step
+
+
+def test_a_full_disk_of_one_process_ends_the_whole_group(kills, tmp_path):
+    program = kills.Run(tmp_path / "run", argparse.Namespace(steps=100_000, cpu_devices=1), None, 2)
+    program.wait_until(lambda: program.last_step() > 1)
+    begin = time.monotonic()
+    resource.prlimit(program.processes[1].pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
+    assert 0 not in program.end()
+    # The other notices after the timeout, and then takes its time to end.
+    assert time.monotonic() - begin < 6 * kills.TIMEOUT
+    assert "Cannot save step" in program.logs[1].read_text(errors="replace")
+    step = program.complete()
+    assert kills.tree_in(tmp_path / "run", step)[1][1]["count"] == step
