@@ -33,7 +33,7 @@ def size_of(model: dict[str, Any]) -> tuple[str, str]:
     return f"{1e-6 * model['parameters']:.3g}M", f"{model['leaves']}"
 
 
-def rows_of(report: dict[str, Any], cell: Callable[[dict, dict], str]) -> str:
+def table_of(report: dict[str, Any], cell: Callable[[dict, dict], str]) -> str:
     """Returns a table of each model on the smallest and the largest mesh."""
     rows = []
     for model in report["models"].values():
@@ -46,7 +46,7 @@ def rows_of(report: dict[str, Any], cell: Callable[[dict, dict], str]) -> str:
 
 def step_table(report: dict[str, Any]) -> str:
     """Returns nanoseconds per parameter, with quartiles."""
-    return rows_of(report, lambda *case: "{:.3g} ({:.3g} to {:.3g})".format(*nanoseconds(*case)))
+    return table_of(report, lambda *case: "{:.3g} ({:.3g} to {:.3g})".format(*nanoseconds(*case)))
 
 
 def state_table(report: dict[str, Any]) -> str:
@@ -62,7 +62,7 @@ def state_table(report: dict[str, Any]) -> str:
 def compile_table(report: dict[str, Any]) -> str:
     """Returns the seconds of compiling."""
     text = "{compile CPU seconds:.2f} / {compile wall seconds:.2f}"
-    return rows_of(report, lambda _, facts: text.format(**facts))
+    return table_of(report, lambda _, facts: text.format(**facts))
 
 
 def tables(report: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ Nothing runs, so nothing is said of time on the card.
 
     pip install -e ".[accelerators]" && python -m benchmarks.many_devices
 
-CONTRIBUTING.md says how to install the extra. It takes a few minutes.
+CONTRIBUTING.md says how to install the extra. It takes two minutes.
 """
 
 import argparse

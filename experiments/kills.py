@@ -1,8 +1,8 @@
 """Kill a training run again and again, and check that it still ends with the same parameters.
 
 It runs examples/distributed.py, which saves checkpoints with Orbax, and kills it with SIGKILL at
-random moments: half of the kills while it makes steps, the other half while it writes a checkpoint.
-Then it starts the same command again. Three things are checked:
+random moments: half of the kills after any step, the other half while it writes a checkpoint. Then
+it starts the same command again. Three things are checked:
 
 - each restart goes on from the newest checkpoint that was complete, never from a torn one;
 - the final parameters and optimizer state equal those of an undisturbed run, bit for bit;
@@ -37,7 +37,7 @@ SAVE_EVERY = 50
 # A process without a sign of life for so many seconds counts as dead.
 TIMEOUT = 10
 # A kill comes up to so many seconds later. A save takes about as long.
-SAVE = 0.04
+LONGEST_DELAY = 0.04
 # A program that does nothing for so long has failed.
 PATIENCE = 120
 COLORS = {"kept": "#BBBBBB", "step": "#0072B2", "save": "#D55E00"}
@@ -118,7 +118,7 @@ def killed(run: Run, moment: str, step: int, victim: int) -> dict[str, Any]:
         raise SystemExit(f"Step {run.before} was the newest checkpoint, but it began with {first}.")
     if moment == "save":
         run.wait_until(run.is_torn)
-    time.sleep(random.uniform(0, SAVE))
+    time.sleep(random.uniform(0, LONGEST_DELAY))
     start, last = time.perf_counter(), run.last_step()
     run.processes[victim].send_signal(signal.SIGKILL)
     codes = run.end()

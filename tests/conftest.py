@@ -46,6 +46,15 @@ def x64():
     jax.config.update("jax_enable_x64", False)
 
 
+@pytest.fixture
+def kills():
+    """The experiment that kills examples/distributed.py."""
+    pytest.importorskip("orbax.checkpoint")
+    from experiments import kills
+
+    return kills
+
+
 def pytest_addoption(parser):
     parser.addoption(
         "--fail-skipped", action="store_true", help="a test that would be skipped fails"

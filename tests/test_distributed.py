@@ -20,12 +20,6 @@ EVERY = 10
 PROCESSES = ["--local", "2", "--cpu-devices", "2"]
 
 
-@pytest.fixture(scope="module")
-def kills():
-    pytest.importorskip("orbax.checkpoint")
-    return module("experiments.kills")
-
-
 def words(folder, steps, bits=None):
     storage = [] if bits is None else ["--state-bits", str(bits)]
     return ["--folder", folder, "--steps", str(steps), "--save-every", str(EVERY), *storage]

@@ -9,15 +9,9 @@ import sys
 import time
 
 import pytest
-from scripts import check_picture, module
+from scripts import check_picture
 
 pytestmark = [pytest.mark.scripts, pytest.mark.frameworks]
-
-
-@pytest.fixture(scope="module")
-def kills():
-    pytest.importorskip("orbax.checkpoint")
-    return module("experiments.kills")
 
 
 def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(kills):
@@ -69,9 +63,7 @@ def test_a_group_that_is_asked_to_stop_saves_its_step_and_goes_on(kills, tmp_pat
     assert program.end() == [1, 1]
     step = program.complete()
     assert f"Step {step} is saved" in program.printed()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kills, "SAVE_EVERY", 1_000_000)
-        program = kills.Run(folder, argparse.Namespace(steps=step + 2, cpu_devices=1), 16)
+    program = kills.Run(folder, argparse.Namespace(steps=step + 2, cpu_devices=1), 16)
     assert program.end() == [0]
     assert program.first_step() == step
 

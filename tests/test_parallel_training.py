@@ -210,7 +210,7 @@ def test_a_step_moves_between_devices_only_what_sgd_moves(way, kind):
 
 
 def by_hand(optimizer, fully):
-    """Steps inside shard_map: data parallel or ZeRO-1, or fully sharded."""
+    """Steps inside shard_map: data parallel or fully sharded."""
 
     def whole(part):
         return jax.lax.all_gather(part, "data", tiled=True)
