@@ -1,12 +1,10 @@
-"""Benchmarks and their results. Run them from the repository root: `python -m studies.step`."""
+"""Studies: scripts that measure and draw, run as `python -m studies.NAME` from the repository root.
+
+README.md lists them. What they share is in `_lib`; what begins with `_` beside them is of one study.
+"""
 
 from importlib.util import find_spec
 
-
-def require(*packages: str) -> None:
-    """Exits with one line if a package that the scripts import is not installed."""
-    if missing := [name for name in packages if find_spec(name) is None]:
-        raise SystemExit(f'{missing[0]} is not installed. Run: pip install -e ".[examples]"')
-
-
-require("tqdm")
+for _name in ("matplotlib", "pooch", "tqdm"):
+    if find_spec(_name) is None:
+        raise SystemExit(f'{_name} is not installed. Run: pip install -e ".[examples]"')

@@ -1,12 +1,12 @@
-"""Tables and the picture of `compare.py`."""
+"""Tables and the picture of compare.py."""
 
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from studies._lib import report as _report
 from studies._lib.methods import IDEAS, LONGER, METHODS, TUNED, UNTUNED
+from studies._lib.results import markdown
 
 ADADELTAS = ("Adadelta", "Adadelta, cosine", "Adadelta, eps 1e-4")
 NOT_TUNED = {
@@ -79,7 +79,7 @@ def ranked(found: dict[str, Any], group: Group, what: str) -> str:
             for result, rank in zip(group[name], order[line], strict=True)
         ]
         rows.append([name, f"{order[line].mean():.1f}", f"{order[line].max():g}", *cells])
-    return _report.markdown(["", "mean rank", "worst", *found], rows)
+    return markdown(["", "mean rank", "worst", *found], rows)
 
 
 def table_of_ideas(found: dict[str, Any]) -> str:
@@ -93,7 +93,7 @@ def table_of_ideas(found: dict[str, Any]) -> str:
         better = "" if line == 0 else f"{(values[line] < default).sum()} of {len(default)}"
         cells = [spread(result["test error"]) for result in group[names[line]]]
         rows.append([names[line], f"{ratios[line]:.2f}", better, *cells])
-    return _report.markdown(["", "error / default's", "better on", *found], rows)
+    return markdown(["", "error / default's", "better on", *found], rows)
 
 
 def table_of_longer(found: dict[str, Any]) -> str:
@@ -106,7 +106,7 @@ def table_of_longer(found: dict[str, Any]) -> str:
             report[part][name] for report in tasks.values() for part in ("methods", "longer")
         ]
         rows.append([name, *(spread(result["test error"]) for result in results)])
-    return _report.markdown(["", *head], rows)
+    return markdown(["", *head], rows)
 
 
 def table_of_rates(found: dict[str, Any]) -> str:
@@ -120,7 +120,7 @@ def table_of_rates(found: dict[str, Any]) -> str:
             at_end = result["learning rate"] in (min(tried), max(tried))
             row.append(f"{result['learning rate']:.2g}{'*' * at_end}")
         rows.append(row)
-    return _report.markdown(["", *found], rows)
+    return markdown(["", *found], rows)
 
 
 def table_of_tasks(found: dict[str, Any]) -> str:
@@ -132,12 +132,12 @@ def table_of_tasks(found: dict[str, Any]) -> str:
         numbers = [f"{task[key]:,}" for key in ("parameters", "batch", "steps")]
         rows.append([name, task["model"], task["error"], sizes, *numbers])
     head = ["", "model", "error", "training, validation, test"]
-    return _report.markdown([*head, "parameters", "batch", "steps"], rows)
+    return markdown([*head, "parameters", "batch", "steps"], rows)
 
 
 def tables(found: dict[str, Any]) -> dict[str, str]:
     """Returns the tables as Markdown."""
-    methods = [[name, f"`{method.code}`"] for name, method in METHODS.items()]
+    methods = [[name, f"`{method.code}`", f"{method.rate:g}"] for name, method in METHODS.items()]
     return {
         "untuned": ranked(found, untuned(found), "test error"),
         "tuned": ranked(found, tuned(found), "test error"),
@@ -147,7 +147,7 @@ def tables(found: dict[str, Any]) -> dict[str, str]:
         "untuned losses": ranked(found, untuned(found), "training loss"),
         "tuned losses": ranked(found, tuned(found), "training loss"),
         "tasks": table_of_tasks(found),
-        "methods": _report.markdown(["", "settings"], methods),
+        "methods": markdown(["", "settings", "rate"], methods),
     }
 
 

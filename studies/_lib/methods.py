@@ -1,4 +1,8 @@
-"""The methods that `compare.py` compares, with and without tuning."""
+"""The methods that `studies.compare` trains with, as one writes them.
+
+A new method is an entry of UNTUNED or IDEAS. In its code, `rate` is the learning rate and `steps`
+the length of the training; every name of Optax, `optax.contrib` and this file can be used.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,18 +17,27 @@ FACTORS = tuple(10 ** (half / 2) for half in range(-2, 5))  # Times the usual le
 
 
 class Method(NamedTuple):
-    """A method, with its usual learning rate, and with what the user writes to have it."""
+    """A method as one writes it, with its usual learning rate."""
 
     code: str
-    make: Callable[..., optax.GradientTransformation]  # Of the learning rate and the steps.
-    rate: float
+    rate: float = 1.0
     # What is evaluated after the training, of the state and the parameters.
     evaluated: Callable[[Any, Any], Any] = lambda state, params: params
+
+    def make(self, rate: Any, steps: int) -> optax.GradientTransformation:
+        """Returns the optimizer for a learning rate and the length of the training."""
+        names = {**vars(optax.contrib), **vars(optax), **globals()}
+        return eval(self.code, {**names, "rate": rate, "steps": steps})
 
 
 def cosine(rate, steps):
     """Returns the schedule that falls to zero over the whole training."""
     return optax.cosine_decay_schedule(rate, steps)
+
+
+def linear(rate, steps):
+    """Returns the schedule that falls to zero over the whole training, in a line."""
+    return optax.linear_schedule(rate, 0.0, steps)
 
 
 def cosine_at_the_end(rate, steps):
@@ -57,6 +70,11 @@ def relative_eps(rate, share: float = 1e-3):
     return optax.GradientTransformation(init, optimizer.update)
 
 
+def falling_eps(rate, steps):
+    """Returns Adadelta whose eps falls from 1e-4 to 1e-8."""
+    return adadelta(rate, eps=optax.exponential_decay(1e-4, steps, 1e-4))
+
+
 def averaged(optimizer, steps: int):
     """Returns the optimizer with an average of the parameters, over a tenth of the training."""
 
@@ -73,125 +91,51 @@ def averaged(optimizer, steps: int):
     return optax.GradientTransformation(init, update)
 
 
-def falling_eps(rate, steps):
-    """Returns Adadelta whose eps falls from 1e-4 to 1e-8."""
-    return adadelta(rate, eps=optax.exponential_decay(1e-4, steps, 1e-4))
+def average_of(state, params):
+    """Returns the average of `averaged`."""
+    return state[1]
 
-
-ADADELTA = Method("adadelta()", lambda rate, steps: adadelta(rate), 1.0)
-ADADELTA_COSINE = Method(
-    "adadelta(cosine_decay_schedule(1.0, steps))",
-    lambda rate, steps: adadelta(cosine(rate, steps)),
-    1.0,
-)
-ADAM = Method("adam(1e-3)", lambda rate, steps: optax.adam(rate), 1e-3)
-ADAM_COSINE = Method(
-    "adam(cosine_decay_schedule(1e-3, steps))",
-    lambda rate, steps: optax.adam(cosine(rate, steps)),
-    1e-3,
-)
-ADAMW = Method("adamw(1e-3)", lambda rate, steps: optax.adamw(rate), 1e-3)
-RMSPROP = Method("rmsprop(1e-3)", lambda rate, steps: optax.rmsprop(rate), 1e-3)
-ADAGRAD = Method("adagrad(1e-2)", lambda rate, steps: optax.adagrad(rate), 1e-2)
 
 UNTUNED = {
-    "Adadelta": ADADELTA,
-    "Adadelta, cosine": ADADELTA_COSINE,
-    "Adadelta, eps 1e-4": Method(
-        "adadelta(eps=1e-4)", lambda rate, steps: adadelta(rate, eps=1e-4), 1.0
-    ),
-    "Adam": ADAM,
-    "Adam, cosine": ADAM_COSINE,
-    "AdamW": ADAMW,
-    "RMSProp": RMSPROP,
-    "Adagrad": ADAGRAD,
-    "Prodigy": Method("prodigy()", lambda rate, steps: optax.contrib.prodigy(rate), 1.0),
-    "Prodigy, linear": Method(
-        "prodigy(linear_schedule(1.0, 0.0, steps))",
-        lambda rate, steps: optax.contrib.prodigy(optax.linear_schedule(rate, 0.0, steps)),
-        1.0,
-    ),
-    "D-Adaptation": Method(
-        "dadapt_adamw()", lambda rate, steps: optax.contrib.dadapt_adamw(rate), 1.0
-    ),
-    "DoG": Method("dog()", lambda rate, steps: optax.contrib.dog(rate), 1.0),
-    "DoWG": Method("dowg()", lambda rate, steps: optax.contrib.dowg(rate), 1.0),
+    "Adadelta": Method("adadelta(rate)"),
+    "Adadelta, cosine": Method("adadelta(cosine(rate, steps))"),
+    "Adadelta, eps 1e-4": Method("adadelta(rate, eps=1e-4)"),
+    "Adam": Method("adam(rate)", 1e-3),
+    "Adam, cosine": Method("adam(cosine(rate, steps))", 1e-3),
+    "AdamW": Method("adamw(rate)", 1e-3),
+    "RMSProp": Method("rmsprop(rate)", 1e-3),
+    "Adagrad": Method("adagrad(rate)", 1e-2),
+    "Prodigy": Method("prodigy(rate)"),
+    "Prodigy, linear": Method("prodigy(linear(rate, steps))"),
+    "D-Adaptation": Method("dadapt_adamw(rate)"),
+    "DoG": Method("dog(rate)"),
+    "DoWG": Method("dowg(rate)"),
     "Schedule-free AdamW": Method(
-        "schedule_free_adamw()",
-        lambda rate, steps: optax.contrib.schedule_free_adamw(rate),
-        0.0025,
-        optax.contrib.schedule_free_eval_params,
+        "schedule_free_adamw(rate)", 0.0025, optax.contrib.schedule_free_eval_params
     ),
     "Schedule-free SGD": Method(
-        "schedule_free_sgd()",
-        lambda rate, steps: optax.contrib.schedule_free_sgd(rate),
-        1.0,
-        optax.contrib.schedule_free_eval_params,
+        "schedule_free_sgd(rate)", 1.0, optax.contrib.schedule_free_eval_params
     ),
-    "Mechanic": Method(
-        "mechanize(adam(1.0))",
-        lambda rate, steps: optax.contrib.mechanize(optax.adam(rate)),
-        1.0,
-    ),
+    "Mechanic": Method("mechanize(adam(rate))"),
 }
-
 # What could make the default better, without a setting that the user has to choose.
 IDEAS = {
-    "linear decay": Method(
-        "adadelta(linear_schedule(1.0, 0.0, steps))",
-        lambda rate, steps: adadelta(optax.linear_schedule(rate, 0.0, steps)),
-        1.0,
-    ),
-    "cosine over the last half": Method(
-        "adadelta(cosine_at_the_end(1.0, steps))",
-        lambda rate, steps: adadelta(cosine_at_the_end(rate, steps)),
-        1.0,
-    ),
-    "eps 1e-4, cosine": Method(
-        "adadelta(cosine_decay_schedule(1.0, steps), eps=1e-4)",
-        lambda rate, steps: adadelta(cosine(rate, steps), eps=1e-4),
-        1.0,
-    ),
-    "warm start": Method(
-        "warm_start(adadelta())", lambda rate, steps: warm_start(adadelta(rate)), 1.0
-    ),
-    "warm start, cosine": Method(
-        "warm_start(adadelta(cosine_decay_schedule(1.0, steps)))",
-        lambda rate, steps: warm_start(adadelta(cosine(rate, steps))),
-        1.0,
-    ),
+    "linear decay": Method("adadelta(linear(rate, steps))"),
+    "cosine over the last half": Method("adadelta(cosine_at_the_end(rate, steps))"),
+    "eps 1e-4, cosine": Method("adadelta(cosine(rate, steps), eps=1e-4)"),
+    "warm start": Method("warm_start(adadelta(rate))"),
+    "warm start, cosine": Method("warm_start(adadelta(cosine(rate, steps)))"),
     "eps 1e-4, cosine over the last half": Method(
-        "adadelta(cosine_at_the_end(1.0, steps), eps=1e-4)",
-        lambda rate, steps: adadelta(cosine_at_the_end(rate, steps), eps=1e-4),
-        1.0,
+        "adadelta(cosine_at_the_end(rate, steps), eps=1e-4)"
     ),
-    "relative eps": Method("relative_eps(1.0)", lambda rate, steps: relative_eps(rate), 1.0),
-    "relative eps, cosine": Method(
-        "relative_eps(cosine_decay_schedule(1.0, steps))",
-        lambda rate, steps: relative_eps(cosine(rate, steps)),
-        1.0,
-    ),
-    "falling eps": Method(
-        "falling_eps(1.0, steps)", lambda rate, steps: falling_eps(rate, steps), 1.0
-    ),
-    "average of the last tenth": Method(
-        "averaged(adadelta(), steps)",
-        lambda rate, steps: averaged(adadelta(rate), steps),
-        1.0,
-        lambda state, params: state[1],
-    ),
-}
-
-TUNED = {
-    "Adadelta": ADADELTA,
-    "Adadelta, cosine": ADADELTA_COSINE,
-    "Adam": ADAM,
-    "Adam, cosine": ADAM_COSINE,
-    "AdamW": ADAMW,
-    "RMSProp": RMSPROP,
-    "Adagrad": ADAGRAD,
+    "relative eps": Method("relative_eps(rate)"),
+    "relative eps, cosine": Method("relative_eps(cosine(rate, steps))"),
+    "falling eps": Method("falling_eps(rate, steps)"),
+    "average of the last tenth": Method("averaged(adadelta(rate), steps)", 1.0, average_of),
 }
 METHODS = {**UNTUNED, **IDEAS}
+# Whose learning rate is chosen, too.
+TUNED = ("Adadelta", "Adadelta, cosine", "Adam", "Adam, cosine", "AdamW", "RMSProp", "Adagrad")
 # What is trained for longer on some of the tasks.
 LONGER = (
     "Adadelta",

@@ -1,28 +1,25 @@
-"""Fingerprints that tell whether a picture or a timing still belongs to today's code.
+"""Stamps: whether a picture, and the time of a step, still belong to today's code.
 
-A picture carries the fingerprint of the program that drew it and of the results it was drawn from.
-A file of results carries that of the arithmetic that was measured. Comments, docstrings and layout
-do not change a fingerprint, and it is the same on every version of Python and JAX.
+`stamps.json` beside the pictures has one for each: what a figure shows, or the program of an
+example. A file of results has the arithmetic that was measured. Names, comments and layout of code
+change no stamp, and a stamp is the same on every version of Python and JAX.
 """
 
 import ast
 import hashlib
 import json
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
 
 from optax_adadelta import adadelta
+from studies._lib.storages import STORAGES
 
-ROOT = Path(__file__).parents[2]
-PNG = b"\x89PNG\r\n\x1a\n"
-# Where the text goes in a picture, which viewers do not show.
-KEY = b"tEXtFingerprint\0"
-STORAGES = {"float32": None, "16 bits": 16, "8 bits": 8}
 # These move or cast numbers. JAX's releases differ in how many of them they need.
 MOVES = ("broadcast_in_dim", "convert_element_type", "copy", "reshape", "squeeze")
 
@@ -32,63 +29,38 @@ def shortened(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def of_data(*results: Any) -> str:
-    """Returns the fingerprint of results, as they are in JSON."""
-    return shortened(json.dumps(results, sort_keys=True))
+def of_figure(figure: Figure) -> str:
+    """Returns the stamp of what a figure shows: its texts, lines, marks, bars and images."""
+    return shortened("\n".join(_shown(figure)))
+
+
+def _shown(figure: Figure) -> Iterator[str]:
+    yield _numbers(figure.get_size_inches())
+    yield from (text.get_text() for text in figure.texts)
+    yield from (text.get_text() for legend in figure.legends for text in legend.get_texts())
+    for axes in figure.axes:
+        yield f"{axes.get_title()} {axes.get_xlabel()} {axes.get_ylabel()}"
+        yield f"{axes.get_xscale()} {axes.get_yscale()} {_numbers(axes.axis())}"
+        for line in axes.lines:
+            style = line.get_color(), line.get_marker(), line.get_linestyle()
+            yield f"{line.get_label()} {style} {_numbers(line.get_xydata())}"
+        for patch in axes.patches:
+            ends = patch.get_path().get_extents(patch.get_patch_transform()).extents
+            yield f"{_numbers(patch.get_facecolor())} {_numbers(ends)}"
+        for group in axes.collections:
+            yield _numbers(group.get_offsets()) + _numbers(group.get_facecolor())
+            yield from (_numbers(path.vertices) for path in group.get_paths())
+        yield from (_numbers(image.get_array()) for image in axes.images)
+        yield from (text.get_text() for text in axes.texts)
+
+
+def _numbers(values: Any) -> str:
+    return " ".join(f"{value:.5g}" for value in np.ravel(np.ma.filled(values, np.nan)) + 0.0)
 
 
 def of_program(path: Path) -> str:
-    """Returns the fingerprint of a script and of the modules beside it that it imports."""
-    paths = sorted(_with_imports(path, set()))
-    return shortened("\n".join(_outline(ast.parse(p.read_text("utf-8"))) for p in paths))
-
-
-def of_arithmetic() -> dict[str, str]:
-    """Returns the fingerprint of the operations in one update, for each storage."""
-    found = {}
-    for name, bits in STORAGES.items():
-        optimizer, params = adadelta(state_bits=bits), jnp.zeros((2, 128))
-        program = jax.make_jaxpr(optimizer.update)(params, optimizer.init(params))
-        found[name] = shortened(" ".join(_operations(program.jaxpr)))
-    return found
-
-
-def stamp(picture: Path, program: Path, *results: Any) -> None:
-    """Writes into the picture what drew it and from what."""
-    text = {"program": program.resolve().relative_to(ROOT).as_posix(), "code": of_program(program)}
-    comment = json.dumps(text | ({"data": of_data(*results)} if results else {})).encode()
-    content = picture.read_bytes()
-    if content.startswith(PNG):
-        chunk = KEY + comment
-        length, checksum = (n.to_bytes(4, "big") for n in (len(chunk) - 4, zlib.crc32(chunk)))
-        end = content.rindex(b"IEND") - 4
-        picture.write_bytes(content[:end] + length + chunk + checksum + content[end:])
-    else:  # A comment of a GIF, before the byte that ends it.
-        block = b"\x21\xfe" + bytes([len(comment)]) + comment + b"\0"
-        picture.write_bytes(content[:-1] + block + content[-1:])
-
-
-def stamp_of(picture: Path) -> dict[str, str]:
-    """Returns what was written into the picture."""
-    content = picture.read_bytes()
-    if content.startswith(PNG):
-        start = content.rindex(KEY) + len(KEY)
-    else:
-        start = content.rindex(b"\x21\xfe") + 3
-    return json.JSONDecoder().raw_decode(content[start:].decode("latin-1"))[0]
-
-
-def _with_imports(path: Path, known: set[Path]) -> set[Path]:
-    """Adds the script and the helpers that it imports, except those of benchmarks that write."""
-    known.add(path)
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if not isinstance(node, ast.ImportFrom) or not node.module:
-            continue
-        for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names)):
-            helper = ROOT / f"{name.replace('.', '/')}.py"
-            if helper.parent == path.parent and helper.is_file() and helper not in known:
-                _with_imports(helper, known)
-    return known
+    """Returns the stamp of a script that imports nothing of this repository but the package."""
+    return shortened(_outline(ast.parse(path.read_text("utf-8"))))
 
 
 def _outline(node: Any) -> str:
@@ -106,6 +78,16 @@ def _is_text(node: Any) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
+def of_arithmetic() -> dict[str, str]:
+    """Returns the stamp of the operations in one update, for each storage."""
+    params, found = jnp.zeros((2, 128)), {}
+    for name, bits in STORAGES.items():
+        optimizer = adadelta(state_bits=bits)
+        program = jax.make_jaxpr(optimizer.update)(params, optimizer.init(params))
+        found[name] = shortened(" ".join(_operations(program.jaxpr)))
+    return found
+
+
 def _operations(program: Any) -> Iterator[str]:
     """Yields the operations on arrays in a traced program and in the functions that it calls."""
     for equation in program.eqns:
@@ -116,3 +98,11 @@ def _operations(program: Any) -> Iterator[str]:
         result = equation.outvars[0].aval
         if not inner and result.shape and equation.primitive.name not in MOVES:
             yield f"{equation.primitive.name}:{result.dtype}"
+
+
+def write(picture: Path, stamp: str) -> None:
+    """Writes the stamp of a picture into the file beside it."""
+    path = picture.with_name("stamps.json")
+    known = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    text = json.dumps(dict(sorted({**known, picture.name: stamp}.items())), indent=1)
+    path.write_text(text + "\n", encoding="utf-8")

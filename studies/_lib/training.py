@@ -1,21 +1,20 @@
-"""Trains networks side by side, all in one compiled program per task and method."""
+"""Trains networks side by side, all in one compiled program."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from studies._lib.methods import Method
 from studies._lib.tasks import Task
 
-ABREAST = 5  # Networks in one program: the seeds of a method, or settings that are tried.
-CHUNKS = 10  # Of the steps. The progress bar moves after each.
 EVALUATED = 4000  # Examples of the training data that its loss is measured on.
+CHUNKS = 10  # Of the steps. The progress bar moves after each.
 
 
-def batches(seed: int, examples: int, size: int, steps: int) -> np.ndarray:
+def batches(seed: int | tuple[int, ...], examples: int, size: int, steps: int) -> np.ndarray:
     """Returns minibatches, a row of indices each. No example comes twice in an epoch."""
     draw, each = np.random.default_rng(seed), examples // size
     epochs = [draw.permutation(examples)[: each * size] for _ in range(-(-steps // each))]
@@ -23,23 +22,48 @@ def batches(seed: int, examples: int, size: int, steps: int) -> np.ndarray:
 
 
 class Trainer:
-    """Trains networks on a task with a method. They differ in learning rate and seed."""
+    """Trains networks on a task. They differ in their seeds and in settings of the optimizer.
 
-    def __init__(self, task: Task, method: Method):
-        self.task, self.method = task, method
-        self.start = jax.jit(jax.vmap(self._start))
-        self.advance = jax.jit(jax.vmap(self._advance, (0, 0, None, 0)), donate_argnums=0)
-        self.evaluate = jax.jit(jax.vmap(self._evaluate, (0, None)))
+    Attributes:
+      task: what they learn.
+      make: a function of the settings, which are traced, that returns the optimizer.
+      evaluated: a function of state and parameters that returns the parameters to evaluate.
+      abreast: how many networks make a step together; None, one after the other.
+    """
 
-    def _optimizer(self, rate):
-        return optax.with_extra_args_support(self.method.make(rate, self.task.steps))
+    def __init__(
+        self,
+        task: Task,
+        make: Callable[..., optax.GradientTransformation],
+        evaluated: Callable[[Any, Any], Any] = lambda state, params: params,
+        abreast: int | None = None,
+    ):
+        self.task, self.evaluated = task, evaluated
+        self.make = lambda settings: optax.with_extra_args_support(make(**settings))
 
-    def _start(self, rate, seed):
-        params = self.task.init(jax.random.key(seed))
-        return params, self._optimizer(rate).init(params)
+        def over_networks(function):
+            """Returns the function of many networks and of what they share."""
 
-    def _advance(self, at, rate, data, indices):
-        optimizer = self._optimizer(rate)
+            def of_each(networks, *shared):
+                return jax.lax.map(
+                    lambda one: function(*one, *shared), networks, batch_size=abreast
+                )
+
+            return of_each
+
+        def advance(at, settings, indices, data):
+            return over_networks(self._advance)((at, settings, indices), data)
+
+        self.start = jax.jit(over_networks(self._start))
+        self.advance = jax.jit(advance, donate_argnums=0)
+        self.evaluate = jax.jit(over_networks(self._evaluate))
+
+    def _start(self, settings, seed):
+        params = self.task.model.init(jax.random.key(seed))
+        return params, self.make(settings).init(params)
+
+    def _advance(self, at, settings, indices, data):
+        optimizer = self.make(settings)
 
         def step(at, batch):
             params, state = at
@@ -47,12 +71,11 @@ class Trainer:
             updates, state = optimizer.update(grads, state, params, value=loss)
             return (optax.apply_updates(params, updates), state), loss
 
-        at, losses = jax.lax.scan(step, at, indices)
-        return at, losses.mean()
+        return jax.lax.scan(step, at, indices)
 
     def _evaluate(self, at, parts):
         params, state = at
-        params = self.method.evaluated(state, params)
+        params = self.evaluated(state, params)
         train, validation, test = parts
         return {
             "training loss": self.task.loss(params, *train),
@@ -60,23 +83,35 @@ class Trainer:
             "test error": self.task.error(params, *test),
         }
 
-    def train(self, rates, seeds, progress: Callable[[int], object]) -> dict[str, np.ndarray]:
+    def run(
+        self, settings: dict[str, Any], seeds: Any, chunks: Iterable[np.ndarray]
+    ) -> Iterator[tuple[Any, jax.Array]]:
+        """Yields parameters and state, and the losses [networks, steps], after each chunk.
+
+        Args:
+          settings: an array [networks] for each setting of the optimizer.
+          seeds: [networks].
+          chunks: indices of examples, [networks, steps, batch].
+        """
+        settings = {name: jnp.asarray(v, jnp.float32) for name, v in settings.items()}
+        data = jax.device_put(self.task.train)
+        at = self.start((settings, jnp.asarray(seeds)))
+        for chunk in chunks:
+            at, losses = self.advance(at, settings, chunk, data)
+            yield at, losses
+
+    def train(
+        self, settings: dict[str, Any], seeds: Any, progress: Callable[[int], object]
+    ) -> dict[str, np.ndarray]:
         """Returns the losses and errors of the networks, [networks], and their curve, [chunks].
 
         The curve is the mean loss of all minibatches and networks in each chunk.
         """
-        task, given = self.task, len(rates)
-        # Always as many, so that nothing compiles again.
-        rates, seeds = (np.resize(values, ABREAST) for values in (rates, seeds))
-        examples = len(task.train[-1])
-        order = np.stack([batches(seed, examples, task.batch, task.steps) for seed in seeds])
-        data = jax.device_put(task.train)
-        rates = jnp.asarray(rates, jnp.float32)
-        at, curve = self.start(rates, jnp.asarray(seeds)), []
-        for chunk in np.array_split(order, min(CHUNKS, task.steps), axis=1):
-            at, loss = self.advance(at, rates, data, chunk)
-            curve.append(np.asarray(loss))
+        task, curve = self.task, []
+        order = [batches(seed, len(task.train[-1]), task.batch, task.steps) for seed in seeds]
+        chunks = np.array_split(np.stack(order), min(CHUNKS, task.steps), axis=1)
+        for chunk, (at, losses) in zip(chunks, self.run(settings, seeds, chunks), strict=True):  # noqa: B007
+            curve.append(float(losses.mean()))
             progress(chunk.shape[1])
-        parts = (tuple(a[:EVALUATED] for a in task.train), task.validation, task.test)
-        found = {name: values[:given] for name, values in self.evaluate(at, parts).items()}
-        return jax.device_get(found) | {"curve": np.mean(curve, axis=1)}
+        parts = tuple(a[:EVALUATED] for a in task.train), task.validation, task.test
+        return jax.device_get(self.evaluate((at,), parts)) | {"curve": np.array(curve)}
