@@ -19,6 +19,8 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
+    # Puts MathJax into the site, so that formulas show without a network.
+    "sphinx-mathjax-offline",
 ]
 exclude_patterns = ["_build"]
 

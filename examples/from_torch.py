@@ -5,27 +5,24 @@ trains it first. Then the weights and the state of Adadelta move to JAX, and bot
 same batches. Last, the run in JAX moves to a new model in PyTorch, and both go on once more. The
 script prints how far their weights are apart: by rounding errors only.
 
-Needs: pip install "optax_adadelta[examples]" torch
+Needs: pip install -e ".[examples]" torch
 """
 
 import argparse
 import sys
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
-
-from optax_adadelta import adadelta
-from optax_adadelta.convert import from_torch, hyperparameters_from_torch, to_torch
-
 try:
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    import optax
     import torch
     from sklearn.datasets import load_digits
+
+    from optax_adadelta import adadelta
+    from optax_adadelta.convert import from_torch, hyperparameters_from_torch, to_torch
 except ModuleNotFoundError as error:
-    raise SystemExit(
-        f'No {error.name}. Run: pip install "optax_adadelta[examples]" torch'
-    ) from None
+    raise SystemExit(f'No {error.name}. Run: pip install -e ".[examples]" torch') from None
 
 BATCH = 32
 SMOKE_STEPS = 10

@@ -5,24 +5,23 @@ The points are y = 3 x + 2 plus noise. The loss is the mean squared error over a
 too early: the first steps are sqrt(eps / (1 - rho)) = 0.0045 long and grow slowly, so 100 steps
 reach a slope of 0.5. This script continues until the fit is within 1 % of least squares.
 
-Needs: pip install "optax_adadelta[examples]"
+Needs: pip install -e ".[examples]"
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
-
-from optax_adadelta import adadelta
-
 try:
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    import optax
     from matplotlib.figure import Figure
+
+    from optax_adadelta import adadelta
 except ModuleNotFoundError as error:
-    raise SystemExit(f'No {error.name}. Run: pip install "optax_adadelta[examples]"') from None
+    raise SystemExit(f'No {error.name}. Run: pip install -e ".[examples]"') from None
 
 TRUE_LINE = np.array([3.0, 2.0])
 NOISE = 0.5

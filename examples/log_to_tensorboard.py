@@ -4,7 +4,7 @@ Every --every steps, the program writes the loss and the numbers of diagnostics.
 effective learning rate of each layer, and the shares of its weights that eps dominates, that are at
 rest, and that are not finite. The digits come with scikit-learn, so nothing is downloaded.
 
-Needs: pip install optax_adadelta scikit-learn tensorboardX
+Needs: pip install -e . scikit-learn tensorboardX
 Run: python examples/log_to_tensorboard.py --folder runs
 Look: pip install tensorboard, then tensorboard --logdir runs
 """
@@ -13,19 +13,18 @@ import argparse
 import sys
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
-
-from optax_adadelta import adadelta, clip_by_global_norm
-from optax_adadelta.diagnostics import summaries
-
 try:
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    import optax
     from sklearn.datasets import load_digits
     from tensorboardX import SummaryWriter
+
+    from optax_adadelta import adadelta, clip_by_global_norm
+    from optax_adadelta.diagnostics import summaries
 except ModuleNotFoundError as error:
-    raise SystemExit(f"No {error.name}. Run: pip install scikit-learn tensorboardX") from None
+    raise SystemExit(f"No {error.name}. Run: pip install -e . scikit-learn tensorboardX") from None
 
 # eps falls over the run. inject_hyperparams keeps its value in the state, where summaries finds it.
 EPS = optax.exponential_decay(1e-4, transition_steps=500, decay_rate=0.1, end_value=1e-6)

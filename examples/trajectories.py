@@ -10,7 +10,7 @@ two coordinates of the ravine, and what happens if one learning rate must serve 
 The animation shows the paths as they grow. Tuned methods can be faster than Adadelta: it is slow in
 Rosenbrock's valley, and near Beale's minimum its growing learning rates make it jump away.
 
-Needs: pip install "optax_adadelta[examples]"
+Needs: pip install -e ".[examples]"
 """
 
 import argparse
@@ -21,23 +21,22 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
-
-from optax_adadelta import adadelta
-from optax_adadelta.diagnostics import effective_learning_rate
-
 try:
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    import optax
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
     from matplotlib.patheffects import Normal, Stroke
     from PIL import Image
     from tqdm import tqdm
+
+    from optax_adadelta import adadelta
+    from optax_adadelta.diagnostics import effective_learning_rate
 except ModuleNotFoundError as error:
-    raise SystemExit(f'No {error.name}. Run: pip install "optax_adadelta[examples]"') from None
+    raise SystemExit(f'No {error.name}. Run: pip install -e ".[examples]"') from None
 
 
 class Function(NamedTuple):

@@ -1,4 +1,23 @@
-"""The Adadelta optimizer (Zeiler, 2012) for JAX, as an Optax transformation."""
+"""The Adadelta optimizer (Zeiler, 2012) for JAX, as an Optax transformation.
+
+Example:
+  >>> import jax.numpy as jnp, optax
+  >>> from optax_adadelta import adadelta
+  >>> optimizer, params = adadelta(), jnp.array([3.0, -2.0])
+  >>> state = optimizer.init(params)
+  >>> updates, state = optimizer.update(2 * params, state, params)  # 2 * params is a gradient
+  >>> params = optax.apply_updates(params, updates)
+
+Public names:
+  adadelta: the optimizer.
+  scale_by_adadelta: its rule without a learning rate and a change of sign, for chains.
+  clip_by_global_norm: clips gradients as Optax's does, but faster on CPU.
+  reduce_eps_on_plateau: lowers eps when a validation metric stops improving.
+  stochastic_round: keeps small updates of bfloat16 and float16 parameters.
+  diagnostics: running averages, effective learning rates, summaries and plots of a run.
+  convert: states from and to PyTorch, Keras and Optax, in another storage, for other parameters.
+  AdadeltaState, PlateauState, StochasticRoundState: the states.
+"""
 
 from importlib.metadata import PackageNotFoundError as _PackageNotFoundError
 from importlib.metadata import version as _version

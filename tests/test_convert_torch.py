@@ -622,5 +622,5 @@ def test_the_example_refuses_options_and_explains_them(torch, monkeypatch, capsy
 def test_the_example_names_a_missing_package(monkeypatch, tmp_path):
     (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(name='torch')")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
-    expected = 'No torch. Run: pip install "optax_adadelta[examples]" torch\n'
+    expected = 'No torch. Run: pip install -e ".[examples]" torch\n'
     assert refusal("from_torch") == expected

@@ -37,8 +37,15 @@ def check_digits(printed, output, epochs, accuracy):
 
 
 @pytest.mark.scripts
-def test_a_short_run_of_digits_depends_on_the_seed_alone(tmp_path, monkeypatch, capsys):
+def test_a_short_run_of_digits_depends_on_the_seed_alone(tmp_path, monkeypatch, capsys, compiled):
     digits, output = module("digits"), tmp_path / "new" / "digits.png"
+    bar, before = digits.trange, []
+
+    def noted(*args, **kwargs):
+        before.append(compiled())
+        return bar(*args, **kwargs)
+
+    monkeypatch.setattr(digits, "trange", noted)
 
     def printed(*arguments):
         monkeypatch.setattr(sys, "argv", ["digits.py", *arguments, "--output", str(output)])
@@ -50,6 +57,7 @@ def test_a_short_run_of_digits_depends_on_the_seed_alone(tmp_path, monkeypatch, 
         return re.sub(r"Training time: .*", "", text)
 
     first = printed("--smoke")
+    assert before == [compiled()], "the bar's clock counts compilation"
     check_digits(first, output, epochs=2, accuracy=0.5)
     assert told(printed("--epochs", "2")) == told(first)
     assert told(printed("--smoke", "--seed", "1")) != told(first)
@@ -152,12 +160,12 @@ def test_an_output_that_cannot_be_written_is_refused_at_once(name, monkeypatch, 
 
 
 @pytest.mark.scripts
+@pytest.mark.parametrize("missing", ["matplotlib", "optax_adadelta"])
 @pytest.mark.parametrize("name", sorted(WITH_PICTURE))
-def test_a_missing_package_is_named(name, monkeypatch, tmp_path):
-    (tmp_path / "matplotlib.py").write_text("raise ModuleNotFoundError(name='matplotlib')")
+def test_a_missing_package_is_named(name, missing, monkeypatch, tmp_path):
+    (tmp_path / f"{missing}.py").write_text(f"raise ModuleNotFoundError(name='{missing}')")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{EXAMPLES.parent}")
-    message = refusal(name)
-    assert message == 'No matplotlib. Run: pip install "optax_adadelta[examples]"\n'
+    assert refusal(name) == f'No {missing}. Run: pip install -e ".[examples]"\n'
 
 
 @pytest.mark.scripts

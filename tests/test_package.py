@@ -237,6 +237,9 @@ def test_its_public_names_are_what_dir_and_help_show(module):
             getattr(module, name).__module__ == module.__name__
         )
         assert re.search(rf"^    (class )?{name}\b", text, re.MULTILINE), name
+        # Each name is explained before the private modules and the signatures.
+        described = text.partition("PACKAGE CONTENTS")[0].partition("Public names:")[2]
+        assert re.search(rf"^ +(\w+, )*{name}\b.*: ", described, re.MULTILINE), name
 
 
 @pytest.mark.parametrize("name", ["adadelta", "scale_by_adadelta", "clip_by_global_norm"])

@@ -1,4 +1,13 @@
-"""Convert states: from and to other libraries, to another storage, or to other parameters."""
+"""Convert states: from and to other libraries, to another storage, or to other parameters.
+
+Public names:
+  from_torch, to_torch: the state from or for ``torch.optim.Adadelta``.
+  from_keras, to_keras: the state from or for ``keras.optimizers.Adadelta``.
+  from_optax, to_optax: the state from or for ``optax.adadelta``.
+  hyperparameters_from_torch, hyperparameters_from_keras: the settings to continue with.
+  with_state_bits: the state in another storage: full precision, 16 or 8 bits.
+  carry_over: the state for another set of parameters, as when layers are unfrozen.
+"""
 
 from optax_adadelta.convert._carry_over import carry_over
 from optax_adadelta.convert._keras import from_keras, hyperparameters_from_keras, to_keras

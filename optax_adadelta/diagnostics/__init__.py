@@ -1,4 +1,14 @@
-"""Look into a run: its running averages, its effective learning rates, summaries, and plots."""
+"""Look into a run: its running averages, its effective learning rates, summaries, and plots.
+
+Public names:
+  effective_learning_rate: what multiplies each gradient.
+  summaries: a dictionary of scalars that shows how a run is doing, for any logger.
+  averages: E[g^2] and E[dx^2] as floats, from any storage.
+  find_state: the ``AdadeltaState`` in the state of a chain or a wrapper.
+  choose_coordinates, sample: rates and updates of a few coordinates, to follow over a run.
+  plot_samples, plot_curves: draw samples, and curves of several runs.
+  Averages, Sample: the named tuples that ``averages`` and ``sample`` return.
+"""
 
 from optax_adadelta._state import find_state
 from optax_adadelta.diagnostics._averages import Averages, averages
