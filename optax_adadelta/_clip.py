@@ -10,6 +10,11 @@ import optax
 from optax_adadelta._hyperparameters import number
 from optax_adadelta._validation import check_inexact
 
+_REMEDY = (
+    "The clip takes only gradients that are arrays of floating-point or complex numbers. Put None"
+    " in place of the others, or mask them with optax.masked(clip_by_global_norm(...), mask)."
+)
+
 
 def clip_by_global_norm(max_norm: jax.typing.ArrayLike) -> optax.GradientTransformation:
     r"""Scales all gradients down by one factor if their global norm exceeds ``max_norm``.
@@ -23,8 +28,10 @@ def clip_by_global_norm(max_norm: jax.typing.ArrayLike) -> optax.GradientTransfo
     before the next transformation.
 
     If a gradient is infinite, it becomes NaN and all others become zero. If a gradient is NaN, all
-    become NaN. Optax's clip does the same. Put ``optax.zero_nans()`` after the clip, or
-    :func:`optax.apply_if_finite` around the chain.
+    become NaN. If the squares of finite gradients overflow, all become zero: in float32 that is a
+    norm above about 1.8e19. Optax's clip does the same. Put ``optax.zero_nans()`` after the clip,
+    or :func:`optax.apply_if_finite` around the chain. To move on with very large gradients, put
+    ``optax.clip(1e12)`` before the clip.
 
     Args:
       max_norm: :math:`c`, at least 0: a number, a scalar array or a traced scalar.
@@ -69,13 +76,14 @@ def clip_by_global_norm(max_norm: jax.typing.ArrayLike) -> optax.GradientTransfo
 def _clipped(updates: optax.Updates, max_norm: jax.typing.ArrayLike) -> optax.Updates:
     updates = jax.tree.map(jnp.asarray, updates)
     squares = [
-        _squared_norm(g.astype(_wide(check_inexact("updates", path, g))))
+        _squared_norm(g.astype(_wide(check_inexact("updates", path, g, _REMEDY))))
         for path, g in jax.tree.leaves_with_path(updates)
     ]
     kind = max((square.dtype for square in squares), default=np.dtype(np.float32))
     norm = jnp.sqrt(sum((square.astype(kind) for square in squares), start=jnp.zeros((), kind)))
     bound = jnp.asarray(max_norm).astype(kind)
-    scale = jnp.where(norm < bound, jnp.ones_like(norm), bound / norm)
+    within = (norm < bound) | (norm == 0)  # with a bound of zero, too
+    scale = jnp.where(within, jnp.ones_like(norm), bound / norm)
 
     def clipped(g):
         wide = _wide(g.dtype)

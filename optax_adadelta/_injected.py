@@ -1,13 +1,15 @@
-"""Finds the eps that optax.inject_hyperparams keeps in its state.
+"""Finds the eps that optax.inject_hyperparams keeps in its state, and the optimizer it is for.
 
-It goes by the names in the paths of the leaves, because some frameworks turn the named tuples of a
-state into other containers.
+It goes by the names of fields, because some frameworks turn the named tuples of a state into other
+containers.
 """
 
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import jax
+
+from optax_adadelta._state import has_state_fields
 
 Path: TypeAlias = tuple[str, ...]
 
@@ -25,6 +27,12 @@ def injected_eps(paths: Sequence[Path]) -> dict[Path, int]:
             if path[start : start + 2] == ("hyperparams", "eps"):
                 found[path[:start]] = i
     return found
+
+
+def adadelta_paths(tree: Any) -> list[Path]:
+    """Returns the path of the state of each Adadelta, in whatever container it is."""
+    parts = jax.tree.leaves_with_path(tree, is_leaf=has_state_fields)
+    return [path_of(keys) for keys, part in parts if has_state_fields(part)]
 
 
 def is_inside(path: Path, state: Path) -> bool:

@@ -14,7 +14,7 @@ from jax import export
 
 from optax_adadelta._dtypes import dtype_of
 from optax_adadelta._hyperparameters import known, number
-from optax_adadelta._injected import injected_eps, is_inside, is_scheduled, path_of
+from optax_adadelta._injected import adadelta_paths, injected_eps, is_inside, is_scheduled, path_of
 from optax_adadelta._sharding import scalar_sharding
 
 
@@ -215,10 +215,11 @@ def _places(tree: Any, min_eps: float | None) -> list[int]:
     """Returns the indices of the leaves that are the eps of an Adadelta, having checked them."""
     leaves = jax.tree.leaves_with_path(tree)
     paths = [path_of(keys) for keys, _ in leaves]
+    ours = adadelta_paths(tree)
     states = {
         state: i
         for state, i in injected_eps(paths).items()
-        if any(is_inside(path, state) and "e_g" in path for path in paths)
+        if any(is_inside(path, state) for path in ours)
     }
     if not states:
         raise ValueError(

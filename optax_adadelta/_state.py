@@ -1,7 +1,7 @@
 """The state of the optimizer: how to make, check and find it."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax import export
 
+from optax_adadelta._dtypes import dtype_of
 from optax_adadelta._mismatch import check_dense
 from optax_adadelta._sharding import scalar_sharding
 from optax_adadelta._storage import Averages, Storage
@@ -71,7 +72,7 @@ def check_arguments(updates: Any, state: Any) -> None:
             f"There is one at {', '.join(inner)}, so this is the state of a chain or a wrapper:"
             " call the update of the whole optimizer that made it."
         )
-    elif isinstance(state, dict) and {"count", "e_g", "e_x"} <= state.keys():
+    elif isinstance(state, Mapping) and has_state_fields(state):
         advice = (
             "It has the right keys, so it was probably restored without a target: pass"
             " AdadeltaState(**state)."
@@ -88,6 +89,22 @@ def check_arguments(updates: Any, state: Any) -> None:
 def is_adadelta_state(part: Any) -> bool:
     """Returns whether a part of an optimizer's state is an :class:`.AdadeltaState`."""
     return isinstance(part, AdadeltaState)
+
+
+def has_state_fields(node: Any) -> bool:
+    """Returns whether a node of a tree is the state of an Adadelta, in whatever container.
+
+    Frameworks and checkpoints turn a named tuple into a mapping, and leave out a field that is
+    None. Another optimizer may have parameters with the names of the fields, but its averages of
+    them are floats, and the count is an integer.
+    """
+    if isinstance(node, AdadeltaState | optax.ScaleByAdaDeltaState):
+        return True
+    names = node if isinstance(node, Mapping) else getattr(node, "_fields", ())
+    if not {"count", "e_g", "e_x"} <= set(names) <= set(AdadeltaState._fields):
+        return False
+    count = node["count"] if isinstance(node, Mapping) else node.count
+    return all(jnp.issubdtype(dtype_of(leaf), jnp.integer) for leaf in jax.tree.leaves(count))
 
 
 def find_state(state: Any) -> AdadeltaState:

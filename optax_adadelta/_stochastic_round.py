@@ -9,8 +9,16 @@ import optax
 from jax import export
 
 from optax_adadelta._dither import Dither, centered, dither_at, third
+from optax_adadelta._dtypes import dtype_of
 from optax_adadelta._hyperparameters import seed_scalar
 from optax_adadelta._sharding import scalar_sharding
+from optax_adadelta._validation import parameters_of
+
+_REMEDY = (
+    "stochastic_round takes only updates and parameters that are floating-point or complex numbers."
+    " Put None in place of the other updates, or mask them with optax.masked(stochastic_round(),"
+    " mask)."
+)
 
 
 class StochasticRoundState(NamedTuple):
@@ -40,7 +48,8 @@ def stochastic_round(seed: int = 0) -> optax.GradientTransformation:
 
     so the parameter follows the exact sum on average. The choice depends only on the step count,
     the index of the element and ``seed``. It needs no PRNG key, and the same run gives the same
-    bits.
+    bits. If the sum is beyond the largest number of a dtype without infinity, such as
+    float8_e4m3fn, the parameter gets that number.
 
     Args:
       seed: a plain integer, not a PRNG key. Any value works equally well.
@@ -49,12 +58,14 @@ def stochastic_round(seed: int = 0) -> optax.GradientTransformation:
       A :class:`optax.GradientTransformation`. Put it last in a chain, because scaling its updates
       would undo the rounding. Its ``update(updates, state, params)`` returns float32 updates
       for parameters of fewer than 32 bits; :func:`optax.apply_updates` then gives exactly the
-      rounded sum. Under strict dtype promotion, add them yourself and cast. Other updates are
-      returned unchanged. Use it outside :func:`optax.MultiSteps` and
-      :func:`optax.apply_if_finite`, which require updates of the gradients' dtype.
+      rounded sum. For 8-bit floats and under strict dtype promotion, add them yourself:
+      ``(p.astype(jnp.float32) + u).astype(p.dtype)``. Other updates are returned unchanged. Where
+      ``updates`` has None, ``params`` may have anything, so you can pass a whole model. Use it
+      outside :func:`optax.MultiSteps` and :func:`optax.apply_if_finite`, which require updates of
+      the gradients' dtype.
 
     Raises:
-      TypeError: ``seed`` is not an integer.
+      TypeError: ``seed`` is not an integer; or an update, or its parameter, is not a number.
       ValueError: ``update`` gets no ``params``, or ``params`` that do not match the updates.
 
     Example:
@@ -86,7 +97,8 @@ def stochastic_round(seed: int = 0) -> optax.GradientTransformation:
                 "params is None, but stochastic_round needs the parameters, which it rounds: call"
                 " update(updates, state, params)."
             )
-        return _rounded(updates, state, params, chosen)
+        ps = parameters_of(updates, params, _REMEDY)
+        return _rounded(updates, state, [p if _has_few_bits(p) else None for p in ps], chosen)
 
     return optax.GradientTransformation(init, update)
 
@@ -94,24 +106,18 @@ def stochastic_round(seed: int = 0) -> optax.GradientTransformation:
 @jax.jit
 def _rounded(updates, state: StochasticRoundState, params, seed):
     leaves, structure = jax.tree.flatten(updates)
-    shapes = [[jnp.shape(leaf) for leaf in jax.tree.leaves(tree)] for tree in (updates, params)]
-    if jax.tree.structure(params) != structure or shapes[0] != shapes[1]:
-        raise ValueError(
-            "updates and params must have the same structure and shapes; got"
-            f" {jax.tree.map(jnp.shape, updates)} and {jax.tree.map(jnp.shape, params)}. Pass the"
-            " parameters that these updates are for."
-        )
     dither = dither_at(seed, state.count)
     rounded = [
-        _rounding_update(p, u, dither) if _has_few_bits(p) else u
-        for p, u in zip(jax.tree.leaves(params), leaves, strict=True)
+        u if p is None else _rounding_update(p, u, dither)
+        for p, u in zip(params, leaves, strict=True)
     ]
     count = optax.safe_increment(state.count)
     return jax.tree.unflatten(structure, rounded), StochasticRoundState(count)
 
 
 def _has_few_bits(p: Any) -> bool:
-    return jnp.issubdtype(p.dtype, jnp.floating) and jnp.finfo(p.dtype).bits < 32
+    dtype = dtype_of(p)
+    return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
 
 
 def _rounding_update(p: jax.Array, u: jax.Array, dither: Dither) -> jax.Array:
@@ -128,4 +134,7 @@ def _rounding_update(p: jax.Array, u: jax.Array, dither: Dither) -> jax.Array:
     chance = goal / place - below
     dithered = centered(third(dither.bits(p.shape))) < chance - 0.5
     rounded = place * jnp.where(dithered, below + 1, below)
+    if not np.isinf(np.float32(np.inf).astype(p.dtype)):
+        # Beyond the largest number there is only NaN.
+        rounded = jnp.clip(rounded, np.float32(kind.min), np.float32(kind.max))
     return jnp.where(jnp.isfinite(goal), rounded - start, u.astype(jnp.float32))

@@ -25,18 +25,23 @@ def check_structure(updates: optax.Updates, tree: optax.Updates, name: str) -> N
         raise mismatch(updates, tree, name)
 
 
-def parameters_of(updates: optax.Updates, params: optax.Params) -> list[Any]:
+def parameters_of(
+    updates: optax.Updates, params: optax.Params, remedy: str = _REMEDY
+) -> list[Any]:
     """Returns the parameter of each leaf of `updates`.
 
     Where `updates` has None, `params` may have anything: models contain functions and integers.
+    `remedy` says what to do about a leaf that is no number.
     """
     ps = _beside(updates, params)
     for (path, g), p in zip(jax.tree.leaves_with_path(updates), ps, strict=True):
         if p is None or not jax.tree_util.all_leaves([p]):
             raise mismatch(updates, params, "params")
-        if all(isinstance(x, jax.Array) for x in (g, p)) and _type(g) == _type(p):
+        if all(isinstance(x, jax.Array | np.ndarray) for x in (g, p)) and _type(g) == _type(p):
             continue
-        g_dtype, p_dtype = (check_inexact(*x) for x in (("updates", path, g), ("params", path, p)))
+        g_dtype, p_dtype = (
+            check_inexact(name, path, x, remedy) for name, x in (("updates", g), ("params", p))
+        )
         if jnp.issubdtype(p_dtype, jnp.floating) != jnp.issubdtype(g_dtype, jnp.floating):
             raise TypeError(
                 f"updates{_at(path)} is {g_dtype}, but params{_at(path)} is {p_dtype}; both must be"
@@ -132,18 +137,20 @@ def dtype_of_averages(path: jax.tree_util.KeyPath, p: Any) -> np.dtype:
     return np.dtype(np.float64 if bits > 32 else np.float32)
 
 
-def check_inexact(name: str, path: jax.tree_util.KeyPath, leaf: Any) -> np.dtype:
+def check_inexact(
+    name: str, path: jax.tree_util.KeyPath, leaf: Any, remedy: str = _REMEDY
+) -> np.dtype:
     """Returns the dtype of a leaf, or raises an error if it is not floating-point or complex."""
     dtype = leaf.dtype if hasattr(leaf, "shape") and hasattr(leaf, "dtype") else None
     if dtype is None and not isinstance(leaf, numbers.Number):
-        raise TypeError(f"{name}{_at(path)} is {leaf!r}, of type {type(leaf).__name__}. {_REMEDY}")
+        raise TypeError(f"{name}{_at(path)} is {leaf!r}, of type {type(leaf).__name__}. {remedy}")
     dtype = jnp.result_type(leaf) if dtype is None else dtype
     if not jnp.issubdtype(dtype, jnp.inexact):
-        raise TypeError(f"{name}{_at(path)} has dtype {dtype}. {_REMEDY}")
+        raise TypeError(f"{name}{_at(path)} has dtype {dtype}. {remedy}")
     return dtype_of(leaf)
 
 
-def _type(x: jax.Array) -> tuple[np.dtype, tuple[int, ...]]:
+def _type(x: jax.Array | np.ndarray) -> tuple[np.dtype, tuple[int, ...]]:
     return x.dtype, x.shape
 
 

@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from states import BITS, DTYPES
 
-from optax_adadelta import AdadeltaState, adadelta
+from optax_adadelta import AdadeltaState, adadelta, stochastic_round
 from optax_adadelta.diagnostics import averages
 
 pytestmark = pytest.mark.frameworks
@@ -412,6 +412,26 @@ def test_equinox_gradients_stand_beside_the_whole_model(eqx, bits):
     chex.assert_trees_all_equal(
         optimizer.update(grads, state, model), optimizer.update(grads, state, params)
     )
+
+
+@BITS
+def test_equinox_rounds_the_trained_part_of_a_bfloat16_model(eqx, bits):
+    model = eqx.nn.MLP(3, 8, 4, 1, dtype=jnp.bfloat16, key=jax.random.key(0))
+    chosen = jax.tree.map(lambda _: False, model)
+    chosen = eqx.tree_at(
+        lambda m: m.layers[1], chosen, jax.tree.map(eqx.is_inexact_array, model.layers[1])
+    )
+    optimizer = optax.chain(adadelta(state_bits=bits), stochastic_round())
+    trained = eqx.filter(model, chosen)
+    state = optimizer.init(trained)
+    grads = jax.tree.map(jnp.ones_like, trained)
+    expected = optimizer.update(grads, state, trained)
+    for update in (optimizer.update, eqx.filter_jit(optimizer.update)):
+        found = update(grads, state, model)
+        chex.assert_trees_all_equal(found, expected)
+    moved = eqx.apply_updates(model, found[0])
+    assert eqx.tree_equal(moved.layers[0], model.layers[0])
+    assert (moved.layers[1].bias != model.layers[1].bias).any()
 
 
 @BITS

@@ -147,6 +147,45 @@ def test_the_eps_of_each_adadelta_falls_and_those_of_other_optimizers_stay():
     assert now == {"a": EPS / 2, "b": EPS / 2, "c": 2 * EPS, "d": EPS, "e": EPS / 2}
 
 
+def as_dicts(node):
+    """A tree in which named tuples are dictionaries without the fields that are None."""
+    if hasattr(node, "_asdict"):
+        node = {name: part for name, part in node._asdict().items() if part is not None}
+    if isinstance(node, dict):
+        return {name: as_dicts(part) for name, part in node.items()}
+    return tuple(map(as_dicts, node)) if isinstance(node, tuple) else node
+
+
+@pytest.mark.parametrize("container", [lambda tree: tree, as_dicts])
+@pytest.mark.parametrize("bits", [None, 8])
+def test_parameters_of_other_optimizers_may_have_the_names_of_the_fields(container, bits):
+    named = {name: jnp.ones(2) for name in ("count", "e_g", "e_x", "unit")}
+    ours = INJECTED(eps=EPS, state_bits=bits).init(named)
+    adam = optax.inject_hyperparams(optax.adam)(1e-3, eps=EPS)
+    others = [adam.init(names) for names in (named, {"e_g": named["e_g"]}, {"net": named})]
+    tree = container({"ours": ours, "others": others})
+    plateau = reduce_eps_on_plateau(0.5)
+    watch = plateau.init(tree)
+    for value in (1.0, 1.0):
+        tree, watch = plateau.update(tree, watch, value=value)
+    expected = container({"ours": ours, "others": others})
+    same_bits(tree["others"], expected["others"])
+    same_bits(tree["ours"], optax.tree.set(expected["ours"], eps=jnp.float32(EPS / 2)))
+    with pytest.raises(ValueError, match="no eps to reduce"):
+        plateau.init(container(others))
+
+
+def test_an_eps_beside_the_state_is_not_that_of_the_optimizer():
+    beside = {"hyperparams": {"eps": 1e-3}, "opt_state": adadelta().init(jnp.ones(2))}
+    with pytest.raises(ValueError, match="no eps to reduce"):
+        reduce_eps_on_plateau().init(beside)
+    ours = optax.inject_hyperparams(adadelta)(eps=EPS).init(jnp.ones(2))
+    tree, plateau = {**beside, "opt_state": ours}, reduce_eps_on_plateau(0.5)
+    after, _ = plateau.update(tree, plateau.init(tree), value=NAN)
+    assert after["hyperparams"] == {"eps": 1e-3}
+    assert eps_of(after["opt_state"]) == EPS / 2
+
+
 def test_an_ensemble_reduces_for_each_model_alone():
     optimizer = optax.inject_hyperparams(adadelta)(eps=EPS)
     plateau = reduce_eps_on_plateau(0.5, restore_best=True)

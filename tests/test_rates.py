@@ -8,7 +8,7 @@ import pytest
 from reference import algorithm_1, gradients
 
 from optax_adadelta import adadelta
-from optax_adadelta.diagnostics import effective_learning_rate, find_state
+from optax_adadelta.diagnostics import effective_learning_rate, find_state, sample, summaries
 
 GRADIENTS = gradients("scales", 30, 8)
 
@@ -100,19 +100,32 @@ def test_arguments_are_checked():
         effective_learning_rate(state)
 
 
+DIAGNOSTICS = {
+    "effective_learning_rate": lambda state, *given: effective_learning_rate(state, *given)["w"][0],
+    "sample": lambda state, *given: sample(state, state.e_g, {"w": [[0]]}, *given).rate["w"][0],
+    "summaries": lambda state, *given: summaries(state, *given)["w/effective_learning_rate/mean"],
+}
+
+
 @pytest.mark.parametrize("jit", [False, True])
-def test_schedules_are_evaluated_at_the_count_of_the_state(jit):
+@pytest.mark.parametrize("read", DIAGNOSTICS.values(), ids=DIAGNOSTICS)
+def test_schedules_are_those_of_the_last_step(read, jit):
     def eps(count):
         return jnp.float32(1e-6) * jnp.float32(10) ** -count.astype(jnp.float32)
 
     def rate(count):
         return 1 / (1 + count.astype(jnp.float32))
 
-    state = trained(adadelta())._replace(count=jnp.int32(3))
+    def at(state):
+        return read(state, eps, rate)
 
-    def read(state):
-        return effective_learning_rate(state, eps, rate)["w"]
-
-    found = jax.jit(read)(state) if jit else read(state)
-    expected = effective_learning_rate(state, 1e-9, 0.25)["w"]
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    optimizer = adadelta(rate, eps=eps)
+    state = optimizer.init({"w": jnp.zeros(1)})
+    for step in range(4):
+        found = jax.jit(at)(state) if jit else at(state)
+        last = max(step - 1, 0)
+        (e_g,), (e_x,) = np.float64(state.e_g["w"]), np.float64(state.e_x["w"])
+        now = 1e-6 * 10.0**-last
+        expected = np.sqrt((e_x + now) / (e_g + now)) / (1 + last)
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+        _, state = optimizer.update({"w": jnp.full(1, 1e-3)}, state)

@@ -17,8 +17,23 @@ from optax_adadelta import StochasticRoundState, adadelta, stochastic_round
 from optax_adadelta._dither import dither_at, third
 
 # Each with the smallest size whose last place is not subnormal in float32.
-LEAST = {np.float16: 0.0, ml_dtypes.bfloat16: 2.0**-119}
+LEAST = {
+    np.float16: 0.0,
+    ml_dtypes.bfloat16: 2.0**-119,
+    ml_dtypes.float8_e5m2: 0.0,
+    ml_dtypes.float8_e4m3fn: 0.0,
+}
+# What follows the largest number.
+END = dict.fromkeys(LEAST, np.inf) | {ml_dtypes.float8_e4m3fn: 448.0}
 COUNTS = jnp.arange(4096, dtype=jnp.int32)
+
+
+def added(p, u):
+    """The new parameter. JAX promotes no 8-bit floats, so Optax cannot add them to float32."""
+    if p.dtype.itemsize == 1:
+        return (p.astype(jnp.float32) + u).astype(p.dtype)
+    with jax.numpy_dtype_promotion("standard"):
+        return optax.apply_updates(p, u)
 
 
 @pytest.mark.parametrize("dtype", LEAST)
@@ -39,8 +54,10 @@ def test_steps_far_below_the_last_place_follow_the_float32_path(built, dtype):
     def moved(optimizer, dtype):
         def step(carry, _):
             params, state = carry
-            updates, state = optimizer.update(jnp.asarray(gradient, dtype), state, params)
-            return (optax.apply_updates(params, updates), state), None
+            # An update in 8 bits would itself be lost.
+            g = jnp.asarray(gradient, np.float32 if params.dtype.itemsize == 1 else dtype)
+            updates, state = optimizer.update(g, state, params)
+            return (added(params, updates), state), None
 
         params = jnp.asarray(start, dtype)
         with jax.numpy_dtype_promotion("standard"):
@@ -52,43 +69,48 @@ def test_steps_far_below_the_last_place_follow_the_float32_path(built, dtype):
     got = moved(optax.chain(built(place), stochastic_round()), dtype)
     expected = moved(built(place), np.float32)
     assert (np.abs(expected) > 1.5 * place).all()
-    np.testing.assert_allclose((got * gradient).mean(), (expected * gradient).mean(), rtol=0.01)
+    # An octave of 8-bit floats has 4 or 8 places, so these steps lead through several.
+    few = np.dtype(dtype).itemsize == 1
+    means = (got * gradient).mean(), (expected * gradient).mean()
+    np.testing.assert_allclose(*means, rtol=0.06 if few else 0.01)
     # With random choices, the worst is 4 to 7 places off.
-    assert np.abs(got - expected).max() < 2.5 * place
+    assert np.abs(got - expected).max() < (3 if few else 2.5) * place
 
 
 @jax.jit
 @functools.partial(jax.vmap, in_axes=(None, None, 0))
 def landed(p, u, count):
     updates, _ = stochastic_round().update(u, StochasticRoundState(count), p)
-    with jax.numpy_dtype_promotion("standard"):
-        return optax.apply_updates(p, updates)
+    return added(p, updates)
 
 
 @given(st.sampled_from(list(LEAST)), st.integers(0, 2**32 - 1))
 def test_a_parameter_lands_on_the_sum_or_else_on_a_neighbour(dtype, seed):
     rng = np.random.default_rng(seed)
-    p = np.float32(rng.integers(0, 2**16, 200).astype(np.uint16).view(dtype))
+    codes = rng.integers(0, 2**16, 200).astype(f"uint{8 * np.dtype(dtype).itemsize}")
+    p = np.float32(codes.view(dtype))
     p = np.where(np.isfinite(p) & (np.abs(p) >= LEAST[dtype]), p, 0).astype(dtype)
     u = np.float64(p) * rng.standard_normal(200) * 2.0 ** rng.integers(-14, 15, 200)
     u[:100] = rng.permutation(p[:100])
     u = np.clip(u, -1e38, 1e38).astype(np.float32)
     with np.errstate(over="ignore"):
-        goal = np.float32(p) + u
+        goal = np.clip(np.float32(p) + u, -END[dtype], END[dtype])
         nearest = goal.astype(dtype)
-        other = np.nextafter(nearest, np.where(goal > nearest, np.inf, -np.inf).astype(dtype))
+        end = np.where(goal > np.float32(nearest), END[dtype], -END[dtype])
+        other = np.nextafter(nearest, end.astype(dtype))
     got = np.asarray(landed(p, u, rng.integers(0, 2**31, 4).astype(np.int32)))
     unusual = (goal != 0) & (np.abs(goal) < LEAST[dtype])
-    assert ((got == nearest) | ((got == other) & (goal != nearest)) | unusual).all(), (p, u, got)
+    exact = goal == np.float32(nearest)
+    assert ((got == nearest) | ((got == other) & ~exact) | unusual).all(), (p, u, got)
 
 
 @pytest.mark.parametrize("dtype", LEAST)
 def test_over_the_steps_the_mean_is_the_sum(dtype):
     rng, kind = np.random.default_rng(0), jnp.finfo(dtype)
     eps, most, least = (float(x) for x in (kind.eps, kind.max, kind.smallest_normal))
-    p = np.float32([1, -1.5, 300, 0, 0, -2, most, -most, 16 * least, -16 * least]).repeat(20)
+    p = np.float32([1, -1.5, 320, 0, 0, -2, most, -most, 16 * least, -16 * least]).repeat(20)
     # Towards zero, so that nothing overflows, and past a power of two.
-    u = -p * eps * rng.random(200) * 2.0 ** rng.integers(-4, 5, 200)
+    u = -p * np.minimum(1, eps * rng.random(200) * 2.0 ** rng.integers(-4, 5, 200))
     u = np.where(p == 0, 1e-3 * rng.standard_normal(200), u).astype(np.float32)
     # Float32's subnormal numbers are zero to the CPU backend.
     u[np.minimum(np.abs(u), np.abs(p + u)) < np.finfo(np.float32).tiny] = 0
@@ -103,13 +125,16 @@ def test_what_is_not_finite_is_as_in_a_plain_sum_and_with_no_update_nothing_move
     most = float(jnp.finfo(dtype).max)
     p = np.float32([np.inf, -np.inf, np.inf, np.nan, 1, 1, -1, 0, -0.0, most, -most, 1])
     u = np.float32([1, 1, -np.inf, 1, np.inf, -np.inf, np.nan, 0, -0.0, 0, 0, 0])
-    expected = np.tile(jnp.asarray(p) + u, (4097, 1))
+    start = jnp.asarray(p).astype(dtype).astype(jnp.float32)
+    expected = np.tile((start + u).astype(dtype), (4097, 1))
     # At the last of these counts the number of the last element is the smallest.
     bits = int(third(dither_at(np.uint32(0), 0).bits(p.shape))[-1]) - 2**31
     counts = np.append(np.uint32(COUNTS), np.uint32(-bits * pow(0x9E3779B9, -1, 2**32) % 2**32))
-    np.testing.assert_array_equal(np.float32(landed(p.astype(dtype), u, counts)), expected)
+    np.testing.assert_array_equal(np.float32(landed(p.astype(dtype), u, counts)), np.float32(expected))
     beyond = landed(p[9:11].astype(dtype), p[9:11] / 2**12, COUNTS)
-    assert set(np.abs(np.float32(beyond)).ravel()) == {most, np.inf}
+    assert set(np.abs(np.float32(beyond)).ravel()) == {most, END[dtype]}
+    far = landed(p[9:11].astype(dtype), p[9:11], COUNTS)
+    np.testing.assert_array_equal(np.float32(far[0]), [END[dtype], -END[dtype]])
 
 
 P = jnp.linspace(-2, 2, 128, dtype=jnp.bfloat16).reshape(8, 16)
@@ -125,6 +150,34 @@ def test_other_leaves_pass_as_they_are():
         updates, _ = optimizer.update(given_updates, optimizer.init(params), params)
         chex.assert_trees_all_equal(updates, {**given_updates, "p": p}, strict=True)
     assert stochastic_round().update({}, stochastic_round().init({}), {}) == ({}, (1,))
+
+
+def test_a_whole_model_stands_beside_the_updates_of_its_trained_part():
+    p, optimizer = jnp.linspace(-2, 2, 64, dtype=jnp.bfloat16), stochastic_round(3)
+    frozen = {"f": jax.nn.relu, "n": 3, "ids": jnp.arange(2), "part": [p, {"deep": p}], "no": None}
+    updates = {"w": jnp.full(64, 1e-3), **dict.fromkeys(frozen), "part": [None, optax.MaskedNode()]}
+    alone, _ = optimizer.update(updates["w"], StochasticRoundState(7), p)
+    for model in ({"w": p, **frozen}, {**updates, "w": p}):
+        found, state = optimizer.update(updates, StochasticRoundState(7), model)
+        chex.assert_trees_all_equal(found, {**updates, "w": alone})
+        assert state.count == 8
+    numbers = {"w": jnp.float32(1), "x": 1.0, "n": np.arange(2)}
+    chex.assert_trees_all_equal(optimizer.update(numbers, state, numbers)[0], numbers)
+
+
+@pytest.mark.parametrize(
+    ("updates", "params", "words"),
+    [
+        ({"f": 1.0}, {"f": jax.nn.relu}, r"^params\['f'\] is .*custom_jvp"),
+        ({"f": jax.nn.relu}, {"f": jax.nn.relu}, r"^updates\['f'\] is .*custom_jvp"),
+        ({"n": 1.0}, {"n": jnp.arange(1)}, r"^params\['n'\] has dtype int32"),
+        ({"z": jnp.complex64(1)}, {"z": jnp.bfloat16(1)}, r"^updates\['z'\] is complex64"),
+    ],
+)
+def test_what_is_no_number_is_refused_by_path(updates, params, words):
+    with pytest.raises(TypeError, match=words) as caught:
+        stochastic_round().update(updates, StochasticRoundState(0), params)
+    assert "Adadelta" not in str(caught.value)
 
 
 def end(optimizer, around=lambda step: step):
@@ -200,8 +253,9 @@ def test_other_seeds_and_params_are_refused():
     updates = [jnp.ones(2), None]
     for params, message in (
         (None, r"params is None, .* update\(updates, state, params\)"),
-        ([jnp.ones(3), None], r"same structure and shapes; got .*\(2,\).*\(3,\)"),
-        ([jnp.ones(2)], "same structure and shapes"),
+        ([jnp.ones(3), None], r"^updates\[0\] has shape \(2,\), but params\[0\] has shape \(3,\)"),
+        ([jnp.ones(2)], "^updates and params must have the same structure"),
+        ([None, None], "^updates and params must have the same structure"),
     ):
         with pytest.raises(ValueError, match=message):
             stochastic_round().update(updates, StochasticRoundState(0), params)

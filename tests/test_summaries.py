@@ -242,6 +242,8 @@ def test_what_cannot_be_summarized_is_refused():
     beside = (optax.inject_hyperparams(optax.adam)(1e-3).init(jnp.ones(2)), state)
     with pytest.raises(ValueError, match=r"^eps is None"):
         summaries(beside)
+    with pytest.raises(ValueError, match=r"^eps is None"):  # an eps beside the state is another's
+        summaries({"hyperparams": {"eps": 1e-3}, "opt_state": state})
     with pytest.raises(ValueError, match=r"^There is no AdadeltaState in"):
         summaries(optax.adam(1.0).init(jnp.ones(2)), 1e-6)
     with pytest.raises(ValueError, match=r"^Two AdadeltaStates have a leaf 'w'"):

@@ -9,7 +9,7 @@ import optax
 
 from optax_adadelta._equation import rms_ratio
 from optax_adadelta._hyperparameters import at_step, number_or_schedule
-from optax_adadelta._state import find_state
+from optax_adadelta._state import AdadeltaState, find_state
 from optax_adadelta.diagnostics._averages import averages
 
 
@@ -22,8 +22,8 @@ def effective_learning_rate(
         \alpha \frac{\sqrt{E[\Delta x^2]_t + \epsilon}}{\sqrt{E[g^2]_t + \epsilon}}
 
     It starts at :math:`\alpha` and returns there when the gradients die away, because
-    :math:`\epsilon` then dominates both roots. Schedules are evaluated at ``state.count``, as in
-    the next update.
+    :math:`\epsilon` then dominates both roots. Schedules have their values of the step that made the
+    state; before the first step, those of the first.
 
     Args:
       state: an :class:`.AdadeltaState`, or the state of any optimizer that contains exactly one,
@@ -57,8 +57,17 @@ def effective_learning_rate(
       Zeiler, `ADADELTA: An Adaptive Learning Rate Method
       <https://arxiv.org/abs/1212.5701>`_, 2012, Section 4.3.
     """
-    rate = rate_of(eps, learning_rate, find_state(state).count)
+    rate = rate_of(eps, learning_rate, last_step(find_state(state)))
     return jax.tree.map(rate, *averages(state))
+
+
+def last_step(state: AdadeltaState) -> jax.Array:
+    """Returns the count that schedules got in the last step; before the first, that of the first.
+
+    All diagnostics evaluate schedules there.
+    """
+    (count,) = jax.tree.leaves(state.count)
+    return jnp.maximum(count, 1) - 1
 
 
 def rate_of(

@@ -13,7 +13,7 @@ from optax_adadelta._sharding import gathered
 from optax_adadelta._state import find_state
 from optax_adadelta._storage import Averages
 from optax_adadelta._validation import storages_of
-from optax_adadelta.diagnostics._rates import rate_of
+from optax_adadelta.diagnostics._rates import last_step, rate_of
 
 
 class Sample(NamedTuple):
@@ -85,7 +85,8 @@ def sample(
     """Returns the effective learning rates and the updates of a few coordinates.
 
     It is cheap enough for every training step, and works inside ``jax.jit``, ``jax.lax.scan`` and
-    ``jax.vmap``.
+    ``jax.vmap``. Schedules have their values of the step that made the state; before the first
+    step, those of the first.
 
     Args:
       state: a state as for :func:`find_state`, after the step.
@@ -118,7 +119,7 @@ def sample(
       1 0.063 -0.00447
     """
     found = find_state(state)
-    rate = rate_of(eps, learning_rate, found.count)
+    rate = rate_of(eps, learning_rate, last_step(found))
     leaves = by_name(found.e_g), by_name(found.e_x), by_name(updates)
     rates: dict[str, jax.Array] = {}
     steps: dict[str, jax.Array] = {}

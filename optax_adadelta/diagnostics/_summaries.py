@@ -18,7 +18,7 @@ from optax_adadelta._sharding import counted, repeated, replicated
 from optax_adadelta._state import AdadeltaState, is_adadelta_state, none_found
 from optax_adadelta._storage import Averages, unit_of
 from optax_adadelta._validation import storages_of
-from optax_adadelta.diagnostics._rates import rate_of
+from optax_adadelta.diagnostics._rates import last_step, rate_of
 from optax_adadelta.diagnostics._samples import by_name
 
 # Rates are counted in bins of 1/16 of an octave: the 12 leading bits of a positive float32.
@@ -52,10 +52,11 @@ def summaries(
     - ``share/not_finite``: the share of coordinates whose effective learning rate is NaN or
       infinite.
 
-    Call it after a step, inside ``jax.jit`` or outside. Schedules are evaluated as in that step.
-    A quantile comes from a histogram, so it may be 3.2 % off. On CPU it takes the time of about
-    four steps of the optimizer, and for a moment 20 bytes per coordinate of the largest leaf. With
-    averages in 8 bits, the two shares that compare with eps are approximate.
+    Call it after a step, inside ``jax.jit`` or outside. Schedules have their values of that step;
+    before the first step, those of the first. A quantile comes from a histogram, so it may be 3.2 %
+    off. On CPU it takes the time of about four steps of the optimizer, and for a moment 20 bytes
+    per coordinate of the largest leaf. With averages in 8 bits, the two shares that compare with
+    eps are approximate.
 
     Args:
       state: the state of any optimizer that contains an :class:`.AdadeltaState`, or several that
@@ -105,13 +106,11 @@ def summaries(
     names: list[str] = []
     parts = []
     for found, floor in _states_with_eps(state, eps):
-        (count,) = jax.tree.leaves(found.count)
-        # The count of the last step; before the first, that of the first.
-        last = jnp.maximum(count, 1) - 1
+        last = last_step(found)
         floor = at_step("eps", floor, last)
         rate = at_step("learning_rate", number_or_schedule("learning_rate", learning_rate), last)
         names += by_name(found.e_g)
-        parts.append((found._replace(count=count), floor, rate))
+        parts.append((found, floor, rate))
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(
