@@ -9,7 +9,7 @@ import optax
 import pytest
 import recipes
 from reference import algorithm_1, one_step
-from states import same_bits
+from states import BITS, CODE, same_bits, same_types
 
 from optax_adadelta import adadelta
 
@@ -206,6 +206,59 @@ def test_each_member_of_an_ensemble_trains_as_if_alone(sections):
             dx, *averages[i] = one_step(2 * alone[i], *averages[i], 0.95, 1e-6)
             alone[i] += dx
     np.testing.assert_allclose(params, alone, rtol=1e-5)
+
+
+def test_the_worst_member_goes_on_as_the_best_one_with_another_eps(sections):
+    names, _ = sections["Population based training"]
+    params = jnp.asarray(random(3, 2), jnp.float32)
+    state = jax.vmap(names["optimizer"].init)(params)
+    alone, averages, eps = np.float64(params), [(0.0, 0.0)] * 3, [1e-6] * 3
+    for t in range(STEPS):
+        params, state, losses = names["member_step"](params, state)
+        for i in range(3):
+            dx, *averages[i] = one_step(2 * alone[i], *averages[i], 0.95, eps[i])
+            alone[i] += dx
+        np.testing.assert_allclose(params, alone, rtol=1e-5)
+        if t % 3 == 2:
+            params, state = names["replace_worst"](params, state, losses, 3.0)
+            squares = np.sum(alone**2, axis=1)
+            best, worst = squares.argmin(), squares.argmax()
+            alone[worst], averages[worst], eps[worst] = alone[best], averages[best], 3 * eps[best]
+
+
+@BITS
+def test_old_rows_of_a_vocabulary_go_on_and_new_ones_start_fresh(sections, bits):
+    put = sections["A vocabulary that grows"][0]["put"]
+    optimizer = optax.chain(optax.trace(0.9), adadelta(state_bits=bits))
+    old, new = (jnp.asarray(random(n, 4, seed=n), jnp.float32) for n in (5, 3))
+    _, before = optimizer.update(old, optimizer.init(old))
+    both = jnp.concatenate([old, new])
+    state = jax.tree.map(put, before, optimizer.init(both))
+    same_types(state, optimizer.init(both))
+    updates, _ = optimizer.update(both, state)
+    expected, _ = optimizer.update(old, before)
+    begun, _ = optimizer.update(new, optimizer.init(new))
+    np.testing.assert_allclose(updates[:5], expected, rtol=1e-6)
+    # Codes are rounded by the place of an element in its array.
+    np.testing.assert_allclose(updates[5:], begun, rtol=1e-6 + CODE[bits])
+
+
+def test_columns_are_scaled_down_to_the_limit_and_never_up(sections):
+    names, _ = sections["A limit for the norm of weights"]
+    w = random(4, 3) * np.array([0.0, 0.1, 100.0])
+    params = {"output": jnp.asarray(w, jnp.float32), "bias": jnp.full(3, 50.0)}
+    state = names["optimizer"].init(params)
+    grads = jax.tree.map(jnp.ones_like, params)
+    dx = -np.sqrt(1e-6 / (0.05 + 1e-6))
+    limited, _ = names["limited_step"](params, state, grads)
+    stepped = w + dx
+    norms = np.linalg.norm(stepped, axis=0)
+    assert norms[2] > 3 > norms[1]
+    expected = stepped * np.where(norms > 3, 3 / norms, 1)
+    np.testing.assert_allclose(limited["output"], expected, rtol=1e-5)
+    np.testing.assert_allclose(limited["bias"], 50 + dx, rtol=1e-6)
+    still, _ = names["limited_step"](params, state, jax.tree.map(jnp.zeros_like, params))
+    assert not still["output"][:, 0].any()
 
 
 @pytest.mark.usefixtures("x64")

@@ -1,0 +1,211 @@
+"""Every function that returns a state, with arguments for it: a new one joins with one line."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from states import EPS
+
+from optax_adadelta import (
+    AdadeltaState,
+    adadelta,
+    convert,
+    reduce_eps_on_plateau,
+    scale_by_adadelta,
+    stochastic_round,
+)
+from optax_adadelta.diagnostics import (
+    averages,
+    choose_coordinates,
+    effective_learning_rate,
+    sample,
+    summaries,
+)
+
+
+def injected(bits):
+    return optax.inject_hyperparams(adadelta, "state_bits", jnp.float32)(eps=EPS, state_bits=bits)
+
+
+# What may be around the optimizer; each takes the bits.
+WRAPPED = {
+    "adadelta": lambda bits: adadelta(state_bits=bits),
+    "scale_by_adadelta": lambda bits: scale_by_adadelta(state_bits=bits),
+    "chain": lambda bits: optax.chain(optax.trace(0.9), adadelta(state_bits=bits)),
+    "masked": lambda bits: optax.masked(adadelta(state_bits=bits), matrices),
+    "groups": lambda bits: optax.multi_transform(
+        {False: adadelta(state_bits=bits), True: adadelta(0.5, state_bits=bits)}, matrices
+    ),
+    "injected": injected,
+}
+
+
+def matrices(params):
+    return jax.tree.map(lambda p: p.ndim == 2, params)
+
+
+class Run(NamedTuple):
+    """The parameters of a run, the storage of its state, and what is around its optimizer."""
+
+    params: Any
+    bits: int | None = None
+    wrap: Callable = WRAPPED["adadelta"]
+
+    def optimizer(self, bits="same"):
+        return self.wrap(self.bits if bits == "same" else bits)
+
+    def state(self, bits="same"):
+        return begun(self.optimizer(bits), self.params)
+
+
+def gradients(params, t=0):
+    return jax.tree.map(lambda p: (0.3 + t) * p, params)
+
+
+def begun(optimizer, params):
+    """The state after two steps."""
+    state = optimizer.init(params)
+    for t in range(2):
+        _, state = optimizer.update(gradients(params, t), state, params)
+    return state
+
+
+def adadelta_states(tree):
+    def ours(part):
+        return isinstance(part, AdadeltaState)
+
+    return [part for part in jax.tree.leaves(tree, is_leaf=ours) if ours(part)]
+
+
+# For each function: what takes a run and returns the function and its arguments. These work on the
+# state of any optimizer. Of what Optax makes around it, only what is ours counts.
+OF_ANY_OPTIMIZER = {
+    "init": lambda run: (lambda p: adadelta_states(run.optimizer().init(p)), run.params),
+    "update": lambda run: (
+        lambda g, s, p: adadelta_states(run.optimizer().update(g, s, p)[1]),
+        gradients(run.params),
+        run.state(),
+        run.params,
+    ),
+    "carry_over": lambda run: (
+        convert.carry_over,
+        run.state(),
+        run.optimizer().init(run.params),
+    ),
+    **{
+        f"with_state_bits {bits}": lambda run, bits=bits: (
+            lambda s: convert.with_state_bits(s, bits, eps=EPS),
+            run.state(),
+        )
+        for bits in (None, 16, 8)
+    },
+}
+
+
+def low(run):
+    """The run with some of its parameters in bfloat16."""
+    return jax.tree.map(lambda p: p.astype(jnp.bfloat16) if p.ndim == 2 else p, run.params)
+
+
+def plateau_init(run, **given):
+    plateau = reduce_eps_on_plateau(**given)
+    return plateau.init, (run.params, begun(injected(run.bits), run.params))
+
+
+def plateau_update(run, value, **given):
+    init, tree = plateau_init(run, **given)
+    plateau = reduce_eps_on_plateau(**given)
+    _, watch = plateau.update(tree, init(tree), value=1.0)
+    return lambda tree, watch: plateau.update(tree, watch, value=value), tree, watch
+
+
+OURS = {
+    "carry_over to groups": lambda run: (
+        convert.carry_over,
+        run.state(),
+        WRAPPED["groups"](run.bits).init(run.params),
+    ),
+    "carry_over from groups": lambda run: (
+        convert.carry_over,
+        begun(WRAPPED["groups"](run.bits), run.params),
+        run.optimizer().init(run.params),
+    ),
+    "to_optax": lambda run: (
+        convert.to_optax,
+        run.state(),
+        optax.chain(optax.adadelta(lambda t: 0.5), optax.trace(0.9)).init(run.params),
+    ),
+    "to_torch": lambda run: (
+        lambda s: convert.to_torch(s, flat, names=list(flat(run.params))),
+        run.state(),
+    ),
+    "stochastic_round.init": lambda run: (stochastic_round().init, low(run)),
+    "stochastic_round.update": lambda run: (
+        lambda u, s, p: stochastic_round().update(u, s, p)[1],
+        run.params,
+        stochastic_round().init(low(run)),
+        low(run),
+    ),
+    "plateau.init": plateau_init,
+    "plateau.init, restore": lambda run: plateau_init(run, restore_best=True),
+    "plateau.update": lambda run: plateau_update(run, 2.0),
+    "plateau.update to the best": lambda run: plateau_update(run, 2.0, restore_best=True),
+    "plateau.update of the best": lambda run: plateau_update(run, 0.5, restore_best=True),
+}
+
+
+def flat(params):
+    """The leaves by name, as in the state dict of a model."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf
+        for path, leaf in jax.tree.leaves_with_path(params)
+    }
+
+
+def from_flat(params):
+    """Returns a function from leaves by name to the tree, each placed like its parameter."""
+
+    def unflatten(leaves):
+        placed = [jax.device_put(leaves[name], p.sharding) for name, p in flat(params).items()]
+        return jax.tree.unflatten(jax.tree.structure(params), placed)
+
+    return unflatten
+
+
+def torch_state(params, tensor=np.array):
+    averages = [{"square_avg": p**2, "acc_delta": p**2 / 10} for p in map(tensor, params.values())]
+    group = {"lr": 1.0, "rho": 0.9, "eps": EPS, "weight_decay": 0.0, "maximize": False}
+    return {
+        "state": {i: {"step": 7.0, **pair} for i, pair in enumerate(averages)},
+        "param_groups": [{**group, "params": list(range(len(params)))}],
+    }
+
+
+# These return averages in full precision.
+FROM_OTHERS = {
+    "from_optax": lambda run: (
+        lambda s: convert.from_optax(s, count=2),
+        begun(optax.adadelta(1.0), run.params),
+    ),
+    "from_torch": lambda run: (
+        lambda s: convert.from_torch(s, from_flat(run.params), names=list(flat(run.params))),
+        torch_state(flat(run.params)),
+    ),
+}
+
+# Each takes a run and a state in place of its own, and reads that state.
+READERS = {
+    "update": lambda run, s: run.optimizer().update(gradients(run.params), s, run.params),
+    "jitted update": lambda run, s: jax.jit(run.optimizer().update)(gradients(run.params), s),
+    "averages": lambda run, s: averages(s),
+    "effective_learning_rate": lambda run, s: effective_learning_rate(s, EPS),
+    "summaries": lambda run, s: summaries(s, EPS),
+    "sample": lambda run, s: sample(s, run.params, choose_coordinates(run.state()), EPS),
+    "carry_over": lambda run, s: convert.carry_over(s, run.optimizer().init(run.params)),
+    "with_state_bits": lambda run, s: convert.with_state_bits(s, run.bits, eps=EPS),
+    "to_optax": lambda run, s: convert.to_optax(s, optax.adadelta(1.0).init(run.params)),
+    "to_torch": lambda run, s: convert.to_torch(s, flat, names=list(flat(run.params))),
+}
