@@ -11,7 +11,7 @@ import numpy as np
 # _STRIDE * _SECOND == 0x91E10DA5 and _STRIDE * _THIRD == 0x9E3779B9. The multiples of the first
 # two fill the unit square evenly, those of the third the unit interval.
 _STRIDE = np.uint32(0xC13FA9A9)
-_SECOND, _THIRD = np.array([0x3BF0999D, 0xE7EBF991], np.uint32).astype(np.int32)
+_SECOND, _THIRD, _FOURTH = np.array([0x3BF0999D, 0xE7EBF991, 0x2847B98F], np.uint32).astype(np.int32)
 _START, _SEED, _LATTICE = np.uint32(0x243F6A88), np.uint32(0xA54FF53B), 0xD1B54A33
 
 HALF = np.int32(-(2**31))
@@ -50,6 +50,11 @@ def second(bits: jax.Array) -> jax.Array:
 def third(bits: jax.Array) -> jax.Array:
     """Returns a third dither, which by itself is the most evenly spread."""
     return bits * _THIRD
+
+
+def fourth(bits: jax.Array) -> jax.Array:
+    """Returns a fourth dither, which is independent of the others."""
+    return bits * _FOURTH
 
 
 def dither_at(seed: jax.typing.ArrayLike, count: jax.typing.ArrayLike) -> Dither:

@@ -11,7 +11,7 @@ Scalar: TypeAlias = jax.Array | np.floating
 
 
 def equation(
-    g: jax.Array, e_g: jax.Array, e_x: jax.Array, rho: "Decay", eps: Scalar
+    g: jax.Array, e_g: jax.Array, e_x: jax.Array, rho: "Decay", eps: "Epsilons"
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Makes one step of Algorithm 1 and returns `dx`, with the sign of `g`, and both averages.
 
@@ -21,45 +21,44 @@ def equation(
     only on `g`, on its own old value and on the *new* values of the results before it. So a
     compiler can write every result in place.
     """
-    eps = floored(eps)
+    eps = eps.normal()
     g, g_sq = clip_to_squarable(g)
     e_g = rho.average(e_g, g_sq)
     e_x = rho.average(e_x, squared_update(g_sq, e_g, e_x, eps))
     return delta(g, g_sq, e_g, e_x, rho, eps), e_g, e_x
 
 
-def squared_update(g_sq: jax.Array, e_g: jax.Array, e_x: jax.Array, eps: Scalar) -> jax.Array:
+def squared_update(g_sq: jax.Array, e_g: jax.Array, e_x: jax.Array, eps: "Epsilons") -> jax.Array:
     """Returns `dx^2` from the new `e_g` and the old `e_x`."""
-    return g_sq / (e_g + eps) * (e_x + eps)
+    return g_sq / (e_g + eps.g) * (e_x + eps.x)
 
 
 def delta(
-    g: jax.Array, g_sq: jax.Array, e_g: jax.Array, e_x: jax.Array, rho: "Decay", eps: Scalar
+    g: jax.Array, g_sq: jax.Array, e_g: jax.Array, e_x: jax.Array, rho: "Decay", eps: "Epsilons"
 ) -> jax.Array:
     """Returns `dx` from the new `e_g` and the new `e_x`."""
+    rho_eps = Epsilons(*(_normal_product(rho.high, e) for e in eps))
+    denominator = rho.high * e_g + (rho.one_minus_rho * g_sq + rho_eps.g)
+    return _root_ratio(e_x + rho_eps.x, denominator).astype(g.dtype) * g
+
+
+def _normal_product(rho: Scalar, eps: Scalar) -> jax.Array:
     # For a tiny rho the product underflows, and a coordinate that never moved would give 0 / 0.
     # jnp.maximum would lose the derivative with respect to rho.
     tiny = jax.lax.full((), jnp.finfo(eps.dtype).tiny, eps.dtype)
-    rho_eps = rho.high * eps
-    rho_eps += jnp.where(rho_eps < tiny, tiny, jnp.zeros_like(tiny))
-    ratio = _root_ratio(e_x + rho_eps, rho.high * e_g + (rho.one_minus_rho * g_sq + rho_eps))
-    return ratio.astype(g.dtype) * g
+    product = rho * eps
+    return product + jnp.where(product < tiny, tiny, jnp.zeros_like(tiny))
 
 
-def rms_ratio(e_g: jax.Array, e_x: jax.Array, eps: Scalar) -> jax.Array:
+def rms_ratio(e_g: jax.Array, e_x: jax.Array, eps: "Epsilons") -> jax.Array:
     """Returns RMS[dx] / RMS[g]."""
-    eps = floored(eps)
-    return _root_ratio(e_x + eps, e_g + eps)
+    eps = eps.normal()
+    return _root_ratio(e_x + eps.x, e_g + eps.g)
 
 
 def _root_ratio(a: jax.Array, b: jax.Array) -> jax.Array:
     # The quotient of the averages could underflow.
     return jnp.sqrt(a) / jnp.sqrt(b)
-
-
-def floored(eps: Scalar) -> jax.Array:
-    """Returns `eps`, raised if `rho * eps` would not be a normal number for a rho of 1 / 64."""
-    return jnp.maximum(eps, jax.lax.full((), 64 * jnp.finfo(eps.dtype).tiny, eps.dtype))
 
 
 def clip_to_squarable(
@@ -84,6 +83,25 @@ def clip_to_squarable(
     # The modulus can overflow, a quarter of it cannot.
     quarter = jnp.maximum(jnp.abs(0.25 * g), 0.25 * bound)
     return (0.25 * bound / quarter).astype(g.dtype) * g, jnp.minimum(g_sq, square)
+
+
+class Epsilons(NamedTuple):
+    """The eps beside E[g^2] and the eps beside E[dx^2]. In the paper they are the same number."""
+
+    g: Scalar
+    x: Scalar
+
+    def normal(self) -> "Epsilons":
+        """Returns both, raised to 64 times the smallest normal number if they are below it.
+
+        Then the product with a rho of 1/64 or more is a normal number.
+        """
+        least = 64 * jnp.finfo(self.x.dtype).tiny
+        return Epsilons(*(jnp.maximum(e, jax.lax.full((), least, e.dtype)) for e in self))
+
+    def astype(self, dtype: np.dtype) -> "Epsilons":
+        """Returns both in `dtype`."""
+        return Epsilons(*(e.astype(dtype) for e in self))
 
 
 class Decay(NamedTuple):

@@ -13,14 +13,9 @@ import optax
 
 from optax_adadelta._dtypes import dtype_of
 from optax_adadelta._hyperparameters import known, number
-<<<<<<< ours
 from optax_adadelta._injected import adadelta_paths, injected_eps, is_inside, is_scheduled, path_of
-from optax_adadelta._sharding import scalar_sharding
-=======
-from optax_adadelta._injected import injected_eps, is_inside, is_scheduled, path_of
 from optax_adadelta._serialization import exportable
 from optax_adadelta._sharding import placed_scalar
->>>>>>> theirs
 
 
 @exportable("optax_adadelta.PlateauState")

@@ -1,11 +1,6 @@
 """The state of the optimizer: how to make, check and find it."""
 
-<<<<<<< ours
-import functools
 from collections.abc import Callable, Mapping
-=======
-from collections.abc import Callable
->>>>>>> theirs
 from operator import itemgetter
 from typing import Any, NamedTuple
 

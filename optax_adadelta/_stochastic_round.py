@@ -10,8 +10,8 @@ import optax
 from optax_adadelta._dither import Dither, centered, dither_at, third
 from optax_adadelta._dtypes import dtype_of
 from optax_adadelta._hyperparameters import seed_scalar
-<<<<<<< ours
-from optax_adadelta._sharding import scalar_sharding
+from optax_adadelta._serialization import exportable
+from optax_adadelta._sharding import placed_scalar
 from optax_adadelta._validation import parameters_of
 
 _REMEDY = (
@@ -19,10 +19,6 @@ _REMEDY = (
     " Put None in place of the other updates, or mask them with optax.masked(stochastic_round(),"
     " mask)."
 )
-=======
-from optax_adadelta._serialization import exportable
-from optax_adadelta._sharding import placed_scalar
->>>>>>> theirs
 
 
 @exportable("optax_adadelta.StochasticRoundState")

@@ -66,3 +66,35 @@ KINDS = (
     "dying",
     "zero",
 )
+
+
+def root_mean_squares(arrays):
+    """The scale of each array: its own, that of all if it is zero, 0.5 if all are zero."""
+    squares = [np.mean(np.abs(np.asarray(a).astype(np.result_type(a, np.float64))) ** 2) for a in arrays]
+    sizes = [np.size(a) for a in arrays]
+    whole = np.dot(sizes, squares) / sum(sizes) or 0.25
+    return [np.sqrt(square or whole) for square in squares]
+
+
+class RelativeStep(NamedTuple):
+    """The results of one step of Adadelta in relative coordinates, each of the gradient's shape."""
+
+    update: np.ndarray
+    e_g: np.ndarray
+    e_x: np.ndarray
+    trace: np.ndarray
+
+
+def relative(gradients, scale, rho=0.95, eps=5e-6, k=1e-9, momentum=0.9, nesterov=True):
+    """Algorithm 1 on `y = x / scale` in float64, then momentum; the results are those of `x`."""
+    gradients = np.asarray(gradients)
+    gradients = gradients.astype(np.result_type(gradients.dtype, np.float64))
+    e_g = e_y = trace = np.zeros(gradients.shape[1:])
+    for g in gradients:
+        g_y = scale * g
+        e_g = rho * e_g + (1 - rho) * np.abs(g_y) ** 2
+        dy = -np.sqrt(e_y + eps) / np.sqrt(e_g + k) * g_y
+        e_y = rho * e_y + (1 - rho) * np.abs(dy) ** 2
+        trace = momentum * trace + dy
+        update = dy + momentum * trace if nesterov else trace
+        yield RelativeStep(scale * update, e_g / scale**2, scale**2 * e_y, scale * trace)

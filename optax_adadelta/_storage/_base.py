@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_adadelta._dither import Dither
-from optax_adadelta._equation import Decay, Scalar, clip_to_squarable, delta
+from optax_adadelta._dither import Dither, fourth
+from optax_adadelta._equation import Decay, Epsilons, Scalar, clip_to_squarable, delta
 from optax_adadelta._serialization import exportable
 from optax_adadelta._sharding import zeros_like
 
@@ -28,10 +28,11 @@ class Averages(NamedTuple):
 
 
 class Quantization(NamedTuple):
-    """What all quantized leaves have in common in one step."""
+    """What a step needs to read codes and to write them."""
 
-    stored_unit: jax.Array  # what the codes are relative to before the step
-    unit: jax.Array  # and after it
+    before: Epsilons  # what the codes are relative to before the step
+    after: Epsilons  # and after it
+    gain: Scalar | None  # the root of `after.x / after.g`; None if both are the same
     dither: Dither
 
 
@@ -51,16 +52,20 @@ class Storage(abc.ABC):
         stored = dtype if dtype in self.dtypes else self.dtypes[0]
         return Averages(zeros_like(p, stored), zeros_like(p, stored))
 
+    def init_trace(self, p: Any, dtype: np.dtype) -> jax.Array:
+        """Returns a trace of zero for a parameter whose updates, in full width, have this dtype."""
+        return zeros_like(p, dtype)
+
     @abc.abstractmethod
     def dtype(self, g: jax.Array, e_g: jax.Array) -> np.dtype:
         """Returns the dtype in which a step is computed, from a gradient and a stored average."""
 
     @abc.abstractmethod
-    def read(self, stored: Averages, unit: jax.typing.ArrayLike | None) -> Averages:
+    def read(self, stored: Averages, eps: Epsilons | None) -> Averages:
         """Returns stored averages as floats, none of them negative."""
 
     @abc.abstractmethod
-    def write(self, averages: Averages, unit: jax.Array | None) -> Averages:
+    def write(self, averages: Averages, eps: Epsilons | None) -> Averages:
         """Returns averages as they are stored, rounded to nearest."""
 
     @abc.abstractmethod
@@ -69,10 +74,32 @@ class Storage(abc.ABC):
         g: jax.Array,
         stored: Averages,
         rho: Decay,
-        eps: Scalar,
+        eps: Epsilons,
         quantization: Quantization | None,
     ) -> tuple[jax.Array, Averages]:
         """Makes one step of Algorithm 1; returns `dx`, with the sign of `g`, and the averages."""
+
+    def read_trace(self, trace: jax.Array, eps: Epsilons | None) -> jax.Array:
+        """Returns a stored trace as numbers."""
+        del eps
+        return trace
+
+    def write_trace(self, trace: jax.Array, eps: Epsilons | None) -> jax.Array:
+        """Returns a trace as it is stored, rounded to nearest."""
+        del eps
+        return trace
+
+    def step_trace(
+        self,
+        dx: jax.Array,
+        trace: jax.Array,
+        momentum: Scalar,
+        quantization: Quantization | None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns `momentum * trace + dx`, as numbers and as it is stored."""
+        del quantization
+        trace = momentum * trace + dx
+        return trace, trace
 
 
 class Quantized(Storage):
@@ -95,26 +122,63 @@ class Quantized(Storage):
 
     @abc.abstractmethod
     def advance(
-        self, g_sq: jax.Array, codes: Averages, rho: Decay, rescaling: jax.Array, dither: Dither
+        self, g_sq: jax.Array, codes: Averages, rho: Decay, rescaling: Epsilons, dither: Dither
     ) -> Averages:
         """Returns the codes after a step; a NaN in `g_sq` leaves its codes as they are.
 
         `rescaling` is the eps that `codes` are relative to, divided by the new one.
         """
 
+    @abc.abstractmethod
+    def encode_trace(self, trace: jax.Array, eps: Scalar, dither: jax.Array | None) -> jax.Array:
+        """Returns the codes of a real trace, rounded to nearest without `dither`.
+
+        `eps` is the one beside E[dx^2].
+        """
+
+    @abc.abstractmethod
+    def decode_trace(self, codes: jax.Array, eps: Scalar) -> jax.Array:
+        """Returns the float32 trace that codes stand for. Codes of zero are a trace of zero."""
+
+    def init_trace(self, p: Any, dtype: np.dtype) -> jax.Array:
+        # Complex numbers have no codes.
+        return zeros_like(p, dtype if jnp.issubdtype(dtype, complex) else self.dtypes[0])
+
+    def read_trace(self, trace, eps):
+        return trace if jnp.iscomplexobj(trace) else self.decode_trace(trace, eps.x)
+
+    def write_trace(self, trace, eps):
+        if jnp.iscomplexobj(trace):
+            return trace
+        return _without_derivative(self.encode_trace, trace, eps.x, None)
+
+    def step_trace(self, dx, trace, momentum, quantization):
+        if jnp.iscomplexobj(dx):
+            return super().step_trace(dx, trace, momentum, quantization)
+        return _without_derivative(self._step_trace, dx, trace, momentum, quantization)
+
+    def _step_trace(self, dx, codes, momentum, quantization):
+        old = self.decode_trace(codes, quantization.before.x).astype(dx.dtype)
+        dither = fourth(quantization.dither.bits(dx.shape))
+        eps, unknown = quantization.after.x, jnp.isnan(dx)
+        new = self.encode_trace(momentum * old + dx, eps, dither)
+        # As the averages do, the trace stays as it is where the gradient is NaN.
+        codes = jax.lax.select(unknown, codes, new)
+        return jnp.where(unknown, dx, self.decode_trace(codes, eps).astype(dx.dtype)), codes
+
     def dtype(self, g: jax.Array, e_g: jax.Array) -> np.dtype:
         del e_g
         return np.dtype(np.float64 if jnp.finfo(g.dtype).bits > 32 else np.float32)
 
-    def read(self, stored: Averages, unit: jax.typing.ArrayLike | None) -> Averages:
-        unit = jnp.asarray(unit, jnp.float32)
-        return Averages(*(unit * average for average in self.decode(stored, unit.dtype)))
+    def read(self, stored, eps):
+        e_g, e_x = self.decode(stored, np.dtype(np.float32))
+        return Averages(eps.g * e_g, eps.x * e_x)
 
-    def write(self, averages: Averages, unit: jax.Array | None) -> Averages:
-        return _without_derivative(self._write, averages, unit)
+    def write(self, averages, eps):
+        return _without_derivative(self._write, averages, eps)
 
-    def _write(self, averages, unit):
-        e_g, e_x = (average / unit.astype(average.dtype) for average in averages)
+    def _write(self, averages, eps):
+        e_g, e_x = (a / unit.astype(a.dtype) for a, unit in zip(averages, eps, strict=True))
         # A NaN has no code. With these averages the coordinate stands still until E[g^2] decays.
         e_g = jnp.where(jnp.isnan(e_g), self.largest, e_g)
         return self.encode(Averages(e_g, jnp.where(jnp.isnan(e_x), 0, e_x)))
@@ -127,12 +191,14 @@ class Quantized(Storage):
         # dx is computed from the averages as they are stored. Then each result needs only its own
         # old codes and the new codes of the others, so a compiler can write them in place.
         dtype = jnp.finfo(g.dtype).dtype
-        old, new = quantization.stored_unit.astype(dtype), quantization.unit.astype(dtype)
-        one = jnp.ones_like(new)
-        g, g_sq = clip_to_squarable(g, self.largest * new)
-        g_sq *= one / new
-        stored = self.advance(g_sq, stored, rho, old / new, quantization.dither)
-        return delta(g, g_sq, *self.decode(stored, dtype), rho, one), stored
+        before, after = quantization.before.astype(dtype), quantization.after.astype(dtype)
+        one = jnp.ones_like(after.g)
+        g, g_sq = clip_to_squarable(g, self.largest * after.g)
+        g_sq *= one / after.g
+        rescaling = Epsilons(before.g / after.g, before.x / after.x)
+        stored = self.advance(g_sq, stored, rho, rescaling, quantization.dither)
+        dx = delta(g, g_sq, *self.decode(stored, dtype), rho, Epsilons(one, one))
+        return dx if quantization.gain is None else quantization.gain.astype(g.dtype) * dx, stored
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))

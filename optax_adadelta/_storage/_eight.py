@@ -6,12 +6,14 @@ import numpy as np
 
 from optax_adadelta._bits import mantissa, power_of_two
 from optax_adadelta._dither import centered, second
-from optax_adadelta._equation import squared_update
+from optax_adadelta._equation import Epsilons, Scalar, squared_update
 from optax_adadelta._storage._base import Averages, Quantized
 from optax_adadelta._storage._grid import NEAREST, Grid, Segment
 
 _S_GRID = Grid(1.0, Segment(octaves=33, codes=6), Segment(octaves=28, codes=2))
 _Z_GRID = Grid(0.5, Segment(octaves=10, codes=18), Segment(octaves=37, codes=2))
+_TRACE_GRID = Grid(1.0, Segment(octaves=18, codes=7))
+_NEGATIVE = 128  # added to the code of a negative trace
 
 
 class EightBits(Quantized):
@@ -43,9 +45,9 @@ class EightBits(Quantized):
 
     def advance(self, g_sq, codes, rho, rescaling, dither):
         one = jnp.ones_like(g_sq)
-        e_g, e_x = (rescaling * average for average in self.decode(codes, g_sq.dtype))
+        e_g, e_x = map(jnp.multiply, rescaling, self.decode(codes, g_sq.dtype))
         e_g = rho.average(e_g, g_sq)
-        e_x = rho.average(e_x, squared_update(g_sq, e_g, e_x, one))
+        e_x = rho.average(e_x, squared_update(g_sq, e_g, e_x, Epsilons(one, one)))
         s, x = ((average + one).astype(jnp.float32) for average in (e_g, e_x))
         bits = dither.bits(g_sq.shape)
         s_codes = _S_GRID.encode(s, centered(bits))
@@ -57,6 +59,20 @@ class EightBits(Quantized):
         s_codes += z_codes.astype(jnp.int32) >> 8
         s_codes = jax.lax.select(unknown, codes.e_g, s_codes.astype(jnp.uint8))
         return Averages(s_codes, z_codes)
+
+    def encode_trace(self, trace, eps, dither):
+        size = (jnp.abs(trace) / _trace_unit(eps).astype(trace.dtype)).astype(jnp.float32) + 1
+        codes = _TRACE_GRID.encode(size, NEAREST if dither is None else centered(dither))
+        return (codes + (trace < 0) * np.int32(_NEGATIVE)).astype(jnp.uint8)
+
+    def decode_trace(self, codes, eps):
+        size = (_TRACE_GRID.decode(codes & np.uint8(_NEGATIVE - 1)) - 1) * _trace_unit(eps)
+        return jnp.where(codes < _NEGATIVE, size, -size)
+
+
+def _trace_unit(eps: Scalar) -> jax.Array:
+    """Returns what a trace of code 7 is; the codes are evenly spaced up to it."""
+    return jnp.sqrt(eps) * np.float32(1 / 16)
 
 
 def _z(s: jax.Array, x: jax.Array, s_codes: jax.Array) -> jax.Array:

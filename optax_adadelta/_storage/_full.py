@@ -16,12 +16,12 @@ class FullPrecision(Storage):
         del g
         return e_g.dtype
 
-    def read(self, stored, unit):
-        del unit
+    def read(self, stored, eps):
+        del eps
         return stored
 
-    def write(self, averages, unit):
-        del unit
+    def write(self, averages, eps):
+        del eps
         return averages
 
     def step(self, g, stored, rho, eps, quantization):

@@ -6,17 +6,21 @@ import numpy as np
 
 from optax_adadelta._bits import bits_of, from_bits
 from optax_adadelta._dither import HALF, second
-from optax_adadelta._equation import squared_update
+from optax_adadelta._equation import Epsilons, Scalar, squared_update
 from optax_adadelta._storage._base import Averages, Quantized
 
 _ONE = np.float32(1).view(np.int32)
 # Right shifts of the bits of a float32. E[g^2] + 1 has 1024 codes in each of 64 octaves.
 # E[dx^2] + 1 has 2048 in each of 32, because its errors add up over the steps.
 _SHIFTS = Averages(np.int32(13), np.int32(12))
+_LARGEST_TRACE = np.int32(0x7F7F0000).view(np.float32)
 
 
 class SixteenBits(Quantized):
-    """Codes of `E[g^2] + 1` and `E[dx^2] + 1`, in units of eps: the upper bits of a float32."""
+    """Codes of `E[g^2] + 1` and `E[dx^2] + 1`, in units of eps: the upper bits of a float32.
+
+    A trace is the upper half of a float32, with its sign, whatever eps is.
+    """
 
     dtypes = (np.dtype(np.uint16),)
     largest = 2.0**64
@@ -30,16 +34,29 @@ class SixteenBits(Quantized):
         )
 
     def advance(self, g_sq, codes, rho, rescaling, dither):
-        e_g, e_x = (rescaling * average for average in self.decode(codes, g_sq.dtype))
+        e_g, e_x = map(jnp.multiply, rescaling, self.decode(codes, g_sq.dtype))
         unknown, bits = jnp.isnan(g_sq), dither.bits(g_sq.shape)
         # Each select comes last on purpose: it keeps XLA from computing the codes again in every
         # loop that reads them.
         e_g_codes = _encode(rho.average(e_g, g_sq), _SHIFTS.e_g, bits)
         e_g_codes = jax.lax.select(unknown, codes.e_g, e_g_codes)
         e_g = _decode(e_g_codes, _SHIFTS.e_g, g_sq.dtype)
-        e_x = rho.average(e_x, squared_update(g_sq, e_g, e_x, jnp.ones_like(g_sq)))
+        one = jnp.ones_like(g_sq)
+        e_x = rho.average(e_x, squared_update(g_sq, e_g, e_x, Epsilons(one, one)))
         e_x_codes = _encode(e_x, _SHIFTS.e_x, second(bits))
         return Averages(e_g_codes, jax.lax.select(unknown, codes.e_x, e_x_codes))
+
+    def encode_trace(self, trace, eps, dither):
+        del eps
+        trace = jax.lax.clamp(-_LARGEST_TRACE, trace.astype(jnp.float32), _LARGEST_TRACE)
+        fraction = HALF if dither is None else dither
+        fraction = jax.lax.shift_right_logical(fraction, jnp.full_like(fraction, 16))
+        upper = jax.lax.shift_right_logical(bits_of(trace) + fraction, jnp.full_like(fraction, 16))
+        return upper.astype(jnp.uint16)
+
+    def decode_trace(self, codes, eps):
+        del eps
+        return from_bits(codes.astype(jnp.int32) << 16)
 
 
 def _encode(average: jax.Array, shift: np.int32, dither: jax.Array | np.int32) -> jax.Array:

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from optax_adadelta._bits import bits_of, from_bits
-from optax_adadelta._equation import floored
+from optax_adadelta._equation import Epsilons
 from optax_adadelta._hyperparameters import at_step, number, number_or_schedule
 from optax_adadelta._injected import Path, injected_eps, is_inside, path_of
 from optax_adadelta._sharding import counted, repeated, replicated
@@ -233,7 +233,7 @@ def _counts(batch: _Batch, floor: Any, scale: Any) -> tuple[jax.Array, jax.Array
     """
     e_g, e_x = batch.averages
     eps = unit_of(floor) if batch.quantized else jnp.asarray(floor)
-    eps = floored(eps.astype(e_g.dtype))
+    eps = eps.astype(e_g.dtype)
     rates = rate_of(eps, scale, 0)(e_g, e_x).astype(jnp.float32)
     finite = jnp.isfinite(rates)
     # Rounded to nearest, so that a rate of 1 is a bin's value.

@@ -1,0 +1,110 @@
+"""Adadelta with momentum and with an eps in the units of each array."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import optax
+
+from optax_adadelta._transformation import transformation
+
+
+def nadadelta(
+    learning_rate: optax.ScalarOrSchedule | None = 1.0,
+    rho: optax.ScalarOrSchedule = 0.95,
+    eps: optax.ScalarOrSchedule = 5e-6,
+    weight_decay: optax.ScalarOrSchedule = 0.0,
+    weight_decay_mask: Any | Callable[[optax.Params], Any] | None = None,
+    *,
+    momentum: optax.ScalarOrSchedule = 0.9,
+    nesterov: bool = True,
+    state_bits: int | None = None,
+    seed: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Adadelta with Nesterov momentum and an eps relative to each array: nothing to tune.
+
+    ``eps`` is a share here, not the paper's absolute number: it is multiplied by the mean square of
+    each array at ``init``. So a network with weights of 0.02 gets smaller first steps than one with
+    weights of 0.2, and scaling an array or the loss does not change the training.
+
+    .. math::
+        \begin{aligned}
+        g'_t &= g_t + \lambda \theta_{t-1} \\
+        E[g^2]_t &= \rho E[g^2]_{t-1} + (1 - \rho) |g'_t|^2 \\
+        \Delta x_t &= \frac{\sqrt{E[\Delta x^2]_{t-1} + \epsilon r^2}}
+                          {\sqrt{E[g^2]_t + k / r^2}} g'_t \\
+        E[\Delta x^2]_t &= \rho E[\Delta x^2]_{t-1} + (1 - \rho) |\Delta x_t|^2 \\
+        v_t &= \mu v_{t-1} + \Delta x_t \\
+        \theta_t &= \theta_{t-1} - \alpha (\Delta x_t + \mu v_t)
+        \end{aligned}
+
+    where :math:`r` is the root mean square of the array at ``init``, or that of the whole tree if
+    the array starts at zero, or 0.5 if everything starts at zero; :math:`k` is 1e-9, small as Adam's
+    eps; and :math:`\mu` is the momentum. This is :func:`adadelta` on :math:`\theta / r`, which has
+    no unit. Everything else is as for :func:`adadelta`.
+
+    Number of steps known: let the learning rate fall to zero over the last half.
+
+    .. code-block:: python
+
+        half = steps // 2
+        optimizer = nadadelta(optax.linear_schedule(1.0, 0.0, half, transition_begin=half))
+
+    Number of steps unknown: halve the learning rate and evaluate an average of the parameters.
+
+    .. code-block:: python
+
+        optimizer = nadadelta(0.5)
+        ...
+        average = optax.incremental_update(params, average, 10 / (step + 10))  # after each step
+
+    Args:
+      learning_rate: :math:`\alpha`, at least 0. It scales the updates and never enters the averages.
+        None means 1.0.
+      rho: :math:`\rho`, the share of the averages that each step keeps, at least 0 and below 1.
+      eps: :math:`\epsilon`, positive: a share of the mean square of each array.
+      weight_decay: as for :func:`adadelta`.
+      weight_decay_mask: as for :func:`adadelta`.
+      momentum: :math:`\mu`, at least 0 and below 1. With a plain 0, no trace is kept.
+      nesterov: whether the update is :math:`\Delta x_t + \mu v_t`. If False, it is :math:`v_t`.
+      state_bits: the bits of each number in the state: None for full precision (12 bytes per
+        parameter), 16 (6 bytes) or 8 (3 bytes). The momentum of complex parameters is always in
+        full precision.
+      seed: as for :func:`adadelta`.
+
+    Returns:
+      As for :func:`adadelta`. The state also has ``trace``, which is :math:`v`, and ``scale``, a
+      float32 vector with the :math:`r` of each array.
+
+    Warns:
+      UserWarning: ``eps`` is 1e-2 or more; or as for :func:`adadelta`.
+
+    Raises:
+      TypeError: as for :func:`adadelta`.
+      ValueError: as for :func:`adadelta`; or the state was made by :func:`adadelta`, or has a scale
+        that is not positive and finite, such as that of an ``init`` from shapes.
+      NotImplementedError: as for :func:`adadelta`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> from optax_adadelta import nadadelta
+      >>> steps = 200
+      >>> optimizer = nadadelta(optax.linear_schedule(1.0, 0.0, steps // 2, steps // 2))
+      >>> params = jnp.array([3.0, -2.0])
+      >>> state = optimizer.init(params)
+      >>> @jax.jit
+      ... def step(params, state):
+      ...     loss, grads = jax.value_and_grad(lambda x: jnp.sum(x**2))(params)
+      ...     updates, state = optimizer.update(grads, state, params)
+      ...     return optax.apply_updates(params, updates), state, loss
+      >>> for _ in range(steps):
+      ...     params, state, loss = step(params, state)
+      >>> print(f"{loss:.3f} after {state.count} steps")
+
+    References:
+      Zeiler, `ADADELTA: An Adaptive Learning Rate Method
+      <https://arxiv.org/abs/1212.5701>`_, 2012; Sutskever et al., `On the importance of
+      initialization and momentum in deep learning
+      <https://proceedings.mlr.press/v28/sutskever13.html>`_, 2013.
+    """
