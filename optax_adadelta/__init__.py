@@ -24,6 +24,7 @@ from importlib.metadata import version as _version
 
 from optax_adadelta import convert, diagnostics
 from optax_adadelta._clip import clip_by_global_norm
+from optax_adadelta._nadadelta import nadadelta, scale_by_nadadelta
 from optax_adadelta._optimizer import adadelta, scale_by_adadelta
 from optax_adadelta._plateau import PlateauState, reduce_eps_on_plateau
 from optax_adadelta._state import AdadeltaState
@@ -37,8 +38,10 @@ __all__ = [
     "clip_by_global_norm",
     "convert",
     "diagnostics",
+    "nadadelta",
     "reduce_eps_on_plateau",
     "scale_by_adadelta",
+    "scale_by_nadadelta",
     "stochastic_round",
 ]
 
@@ -54,8 +57,10 @@ for _public in (
     StochasticRoundState,
     adadelta,
     clip_by_global_norm,
+    nadadelta,
     reduce_eps_on_plateau,
     scale_by_adadelta,
+    scale_by_nadadelta,
     stochastic_round,
 ):
     _public.__module__ = __name__

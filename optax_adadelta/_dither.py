@@ -11,7 +11,9 @@ import numpy as np
 # _STRIDE * _SECOND == 0x91E10DA5 and _STRIDE * _THIRD == 0x9E3779B9. The multiples of the first
 # two fill the unit square evenly, those of the third the unit interval.
 _STRIDE = np.uint32(0xC13FA9A9)
-_SECOND, _THIRD, _FOURTH = np.array([0x3BF0999D, 0xE7EBF991, 0x2847B98F], np.uint32).astype(np.int32)
+_SECOND, _THIRD, _FOURTH = np.array([0x3BF0999D, 0xE7EBF991, 0x2847B98F], np.uint32).astype(
+    np.int32
+)
 _START, _SEED, _LATTICE = np.uint32(0x243F6A88), np.uint32(0xA54FF53B), 0xD1B54A33
 
 HALF = np.int32(-(2**31))

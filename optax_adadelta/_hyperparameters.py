@@ -1,29 +1,27 @@
-"""Checks hyperparameters and turns them into the scalars that the compiled update takes.
+"""Checks the hyperparameters that the user gives.
 
 A number becomes a checked Python float. A JAX array is checked and stays an array, because
 libraries that trace an optimizer's closure trace it again for every new Python number. A schedule
 is evaluated at every step, and the numbers that it returns are checked. The value of an array is
 never waited for in a step: arrays from schedules are used unchecked, as traced values are, and an
-array that is not computed yet when the optimizer is built is checked in `init`. In all cases the
-compiled update receives strongly typed scalars of one dtype, so it is compiled once, whatever their
-values are and wherever they come from.
+array that is not computed yet when the optimizer is built is checked in `init`.
 """
 
 import inspect
 import math
 import numbers
 import warnings
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Mapping
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_adadelta._dtypes import dtype_of, float64_on_request
-from optax_adadelta._equation import Decay, Scalar
+from optax_adadelta._dtypes import dtype_of
 from optax_adadelta._ranges import RANGES, SCHEDULABLE
-from optax_adadelta._storage import MIN_QUANTIZED_EPS, MIN_QUANTIZED_RHO
+from optax_adadelta._storage import Storage
 
 Value: TypeAlias = float | jax.Array
 """A checked number, a checked scalar array or a traced scalar."""
@@ -150,62 +148,45 @@ def described(name: str, **hyperparameters: Any) -> str:
 
 
 def warn_if_mixed_up(
-    learning_rate: Value | optax.Schedule,
-    rho: Value | optax.Schedule,
-    eps: Value | optax.Schedule,
+    name: str, values: Mapping[str, Value | optax.Schedule], *, relative: bool
 ) -> None:
-    """Warns if the numbers are allowed, but look as if they were given in the wrong order.
+    """Warns if the numbers are allowed, but look as if they were meant for something else.
 
     It is not an error, because a search over hyperparameters may try such numbers.
     """
-    rate, share, floor = known(learning_rate), known(rho), known(eps)
-    if share is None or floor is None or not 0.1 < floor < 1:
+    rate, rho, eps = (known(values[key]) for key in ("learning_rate", "rho", "eps"))
+    if rho is None or eps is None:
         return
-    if share < 0.1:
+    if 0.1 < eps < 1 and rho < 0.1:
         guess = "Are rho and eps swapped?"
-    elif floor >= 0.9 and rate is not None and rate <= 0.1:
+    elif 0.9 <= eps < 1 and rate is not None and rate <= 0.1:
         guess = "Is this Adam's order? Adadelta has no second beta."
+    elif relative and eps >= 1e-2:
+        guess = "In nadadelta, eps is a share of the mean square of each array, not absolute."
     else:
         return
+    order = "rho, eps" if name.startswith("scale_by") else "learning_rate, rho, eps"
+    usual = "1e-6 and 1e-4" if relative else "1e-8 and 1e-4"
     warnings.warn(
-        f"rho is {share:g} and eps is {floor:g}. {guess} The order of the arguments is"
-        " adadelta(learning_rate, rho, eps) and scale_by_adadelta(rho, eps); eps is usually between"
-        " 1e-8 and 1e-4.",
+        f"rho is {rho:g} and eps is {eps:g}. {guess} The order of the arguments is"
+        f" {name}({order}); eps is usually between {usual}.",
         UserWarning,
         stacklevel=4,
     )
 
 
-def checked_state_bits(
-    bits: Any,
-    rho: Value | optax.Schedule,
-    eps: Value | optax.Schedule,
-    *,
-    wait: bool = False,
-) -> int | None:
-    """Checks `state_bits`, and `rho` and `eps` with it, and returns it."""
-    if bits is None:
-        return None
-    if isinstance(bits, jax.Array):
-        raise TypeError(
-            f"state_bits must be known when the optimizer is built; got {bits!r}. Under"
-            " optax.inject_hyperparams, name it in static_args."
-        )
-    if isinstance(bits, bool) or bits not in (8, 16):
-        raise ValueError(
-            f"state_bits must be 16, 8, or None for full precision; got {bits!r}. Fewer than 8 bits"
-            " do not train as full precision does."
-        )
-    limits = (("rho", rho, MIN_QUANTIZED_RHO), ("eps", eps, MIN_QUANTIZED_EPS))
-    for name, value, least in limits:
-        concrete = known(value, wait=wait)
+def check_limits(
+    values: Mapping[str, Value | optax.Schedule], storage: Storage, *, wait: bool = False
+) -> None:
+    """Raises an error if a storage is too coarse for these values."""
+    for name, least in (("rho", storage.least_rho), ("eps", storage.least_eps)):
+        concrete = known(values[name], wait=wait)
         # A float32 scalar can lie below the number that it was made from.
         if concrete is not None and concrete < least * (1 - 1e-6):
             raise ValueError(
-                f"{name} must be at least {least:g} with state_bits={bits}, whose codes are too"
-                f" coarse for less; got {concrete}. Use a larger {name}, or state_bits=None."
+                f"{name} must be at least {least:g} with state_bits={storage.bits}, whose codes are"
+                f" too coarse for less; got {concrete}. Use a larger {name}, or state_bits=None."
             )
-    return int(bits)
 
 
 def seed_scalar(seed: Any) -> jax.Array | np.uint32:
@@ -236,41 +217,3 @@ def _cast_hint(value: Any) -> str:
         f" Its dtype is {dtype}. If optax.inject_hyperparams cast it to the dtype of the model,"
         " call that with hyperparam_dtype=jnp.float32."
     )
-
-
-class Operands(NamedTuple):
-    """The scalars that the compiled update takes."""
-
-    scale: Scalar
-    rho: Decay
-    eps: Scalar
-    weight_decay: Scalar
-
-    def astype(self, dtype: np.dtype) -> "Operands":
-        """Returns the operands in `dtype`."""
-        scale, eps, weight_decay = (
-            x.astype(dtype) for x in (self.scale, self.eps, self.weight_decay)
-        )
-        return Operands(scale, self.rho.astype(dtype), eps, weight_decay)
-
-
-def operands(
-    sign: float, learning_rate: Value, rho: Value, eps: Value, weight_decay: Value
-) -> Operands:
-    """Returns the values as scalars of the widest float dtype that JAX is configured for."""
-    explicit = float64_on_request()
-    wide = np.dtype(np.float64) if explicit else jnp.result_type(float)
-
-    def scalar(value: Value) -> Scalar:
-        if isinstance(value, jax.Array):
-            return value.astype(wide)
-        # A NumPy scalar is faster, but JAX would not keep its dtype in the other case.
-        return jax.lax.full((), value, wide) if explicit else wide.type(value)
-
-    if isinstance(rho, float):
-        decay = Decay(scalar(rho), scalar(rho - float(wide.type(rho))), scalar(1.0 - rho))
-    else:
-        high = scalar(rho)
-        decay = Decay(high, scalar(0.0), scalar(1.0) - high)
-    scale = scalar(sign) * scalar(learning_rate)
-    return Operands(scale, decay, scalar(eps), scalar(weight_decay))

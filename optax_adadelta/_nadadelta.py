@@ -13,7 +13,7 @@ from optax_adadelta._transformation import transformation
 def nadadelta(
     learning_rate: optax.ScalarOrSchedule | None = 1.0,
     rho: optax.ScalarOrSchedule = 0.95,
-    eps: optax.ScalarOrSchedule = 5e-6,
+    eps: optax.ScalarOrSchedule = 1e-5,
     weight_decay: optax.ScalarOrSchedule = 0.0,
     weight_decay_mask: Any | Callable[[optax.Params], Any] | None = None,
     *,
@@ -108,3 +108,85 @@ def nadadelta(
       initialization and momentum in deep learning
       <https://proceedings.mlr.press/v28/sutskever13.html>`_, 2013.
     """
+    return transformation(
+        "nadadelta",
+        sign=-1.0,
+        learning_rate=1.0 if learning_rate is None else learning_rate,
+        rho=rho,
+        eps=eps,
+        weight_decay=weight_decay,
+        weight_decay_mask=weight_decay_mask,
+        momentum=momentum,
+        nesterov=nesterov,
+        relative=True,
+        state_bits=state_bits,
+        seed=seed,
+    )
+
+
+def scale_by_nadadelta(
+    rho: optax.ScalarOrSchedule = 0.95,
+    eps: optax.ScalarOrSchedule = 1e-5,
+    *,
+    momentum: optax.ScalarOrSchedule = 0.9,
+    nesterov: bool = True,
+    state_bits: int | None = None,
+    seed: int = 0,
+) -> optax.GradientTransformation:
+    r"""Rescales gradients by the rule of :func:`nadadelta`, with momentum, and keeps their sign.
+
+    .. math::
+        \begin{aligned}
+        E[g^2]_t &= \rho E[g^2]_{t-1} + (1 - \rho) |g_t|^2 \\
+        \Delta x_t &= \frac{\sqrt{E[\Delta x^2]_{t-1} + \epsilon r^2}}
+                          {\sqrt{E[g^2]_t + k / r^2}} g_t \\
+        E[\Delta x^2]_t &= \rho E[\Delta x^2]_{t-1} + (1 - \rho) |\Delta x_t|^2 \\
+        v_t &= \mu v_{t-1} + \Delta x_t
+        \end{aligned}
+
+    To descend, put :func:`optax.scale_by_learning_rate` after it, which flips the sign.
+
+    Args:
+      rho: as for :func:`nadadelta`.
+      eps: as for :func:`nadadelta`: a share of the mean square of each array.
+      momentum: as for :func:`nadadelta`.
+      nesterov: as for :func:`nadadelta`.
+      state_bits: as for :func:`nadadelta`.
+      seed: as for :func:`nadadelta`.
+
+    Returns:
+      A :class:`optax.GradientTransformation` whose state is an :class:`AdadeltaState`. Its
+      ``update`` returns :math:`\Delta x_t + \mu v_t`, or :math:`v_t` without ``nesterov``.
+
+    Raises:
+      TypeError: as for :func:`nadadelta`.
+      ValueError: as for :func:`nadadelta`.
+      NotImplementedError: as for :func:`nadadelta`.
+
+    Example:
+      With decoupled weight decay.
+
+      >>> import jax.numpy as jnp, optax
+      >>> from optax_adadelta import scale_by_nadadelta
+      >>> optimizer = optax.chain(
+      ...     scale_by_nadadelta(),
+      ...     optax.add_decayed_weights(1e-4),
+      ...     optax.scale_by_learning_rate(1.0),
+      ... )
+      >>> params = jnp.array([3.0, -2.0])
+      >>> updates, state = optimizer.update(2 * params, optimizer.init(params), params)
+
+    References:
+      As for :func:`nadadelta`.
+    """
+    return transformation(
+        "scale_by_nadadelta",
+        sign=1.0,
+        rho=rho,
+        eps=eps,
+        momentum=momentum,
+        nesterov=nesterov,
+        relative=True,
+        state_bits=state_bits,
+        seed=seed,
+    )

@@ -1,31 +1,13 @@
-"""The public transformations."""
+"""Adadelta, as in the paper."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import optax
 
-from optax_adadelta._dtypes import dtypes_of_updates
-from optax_adadelta._hyperparameters import (
-    at_step,
-    checked_state_bits,
-    described,
-    known,
-    number,
-    number_or_schedule,
-    operands,
-    seed_scalar,
-    warn_if_mixed_up,
-)
-from optax_adadelta._ranges import SCHEDULABLE
-from optax_adadelta._sharding import has_manual_axes
-from optax_adadelta._state import check_arguments, initial_state, varying_with_scalars
-from optax_adadelta._storage import storage_with
-from optax_adadelta._update import update_tree
-from optax_adadelta._validation import check_structure, chosen_leaves, parameters_of
+from optax_adadelta._transformation import transformation
 
 
 def adadelta(
@@ -120,10 +102,16 @@ def adadelta(
       Zeiler, `ADADELTA: An Adaptive Learning Rate Method
       <https://arxiv.org/abs/1212.5701>`_, 2012.
     """
-    if learning_rate is None:
-        learning_rate = 1.0
-    return _transformation(
-        "adadelta", -1.0, learning_rate, rho, eps, weight_decay, weight_decay_mask, state_bits, seed
+    return transformation(
+        "adadelta",
+        sign=-1.0,
+        learning_rate=1.0 if learning_rate is None else learning_rate,
+        rho=rho,
+        eps=eps,
+        weight_decay=weight_decay,
+        weight_decay_mask=weight_decay_mask,
+        state_bits=state_bits,
+        seed=seed,
     )
 
 
@@ -182,74 +170,6 @@ def scale_by_adadelta(
       Zeiler, `ADADELTA: An Adaptive Learning Rate Method
       <https://arxiv.org/abs/1212.5701>`_, 2012.
     """
-    return _transformation("scale_by_adadelta", 1.0, 1.0, rho, eps, 0.0, None, state_bits, seed)
-
-
-def _transformation(
-    name, sign, learning_rate, rho, eps, weight_decay, weight_decay_mask, state_bits, seed
-):
-    learning_rate = number_or_schedule("learning_rate", learning_rate)
-    rho = number_or_schedule("rho", rho)
-    eps = number_or_schedule("eps", eps)
-    weight_decay = number_or_schedule("weight_decay", weight_decay)
-    warn_if_mixed_up(learning_rate, rho, eps)
-    decays = known(weight_decay) != 0.0
-    storage = storage_with(checked_state_bits(state_bits, rho, eps))
-    seed = seed_scalar(seed)
-
-    def init(params: optax.Params) -> Any:
-        given = (learning_rate, rho, eps, weight_decay)
-        for key, value in zip(SCHEDULABLE, given, strict=True):
-            if isinstance(value, jax.Array):
-                number(key, value, wait=True)
-        checked_state_bits(state_bits, rho, eps, wait=True)
-        state = initial_state(storage, params)
-        if not has_manual_axes():
-            return state
-        return varying_with_scalars(
-            state,
-            at_step("rho", rho, state.count),
-            at_step("eps", eps, state.count),
-            at_step("weight_decay", weight_decay, state.count),
-        )
-
-    def update(updates, state, params=None, **extra_args):
-        del extra_args
-        check_arguments(updates, state)
-        check_structure(updates, state.e_g, "state.e_g")
-        check_structure(updates, state.e_x, "state.e_x")
-        count = state.count
-        hyper = operands(
-            sign,
-            at_step("learning_rate", learning_rate, count),
-            at_step("rho", rho, count),
-            at_step("eps", eps, count),
-            at_step("weight_decay", weight_decay, count),
-        )
-        decayed = dtypes = None
-        if params is not None:
-            ps = parameters_of(updates, params)
-            dtypes = dtypes_of_updates(updates, ps)
-            if decays:
-                decayed = ps
-                if weight_decay_mask is not None:
-                    chosen = chosen_leaves(updates, params, weight_decay_mask)
-                    decayed = [p if c else None for p, c in zip(ps, chosen, strict=True)]
-        elif known(weight_decay, wait=True) != 0.0:
-            raise ValueError(
-                "params is None, but weight decay needs the parameters: call update(grads, state,"
-                " params). A weight_decay from a schedule or traced needs them even if it is zero."
-            )
-        return update_tree(updates, state, decayed, dtypes, hyper, seed)
-
-    # The repr of a transformation shows nothing but these names.
-    call = described(
-        name,
-        learning_rate=learning_rate,
-        rho=rho,
-        eps=eps,
-        weight_decay=weight_decay,
-        state_bits=state_bits,
+    return transformation(
+        "scale_by_adadelta", sign=1.0, rho=rho, eps=eps, state_bits=state_bits, seed=seed
     )
-    init.__qualname__, update.__qualname__ = f"{call}.init", f"{call}.update"
-    return optax.GradientTransformationExtraArgs(init, update)

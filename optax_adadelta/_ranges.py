@@ -16,7 +16,7 @@ class Range(NamedTuple):
 
 _LARGEST = float(np.finfo(np.float32).max)
 
-SCHEDULABLE = ("learning_rate", "rho", "eps", "weight_decay")
+SCHEDULABLE = ("learning_rate", "rho", "eps", "weight_decay", "momentum")
 
 RANGES = {
     "learning_rate": Range(
@@ -39,6 +39,11 @@ RANGES = {
         lambda value: 0 <= value <= _LARGEST,
         "at least 0 and finite in float32",
         "Use 0.0 for no decay.",
+    ),
+    "momentum": Range(
+        lambda value: 0 <= value < 1,
+        "at least 0 and below 1",
+        "It is the share of the last step that the next one keeps; 0.9 is common.",
     ),
     "max_norm": Range(
         lambda value: value >= 0,

@@ -1,4 +1,4 @@
-"""The scale of each array, and the two epsilons that follow from it."""
+"""The scale of each array, which gives eps its unit."""
 
 import jax
 import jax.numpy as jnp
@@ -6,12 +6,13 @@ import numpy as np
 import optax
 
 from optax_adadelta._equation import Epsilons, Scalar
+from optax_adadelta._sharding import replicated
 
-RELATIVE_EPS_G = 1e-9
-"""What stands beside E[g^2] for an array of scale 1; as small as Adam's eps."""
+EPS_G = 1e-16
+"""What stands beside E[g^2] for an array of scale 1: the square of Adam's eps."""
 
-ABSOLUTE_SCALE = 0.5
-"""The scale of a tree of zeros. With the default share, its eps is about the paper's 1e-6."""
+SCALE_OF_ZEROS = 0.3
+"""The scale if all parameters are zero. With the default share, eps is then about the paper's."""
 
 
 def initial_scale(params: optax.Params) -> jax.Array:
@@ -28,23 +29,48 @@ def initial_scale(params: optax.Params) -> jax.Array:
 
 @jax.jit
 def _root_mean_squares(leaves: list[jax.Array]) -> jax.Array:
-    sizes = jnp.array([np.size(leaf) for leaf in leaves], jnp.float32)
-    squares = jnp.array([_mean_square(leaf) for leaf in leaves], jnp.float32)
-    whole = jnp.sum(sizes * squares) / jnp.maximum(jnp.sum(sizes), 1)
-    whole = jnp.where(whole > 0, whole, np.float32(ABSOLUTE_SCALE**2))
+    sizes = np.array([np.size(leaf) for leaf in leaves], np.float32)
+    squares = jnp.array([_mean_square(jnp.asarray(leaf)) for leaf in leaves], jnp.float32)
+    whole = jnp.sum(sizes * squares) / np.float32(max(sizes.sum(), 1))
+    whole = jnp.where(whole > 0, whole, np.float32(SCALE_OF_ZEROS**2))
     return jnp.sqrt(jnp.where(squares > 0, squares, whole))
 
 
 def _mean_square(leaf: jax.Array) -> jax.Array:
-    size = jnp.abs(leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)))
-    return (jnp.sum(jnp.square(size)) / max(size.size, 1)).astype(jnp.float32)
+    size = jnp.abs(leaf).astype(jnp.float32)
+    return replicated(jnp.sum(jnp.square(size))) / np.float32(max(leaf.size, 1))
 
 
-def epsilons(eps: Scalar, scale: jax.Array | None) -> Epsilons:
-    """Returns the two epsilons of `adadelta`, or vectors of those of each array in `nadadelta`."""
-    if scale is None:
+def mean_squares(scale: jax.Array) -> jax.Array:
+    """Returns the square of the scale of each array."""
+    # A scale that cannot be right gives NaN, and no step that looks right.
+    valid = (scale > 0) & jnp.isfinite(scale)
+    return jnp.square(jnp.where(valid, scale, np.float32(np.nan)))
+
+
+def epsilons(eps: Scalar, squares: jax.Array | None) -> Epsilons:
+    """Returns both epsilons of :func:`.adadelta`, or vectors of those of each array."""
+    if squares is None:
         return Epsilons(eps, eps)
-    # A scale that cannot be right gives NaN, never a silent wrong step.
-    scale = jnp.where((scale > 0) & jnp.isfinite(scale), scale, jnp.nan)
-    square = jnp.square(scale).astype(eps.dtype)
-    return Epsilons(RELATIVE_EPS_G / square, eps * square)
+    squares = squares.astype(eps.dtype)
+    return Epsilons(jnp.full_like(squares, EPS_G) / squares, eps * squares)
+
+
+def places(squares: jax.Array) -> list[jax.Array]:
+    """Returns the place of each array in such a vector: 0, 1, and so on."""
+    count = len(squares)
+    if not count:
+        return []
+    return jax.lax.platform_dependent(
+        squares, cpu=_unknown_places, default=lambda _: list(jnp.arange(count, dtype=jnp.int32))
+    )
+
+
+def _unknown_places(squares: jax.Array) -> list[jax.Array]:
+    # XLA compiles loops that are alike once. On CPU it would write each place into the loops that
+    # use it, so that no two were alike, if it could know the number.
+    one = jnp.where(jnp.isinf(squares[0]), np.float32(2), np.float32(1))
+    found = [one - 1]
+    for _ in squares[1:]:
+        found.append(found[-1] / one + 1)
+    return [place.astype(jnp.int32) for place in found]

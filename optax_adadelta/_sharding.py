@@ -51,6 +51,12 @@ def scalar_sharding(tree: Any) -> Sharding | jax.memory.Space | None:
     return jax.memory.Space.Host if isinstance(leaves[0], jax.core.Tracer) else leaves[0].sharding
 
 
+def placed(tree: Any, x: jax.Array) -> jax.Array:
+    """Returns a scalar or a vector where a step puts the scalars of the state."""
+    place = scalar_sharding(tree)
+    return x if place is None else jax.device_put(x, place)
+
+
 def placed_scalar(tree: Any, value: float, dtype: Any) -> jax.Array:
     """Returns a scalar where a step puts the scalars of the state, given the parameters."""
     sharding = scalar_sharding(tree)

@@ -1,19 +1,21 @@
 """The state of the optimizer: how to make, check and find it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from optax_adadelta._dtypes import dtype_of
 from optax_adadelta._mismatch import check_dense
+from optax_adadelta._scale import initial_scale
 from optax_adadelta._serialization import exportable
-from optax_adadelta._sharding import placed_scalar, varying_with
+from optax_adadelta._sharding import placed, placed_scalar, varying_with
 from optax_adadelta._storage import Averages, Storage
-from optax_adadelta._validation import dtype_of_averages, storages_of
+from optax_adadelta._validation import dtype_of_averages
 
 
 @exportable("optax_adadelta.AdadeltaState")
@@ -30,17 +32,40 @@ class AdadeltaState(NamedTuple):
         dtypes.
       unit: the eps of the last update, a float32 scalar, which the codes are relative to. None in
         full precision.
+      trace: the momentum of :func:`nadadelta`, a tree like ``e_g``; complex for complex parameters.
+        None without momentum.
+      scale: the scale of each array in :func:`nadadelta`, in the order of ``jax.tree.leaves``: one
+        float32 vector. None in :func:`adadelta`.
     """
 
     count: jax.Array
     e_g: optax.Updates
     e_x: optax.Updates
     unit: jax.Array | None = None
+    trace: optax.Updates | None = None
+    scale: jax.Array | None = None
 
 
-def initial_state(storage: Storage, params: optax.Params) -> AdadeltaState:
-    """Returns the state before the first update, with averages of zero."""
+def trees_of(state: AdadeltaState) -> dict[str, optax.Updates]:
+    """Returns the parts that have the structure of the parameters, by their names in errors."""
+    trees = {"state.e_g": state.e_g, "state.e_x": state.e_x, "state.trace": state.trace}
+    return {name: tree for name, tree in trees.items() if tree is not None}
+
+
+def initial_state(
+    storage: Storage, params: optax.Params, *, trace: bool = False, relative: bool = False
+) -> AdadeltaState:
+    """Returns the state before the first update: all averages, and the `trace` if there is one, zero.
+
+    `relative` says whether it has the scale of each array.
+    """
     check_dense("params", params)
+
+    def initial_trace(path, p):
+        dtype = dtype_of_averages(path, p)
+        wide = np.result_type(dtype, np.complex64) if jnp.iscomplexobj(p) else dtype
+        return storage.init_trace(p, wide)
+
     averages = jax.tree.map_with_path(
         lambda path, p: storage.init(p, dtype_of_averages(path, p)), params
     )
@@ -48,49 +73,34 @@ def initial_state(storage: Storage, params: optax.Params) -> AdadeltaState:
         jax.tree.map(itemgetter(i), averages, is_leaf=lambda leaf: isinstance(leaf, Averages))
         for i in range(2)
     )
-    # A code of zero means an average of zero in any unit, so the eps need not be known yet.
-    unit = placed_scalar(params, 0, jnp.float32) if storage.quantized else None
-    return AdadeltaState(placed_scalar(params, 0, jnp.int32), e_g, e_x, unit)
+    return AdadeltaState(
+        count=placed_scalar(params, 0, jnp.int32),
+        e_g=e_g,
+        e_x=e_x,
+        # A code of zero means an average of zero in any unit, so the eps need not be known yet.
+        unit=placed_scalar(params, 0, jnp.float32) if storage.quantized else None,
+        trace=jax.tree.map_with_path(initial_trace, params) if trace else None,
+        scale=placed(params, initial_scale(params)) if relative else None,
+    )
 
 
-def varying_with_scalars(state: AdadeltaState, rho: Any, eps: Any, decay: Any) -> AdadeltaState:
+def varying_with_scalars(state: AdadeltaState, values: Mapping[str, Any]) -> AdadeltaState:
     """Returns the state with the types that updates with these hyperparameters give it.
 
     Inside `jax.shard_map`, a type says over which axes a value varies. `jax.lax.scan` requires a
     state whose types do not change. The count is the same on all devices, and so is the unit,
     unless eps varies.
     """
-    e_g, e_x = jax.tree.map(
-        lambda leaf: varying_with(leaf, rho, eps, decay), (state.e_g, state.e_x)
-    )
-    unit = None if state.unit is None else varying_with(state.unit, eps)
-    return AdadeltaState(state.count, e_g, e_x, unit)
+    entering = [values[name] for name in ("rho", "eps", "weight_decay")] + [state.scale]
 
+    def varying(tree, *more):
+        return jax.tree.map(lambda leaf: varying_with(leaf, *entering, *more), tree)
 
-def check_arguments(updates: Any, state: Any) -> None:
-    """Raises an error that names what was given, if it is not gradients and a state."""
-    if is_adadelta_state(updates):
-        raise TypeError(
-            "updates is an AdadeltaState: call update(grads, state, params), in this order."
-        )
-    if is_adadelta_state(state):
-        return
-    if inner := adadelta_states(state):
-        advice = (
-            f"There is one at {', '.join(inner)}, so this is the state of a chain or a wrapper:"
-            " call the update of the whole optimizer that made it."
-        )
-    elif isinstance(state, Mapping) and has_state_fields(state):
-        advice = (
-            "It has the right keys, so it was probably restored without a target: pass"
-            " AdadeltaState(**state)."
-        )
-    else:
-        advice = (
-            "Call update(grads, state, params), in this order, with the state of this optimizer."
-        )
-    raise TypeError(
-        f"state must be the AdadeltaState that init returns; got a {type(state).__name__}. {advice}"
+    return state._replace(
+        e_g=varying(state.e_g),
+        e_x=varying(state.e_x),
+        unit=None if state.unit is None else varying_with(state.unit, values["eps"]),
+        trace=varying(state.trace, values.get("momentum")),
     )
 
 
@@ -160,16 +170,3 @@ def adadelta_states(state: Any) -> dict[str, AdadeltaState]:
         for path, part in jax.tree.leaves_with_path(state, is_leaf=is_adadelta_state)
         if is_adadelta_state(part)
     }
-
-
-def map_averages(
-    function: Callable[[Storage, Averages], Averages], state: AdadeltaState
-) -> Averages:
-    """Applies `function` to the storage and the stored averages of each leaf; returns two trees."""
-    e_gs, structure = jax.tree.flatten(state.e_g)
-    e_xs = jax.tree.leaves(state.e_x)
-    leaves = [
-        function(storage, Averages(e_g, e_x))
-        for storage, e_g, e_x in zip(storages_of(state), e_gs, e_xs, strict=True)
-    ]
-    return Averages(*(jax.tree.unflatten(structure, [leaf[i] for leaf in leaves]) for i in (0, 1)))

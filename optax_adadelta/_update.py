@@ -8,21 +8,25 @@ import numpy as np
 import optax
 
 from optax_adadelta._dither import dither_at
-from optax_adadelta._hyperparameters import Operands
+from optax_adadelta._equation import Epsilons
+from optax_adadelta._operands import Operands
+from optax_adadelta._scale import epsilons, mean_squares, places
 from optax_adadelta._sharding import varying_with
-from optax_adadelta._state import AdadeltaState
-from optax_adadelta._storage import Averages, Quantization, Storage, unit_of
-from optax_adadelta._validation import check_leaves, storages_of
+from optax_adadelta._state import AdadeltaState, trees_of
+from optax_adadelta._storage import Averages, Quantization, Storage, gain_of, storages_of, unit_of
+from optax_adadelta._trees import unzipped
+from optax_adadelta._validation import check_leaves
 
 
-@functools.partial(jax.jit, static_argnames="dtypes")
+@functools.partial(jax.jit, static_argnames=("dtypes", "nesterov"))
 def update_tree(
     updates: optax.Updates,
     state: AdadeltaState,
     decayed: list[jax.Array | None] | None,
     dtypes: tuple[np.dtype, ...] | None,
-    hyper: Operands,
+    operands: Operands,
     seed: jax.typing.ArrayLike,
+    nesterov: bool,
 ) -> tuple[optax.Updates, AdadeltaState]:
     """Returns the updates of a tree and the next state.
 
@@ -32,47 +36,83 @@ def update_tree(
     """
     # Under jax.disable_jit, NumPy arrays and numbers arrive as they are.
     updates, state, decayed = jax.tree.map(jnp.asarray, (updates, state, decayed))
+    check_leaves(updates, trees_of(state))
     gs, structure = jax.tree.flatten(updates)
-    e_gs, e_xs = jax.tree.leaves(state.e_g), jax.tree.leaves(state.e_x)
-    check_leaves(updates, e_gs, e_xs)
-    ps = decayed or [None] * len(gs)
     storages = storages_of(state)
-    wides = [storage.dtype(g, e_g) for storage, g, e_g in zip(storages, gs, e_gs, strict=True)]
+    averages = list(map(Averages, jax.tree.leaves(state.e_g), jax.tree.leaves(state.e_x)))
+    traces = [None] * len(gs) if state.trace is None else jax.tree.leaves(state.trace)
+    squares = None if state.scale is None else mean_squares(state.scale)
+    wides = [s.dtype(g, stored.e_g) for s, g, stored in zip(storages, gs, averages, strict=True)]
     # Cast once per dtype, not once per leaf.
-    hypers = {wide: hyper.astype(wide) for wide in dict.fromkeys(wides)}
-    quantization = None
+    cast = {wide: operands.astype(wide) for wide in dict.fromkeys(wides)}
+    eps = {wide: epsilons(own.eps, squares) for wide, own in cast.items()}
+    quantization = unit = None
     if state.unit is not None:
-        unit = varying_with(unit_of(hyper.eps), state.unit)
-        quantization = Quantization(state.unit, unit, dither_at(seed, state.count))
+        unit = varying_with(unit_of(operands.eps), state.unit)
+        quantization = Quantization(
+            before=epsilons(state.unit, squares),
+            after=epsilons(unit, squares),
+            gain=None if squares is None else gain_of(epsilons(unit, squares)),
+            dither=dither_at(seed, state.count),
+        )
     leaves = [
-        _update_leaf(storage, dtype, g, Averages(e_g, e_x), p, hypers[wide], quantization)
-        for storage, dtype, g, e_g, e_x, p, wide in zip(
-            storages, dtypes or [g.dtype for g in gs], gs, e_gs, e_xs, ps, wides, strict=True
+        _update_leaf(storage, dtype, nesterov, cast[wide], eps[wide], quantization, place, p, g, *s)
+        for storage, dtype, wide, place, p, g, *s in zip(
+            storages,
+            dtypes or [g.dtype for g in gs],
+            wides,
+            [None] * len(gs) if squares is None else places(squares),
+            decayed or [None] * len(gs),
+            gs,
+            averages,
+            traces,
+            strict=True,
         )
     ]
-    updates, e_g, e_x = (
-        jax.tree.unflatten(structure, [leaf[i] for leaf in leaves]) for i in range(3)
+    updates, e_g, e_x, trace = (structure.unflatten(parts) for parts in unzipped(leaves, 4))
+    return updates, AdadeltaState(
+        count=jnp.asarray(optax.safe_increment(state.count)),
+        e_g=e_g,
+        e_x=e_x,
+        unit=unit,
+        trace=None if state.trace is None else trace,
+        scale=state.scale,
     )
-    unit = None if quantization is None else quantization.unit
-    count = jnp.asarray(optax.safe_increment(state.count))
-    return updates, AdadeltaState(count, e_g, e_x, unit)
 
 
 # Compiled by itself so that leaves of one shape are traced once.
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _update_leaf(
     storage: Storage,
     dtype: np.dtype,
+    nesterov: bool,
+    operands: Operands,
+    eps: Epsilons,
+    quantization: Quantization | None,
+    place: jax.Array | None,
+    p: jax.Array | None,
     g: jax.Array,
     stored: Averages,
-    p: jax.Array | None,
-    hyper: Operands,
-    quantization: Quantization | None,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    wide = hyper.eps.dtype
-    kind = np.result_type(wide, np.complex64) if jnp.iscomplexobj(g) else wide
-    g = g.astype(kind)
+    trace: jax.Array | None,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
+    real = operands.rate.dtype
+    wide = np.result_type(real, np.complex64) if jnp.iscomplexobj(g) else real
+    g = g.astype(wide)
     if p is not None:
-        g += hyper.weight_decay.astype(kind) * p.astype(kind)
-    dx, stored = storage.step(g, stored, hyper.rho, hyper.eps, quantization)
-    return (hyper.scale.astype(kind) * dx).astype(dtype), *stored
+        g += operands.weight_decay.astype(wide) * p.astype(wide)
+    if place is not None:
+        eps, quantization = jax.tree.map(lambda x: x[place] if x.ndim else x, (eps, quantization))
+    dx, stored = storage.step(g, stored, operands.rho, eps, quantization)
+    if trace is not None:
+        momentum = operands.momentum.astype(wide)
+        velocity, trace = storage.step_trace(g, dx, trace, momentum, quantization)
+        if nesterov:
+            # XLA on CPU would store dx, which two results need, in an array of its own. It computes
+            # dx twice if it does not know that both are the same.
+            again = jax.lax.platform_dependent(
+                g, stored, trace, cpu=storage.disguised, default=lambda g, stored, _: (g, stored)
+            )
+            velocity = momentum * velocity
+            velocity += storage.delta(*again, operands.rho, eps, quantization)
+        dx = velocity
+    return (operands.rate.astype(wide) * dx).astype(dtype), *stored, trace

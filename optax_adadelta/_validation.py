@@ -1,6 +1,7 @@
 """Checks trees that must match, and pairs their leaves."""
 
 import numbers
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -10,7 +11,6 @@ import optax
 
 from optax_adadelta._dtypes import dtype_of
 from optax_adadelta._mismatch import is_nothing, mismatch
-from optax_adadelta._storage import Storage, storage_of
 
 _REMEDY = (
     "Adadelta takes only arrays of floating-point or complex numbers. Pass nothing else to init:"
@@ -25,9 +25,7 @@ def check_structure(updates: optax.Updates, tree: optax.Updates, name: str) -> N
         raise mismatch(updates, tree, name)
 
 
-def parameters_of(
-    updates: optax.Updates, params: optax.Params, remedy: str = _REMEDY
-) -> list[Any]:
+def parameters_of(updates: optax.Updates, params: optax.Params, remedy: str = _REMEDY) -> list[Any]:
     """Returns the parameter of each leaf of `updates`.
 
     Where `updates` has None, `params` may have anything: models contain functions and integers.
@@ -94,75 +92,18 @@ def chosen_leaves(updates: optax.Updates, params: optax.Params, mask: Any) -> li
     )
 
 
-def check_leaves(updates: optax.Updates, e_gs: list[Any], e_xs: list[Any]) -> None:
+def check_leaves(updates: optax.Updates, trees: Mapping[str, optax.Updates]) -> None:
     """Raises an error that names the first leaf with a wrong dtype or shape, if there is one."""
-    for (path, g), e_g, e_x in zip(jax.tree.leaves_with_path(updates), e_gs, e_xs, strict=True):
+    for path, g in jax.tree.leaves_with_path(updates):
         check_inexact("updates", path, g)
-        for name, like in (("state.e_g", e_g), ("state.e_x", e_x)):
+    for name, tree in trees.items():
+        leaves = zip(jax.tree.leaves_with_path(updates), jax.tree.leaves(tree), strict=True)
+        for (path, g), like in leaves:
             if like.shape != g.shape:
                 raise ValueError(
                     f"updates{_at(path)} has shape {g.shape}, but {name}{_at(path)} has shape"
                     f" {like.shape}. Call init with the parameters that these updates are for."
                 )
-
-
-def storages_of(state: Any) -> list[Storage]:
-    """Returns the storage of each leaf, or raises an error if the state cannot be right."""
-    (unit,) = jax.tree.leaves(state.unit) or [None]
-    if unit is not None and np.shape(unit):
-        raise ValueError(
-            f"state.unit must be a scalar; got an array of shape {np.shape(unit)}. For the states"
-            " of several runs or steps, use jax.vmap."
-        )
-    storages = []
-    leaves = jax.tree.leaves_with_path(state.e_g), jax.tree.leaves(state.e_x)
-    for (path, e_g), e_x in zip(*leaves, strict=True):
-        storage = storage_of(e_g, e_x)
-        if unit is not None and all(jnp.issubdtype(x.dtype, jnp.floating) for x in (e_g, e_x)):
-            raise TypeError(
-                f"{_dtypes(path, e_g, e_x)}, but state.unit says that they were codes"
-                " (state_bits=16 or 8). Codes that are averaged or cast lose their meaning. To"
-                " average states, first call convert.with_state_bits(state, None), and afterwards"
-                " convert.with_state_bits(state, state_bits, eps=eps). If they are in full"
-                " precision, take all fields from the same state."
-            )
-        if storage is None:
-            raise TypeError(
-                f"{_dtypes(path, e_g, e_x)}; they must have the same dtype: float32, float64,"
-                " uint16 or uint8. If the whole training state was cast, cast the optimizer's part"
-                " back."
-            )
-        if storage.quantized and unit is None:
-            raise ValueError(
-                f"state.e_g{_at(path)} is {e_g.dtype}, so it holds codes relative to state.unit,"
-                " but state.unit is None. Take all fields from the same state."
-            )
-        storages.append(storage)
-    if unit is not None and dtype_of(unit) != np.float32:
-        raise TypeError(
-            f"state.unit is {dtype_of(unit)}, but must be float32: with fewer bits, a small eps"
-            " becomes zero, and with it E[g^2]. If a checkpoint was cast, leave the optimizer's"
-            " part as it is. To repair this state, pass state._replace(unit=jnp.float32(eps)), with"
-            " the eps of its last update."
-        )
-    _check_count(state.count, may_be_float=unit is None)
-    return storages
-
-
-def _dtypes(path: jax.tree_util.KeyPath, e_g: Any, e_x: Any) -> str:
-    return f"state.e_g{_at(path)} and state.e_x{_at(path)} are {e_g.dtype} and {e_x.dtype}"
-
-
-def _check_count(count: Any, *, may_be_float: bool) -> None:
-    (count,) = jax.tree.leaves(count)
-    dtype = dtype_of(count)
-    # The mean of several states in full precision has a count of float32. It counts to 2**24.
-    floats = (np.float32, np.float64) if may_be_float else ()
-    if not (jnp.issubdtype(dtype, jnp.integer) or dtype in floats):
-        raise TypeError(
-            f"state.count is {dtype}, but must be int32, because it counts the updates. If states"
-            " were averaged or cast, pass state._replace(count=state.count.astype(jnp.int32))."
-        )
 
 
 def dtype_of_averages(path: jax.tree_util.KeyPath, p: Any) -> np.dtype:

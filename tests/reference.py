@@ -72,7 +72,7 @@ def root_mean_squares(arrays):
     """The scale of each array: its own, that of all if it is zero, 0.5 if all are zero."""
     squares = [np.mean(np.abs(np.asarray(a).astype(np.result_type(a, np.float64))) ** 2) for a in arrays]
     sizes = [np.size(a) for a in arrays]
-    whole = np.dot(sizes, squares) / sum(sizes) or 0.25
+    whole = np.dot(sizes, squares) / sum(sizes) or 0.09
     return [np.sqrt(square or whole) for square in squares]
 
 
@@ -85,7 +85,7 @@ class RelativeStep(NamedTuple):
     trace: np.ndarray
 
 
-def relative(gradients, scale, rho=0.95, eps=5e-6, k=1e-9, momentum=0.9, nesterov=True):
+def relative(gradients, scale, rho=0.95, eps=1e-5, k=1e-16, momentum=0.9, nesterov=True):
     """Algorithm 1 on `y = x / scale` in float64, then momentum; the results are those of `x`."""
     gradients = np.asarray(gradients)
     gradients = gradients.astype(np.result_type(gradients.dtype, np.float64))

@@ -13,7 +13,7 @@ from reference import algorithm_1, gradients
 
 from optax_adadelta import AdadeltaState, adadelta
 from optax_adadelta._equation import equation
-from optax_adadelta._hyperparameters import Operands
+from optax_adadelta._operands import Operands
 from optax_adadelta._storage import _full
 
 DTYPES = (

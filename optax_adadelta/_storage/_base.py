@@ -14,9 +14,7 @@ from optax_adadelta._equation import Decay, Epsilons, Scalar, clip_to_squarable,
 from optax_adadelta._serialization import exportable
 from optax_adadelta._sharding import zeros_like
 
-# Below these values, the codes are too coarse for the equation.
-MIN_QUANTIZED_RHO = 0.5
-MIN_QUANTIZED_EPS = 1e-12
+LEAST_QUANTIZED_EPS = 1e-12
 
 
 @exportable("optax_adadelta.diagnostics.Averages")
@@ -28,24 +26,33 @@ class Averages(NamedTuple):
 
 
 class Quantization(NamedTuple):
-    """What a step needs to read codes and to write them."""
+    """What a step needs to read the codes of a leaf and to write them."""
 
     before: Epsilons  # what the codes are relative to before the step
     after: Epsilons  # and after it
-    gain: Scalar | None  # the root of `after.x / after.g`; None if both are the same
+    gain: Scalar | None  # what turns a step in units into dx; None if both units are the same
     dither: Dither
 
 
 def unit_of(eps: jax.typing.ArrayLike) -> jax.Array:
     """Returns the float32 scalar that codes are relative to if the optimizer has this eps."""
-    return jnp.maximum(jnp.asarray(eps).astype(jnp.float32), MIN_QUANTIZED_EPS)
+    return jnp.maximum(jnp.asarray(eps).astype(jnp.float32), LEAST_QUANTIZED_EPS)
+
+
+def gain_of(units: Epsilons) -> jax.Array:
+    """Returns what turns a step in these units into dx."""
+    return jnp.sqrt(units.x) / jnp.sqrt(units.g)
 
 
 class Storage(abc.ABC):
     """A way to store the two averages of a leaf, as two arrays of the parameter's shape."""
 
+    bits: int | None  # as `state_bits` names it
     dtypes: tuple[np.dtype, ...]
     quantized: bool
+    # Below these values, the codes are too coarse for the equation.
+    least_rho: float = 0.0
+    least_eps: float = 0.0
 
     def init(self, p: Any, dtype: np.dtype) -> Averages:
         """Returns averages of zero for a parameter whose averages, as floats, have this dtype."""
@@ -79,6 +86,17 @@ class Storage(abc.ABC):
     ) -> tuple[jax.Array, Averages]:
         """Makes one step of Algorithm 1; returns `dx`, with the sign of `g`, and the averages."""
 
+    @abc.abstractmethod
+    def delta(
+        self,
+        g: jax.Array,
+        stored: Averages,
+        rho: Decay,
+        eps: Epsilons,
+        quantization: Quantization | None,
+    ) -> jax.Array:
+        """Returns `dx` once more, from the averages after the step."""
+
     def read_trace(self, trace: jax.Array, eps: Epsilons | None) -> jax.Array:
         """Returns a stored trace as numbers."""
         del eps
@@ -91,15 +109,22 @@ class Storage(abc.ABC):
 
     def step_trace(
         self,
+        g: jax.Array,
         dx: jax.Array,
         trace: jax.Array,
         momentum: Scalar,
         quantization: Quantization | None,
     ) -> tuple[jax.Array, jax.Array]:
         """Returns `momentum * trace + dx`, as numbers and as it is stored."""
-        del quantization
+        del g, quantization
         trace = momentum * trace + dx
         return trace, trace
+
+    def disguised(
+        self, g: jax.Array, stored: Averages, trace: jax.Array
+    ) -> tuple[jax.Array, Averages]:
+        """Returns a gradient and the averages; a compiler does not see that they are the same."""
+        return g + jnp.zeros_like(trace) * trace, stored
 
 
 class Quantized(Storage):
@@ -110,6 +135,8 @@ class Quantized(Storage):
     """
 
     quantized = True
+    least_rho = 0.5
+    least_eps = LEAST_QUANTIZED_EPS
     largest: float  # the largest E[g^2]
 
     @abc.abstractmethod
@@ -152,19 +179,27 @@ class Quantized(Storage):
             return trace
         return _without_derivative(self.encode_trace, trace, eps.x, None)
 
-    def step_trace(self, dx, trace, momentum, quantization):
-        if jnp.iscomplexobj(dx):
-            return super().step_trace(dx, trace, momentum, quantization)
-        return _without_derivative(self._step_trace, dx, trace, momentum, quantization)
+    def disguised(self, g, stored, trace):
+        if jnp.iscomplexobj(trace):
+            return super().disguised(g, stored, trace)
+        zero = trace.astype(jnp.int32) >> self.bits
+        codes = (code + zero.astype(code.dtype) for code in stored)
+        return g + zero.astype(g.dtype), Averages(*codes)
 
-    def _step_trace(self, dx, codes, momentum, quantization):
+    def step_trace(self, g, dx, trace, momentum, quantization):
+        if jnp.iscomplexobj(dx):
+            return super().step_trace(g, dx, trace, momentum, quantization)
+        return _without_derivative(self._step_trace, g, dx, trace, momentum, quantization)
+
+    def _step_trace(self, g, dx, codes, momentum, quantization):
         old = self.decode_trace(codes, quantization.before.x).astype(dx.dtype)
         dither = fourth(quantization.dither.bits(dx.shape))
-        eps, unknown = quantization.after.x, jnp.isnan(dx)
+        eps, unknown = quantization.after.x, jnp.isnan(g)
         new = self.encode_trace(momentum * old + dx, eps, dither)
         # As the averages do, the trace stays as it is where the gradient is NaN.
         codes = jax.lax.select(unknown, codes, new)
-        return jnp.where(unknown, dx, self.decode_trace(codes, eps).astype(dx.dtype)), codes
+        trace = self.decode_trace(codes, eps).astype(dx.dtype)
+        return jnp.where(unknown, g, trace), codes
 
     def dtype(self, g: jax.Array, e_g: jax.Array) -> np.dtype:
         del e_g
@@ -190,15 +225,30 @@ class Quantized(Storage):
     def _step(self, g, stored, rho, quantization):
         # dx is computed from the averages as they are stored. Then each result needs only its own
         # old codes and the new codes of the others, so a compiler can write them in place.
-        dtype = jnp.finfo(g.dtype).dtype
-        before, after = quantization.before.astype(dtype), quantization.after.astype(dtype)
-        one = jnp.ones_like(after.g)
-        g, g_sq = clip_to_squarable(g, self.largest * after.g)
-        g_sq *= one / after.g
+        g, g_sq, before, after = self._in_units(g, quantization)
         rescaling = Epsilons(before.g / after.g, before.x / after.x)
         stored = self.advance(g_sq, stored, rho, rescaling, quantization.dither)
-        dx = delta(g, g_sq, *self.decode(stored, dtype), rho, Epsilons(one, one))
-        return dx if quantization.gain is None else quantization.gain.astype(g.dtype) * dx, stored
+        return self._delta(g, g_sq, stored, rho, quantization), stored
+
+    def delta(self, g, stored, rho, eps, quantization):
+        del eps
+
+        def again(g, stored, rho, quantization):
+            g, g_sq, _, _ = self._in_units(g, quantization)
+            return self._delta(g, g_sq, stored, rho, quantization)
+
+        return _without_derivative(again, g, stored, rho, quantization)
+
+    def _in_units(self, g, quantization):
+        dtype = jnp.finfo(g.dtype).dtype
+        before, after = (eps.astype(dtype) for eps in (quantization.before, quantization.after))
+        g, g_sq = clip_to_squarable(g, self.largest * after.g)
+        return g, g_sq * (jnp.ones_like(after.g) / after.g), before, after
+
+    def _delta(self, g, g_sq, stored, rho, quantization):
+        one = jnp.ones((), g_sq.dtype)
+        dx = delta(g, g_sq, *self.decode(stored, g_sq.dtype), rho, Epsilons(one, one))
+        return dx if quantization.gain is None else quantization.gain.astype(g.dtype) * dx
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -10,7 +10,8 @@ from optax_adadelta._equation import Epsilons, Scalar, squared_update
 from optax_adadelta._storage._base import Averages, Quantized
 from optax_adadelta._storage._grid import NEAREST, Grid, Segment
 
-_S_GRID = Grid(1.0, Segment(octaves=33, codes=6), Segment(octaves=28, codes=2))
+S_GRID = Grid(1.0, Segment(octaves=33, codes=6), Segment(octaves=28, codes=2))
+WIDE_S_GRID = Grid(1.0, Segment(octaves=53, codes=4), Segment(octaves=21, codes=2))
 _Z_GRID = Grid(0.5, Segment(octaves=10, codes=18), Segment(octaves=37, codes=2))
 _TRACE_GRID = Grid(1.0, Segment(octaves=18, codes=7))
 _NEGATIVE = 128  # added to the code of a negative trace
@@ -27,18 +28,23 @@ class EightBits(Quantized):
     whole octaves.
     """
 
+    bits = 8
     dtypes = (np.dtype(np.uint8),)
-    largest = 2.0**_S_GRID.octaves
+
+    def __init__(self, s_grid: Grid) -> None:
+        """Makes a storage whose codes of s are those of a grid."""
+        self._s_grid = s_grid
+        self.largest = 2.0**s_grid.octaves
 
     def encode(self, averages):
         s, x = ((average + 1).astype(jnp.float32) for average in averages)
         s = jnp.minimum(s, self.largest)
-        s_codes = _S_GRID.encode(s, NEAREST)
-        z_codes = _Z_GRID.encode(_z(s, x, s_codes), NEAREST)
+        s_codes = self._s_grid.encode(s, NEAREST)
+        z_codes = _Z_GRID.encode(self._z(s, x, s_codes), NEAREST)
         return Averages(s_codes.astype(jnp.uint8), z_codes.astype(jnp.uint8))
 
     def decode(self, codes, dtype):
-        s, z = _S_GRID.decode(codes.e_g), _Z_GRID.decode(codes.e_x)
+        s, z = self._s_grid.decode(codes.e_g), _Z_GRID.decode(codes.e_x)
         # Rounding can put x a little below 1.
         e_g, e_x = s - 1, jnp.maximum(z * mantissa(s) - 1, 0)
         return Averages(e_g.astype(dtype), e_x.astype(dtype))
@@ -50,8 +56,8 @@ class EightBits(Quantized):
         e_x = rho.average(e_x, squared_update(g_sq, e_g, e_x, Epsilons(one, one)))
         s, x = ((average + one).astype(jnp.float32) for average in (e_g, e_x))
         bits = dither.bits(g_sq.shape)
-        s_codes = _S_GRID.encode(s, centered(bits))
-        z_codes = _Z_GRID.encode(_z(s, x, s_codes), centered(second(bits)))
+        s_codes = self._s_grid.encode(s, centered(bits))
+        z_codes = _Z_GRID.encode(self._z(s, x, s_codes), centered(second(bits)))
         unknown = jnp.isnan(g_sq)
         z_codes = jax.lax.select(unknown, codes.e_x, z_codes.astype(jnp.uint8))
         # This adds zero, but XLA does not know that. So it stores z first, while it can still read
@@ -59,6 +65,9 @@ class EightBits(Quantized):
         s_codes += z_codes.astype(jnp.int32) >> 8
         s_codes = jax.lax.select(unknown, codes.e_g, s_codes.astype(jnp.uint8))
         return Averages(s_codes, z_codes)
+
+    def _z(self, s: jax.Array, x: jax.Array, s_codes: jax.Array) -> jax.Array:
+        return x / s * power_of_two(self._s_grid.decode(s_codes))
 
     def encode_trace(self, trace, eps, dither):
         size = (jnp.abs(trace) / _trace_unit(eps).astype(trace.dtype)).astype(jnp.float32) + 1
@@ -73,7 +82,3 @@ class EightBits(Quantized):
 def _trace_unit(eps: Scalar) -> jax.Array:
     """Returns what a trace of code 7 is; the codes are evenly spaced up to it."""
     return jnp.sqrt(eps) * np.float32(1 / 16)
-
-
-def _z(s: jax.Array, x: jax.Array, s_codes: jax.Array) -> jax.Array:
-    return x / s * power_of_two(_S_GRID.decode(s_codes))

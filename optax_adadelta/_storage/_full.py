@@ -2,13 +2,14 @@
 
 import numpy as np
 
-from optax_adadelta._equation import equation
+from optax_adadelta._equation import clip_to_squarable, delta, equation
 from optax_adadelta._storage._base import Averages, Storage
 
 
 class FullPrecision(Storage):
     """Float32 arrays, or float64 arrays for float64 and complex128 parameters."""
 
+    bits = None
     dtypes = (np.dtype(np.float32), np.dtype(np.float64))
     quantized = False
 
@@ -28,3 +29,7 @@ class FullPrecision(Storage):
         del quantization
         dx, e_g, e_x = equation(g, stored.e_g, stored.e_x, rho, eps)
         return dx, Averages(e_g, e_x)
+
+    def delta(self, g, stored, rho, eps, quantization):
+        del quantization
+        return delta(*clip_to_squarable(g), *stored, rho, eps.normal())

@@ -6,31 +6,35 @@ import numpy as np
 
 from optax_adadelta._bits import bits_of, from_bits
 from optax_adadelta._dither import HALF, second
-from optax_adadelta._equation import Epsilons, Scalar, squared_update
+from optax_adadelta._equation import Epsilons, squared_update
 from optax_adadelta._storage._base import Averages, Quantized
 
 _ONE = np.float32(1).view(np.int32)
-# Right shifts of the bits of a float32. E[g^2] + 1 has 1024 codes in each of 64 octaves.
-# E[dx^2] + 1 has 2048 in each of 32, because its errors add up over the steps.
-_SHIFTS = Averages(np.int32(13), np.int32(12))
 _LARGEST_TRACE = np.int32(0x7F7F0000).view(np.float32)
 
 
 class SixteenBits(Quantized):
     """Codes of `E[g^2] + 1` and `E[dx^2] + 1`, in units of eps: the upper bits of a float32.
 
-    A trace is the upper half of a float32, with its sign, whatever eps is.
+    E[dx^2] + 1 has 2048 codes in each of 32 octaves, because its errors add up over the steps. A
+    trace is the upper half of a float32, with its sign, whatever eps is.
     """
 
+    bits = 16
     dtypes = (np.dtype(np.uint16),)
-    largest = 2.0**64
+
+    def __init__(self, octaves: int) -> None:
+        """Makes a storage that has as many octaves for E[g^2] + 1: 64, or 128 with half the codes."""
+        self.largest = 2.0 ** min(octaves, 127)
+        # Right shifts of the bits of a float32.
+        self._shifts = Averages(np.int32({64: 13, 128: 14}[octaves]), np.int32(12))
 
     def encode(self, averages):
-        return Averages(*map(_encode, averages, _SHIFTS, (HALF, HALF)))
+        return Averages(*map(_encode, averages, self._shifts, (HALF, HALF)))
 
     def decode(self, codes, dtype):
         return Averages(
-            *(_decode(c, shift, dtype) for c, shift in zip(codes, _SHIFTS, strict=True))
+            *(_decode(c, shift, dtype) for c, shift in zip(codes, self._shifts, strict=True))
         )
 
     def advance(self, g_sq, codes, rho, rescaling, dither):
@@ -38,12 +42,12 @@ class SixteenBits(Quantized):
         unknown, bits = jnp.isnan(g_sq), dither.bits(g_sq.shape)
         # Each select comes last on purpose: it keeps XLA from computing the codes again in every
         # loop that reads them.
-        e_g_codes = _encode(rho.average(e_g, g_sq), _SHIFTS.e_g, bits)
+        e_g_codes = _encode(rho.average(e_g, g_sq), self._shifts.e_g, bits)
         e_g_codes = jax.lax.select(unknown, codes.e_g, e_g_codes)
-        e_g = _decode(e_g_codes, _SHIFTS.e_g, g_sq.dtype)
+        e_g = _decode(e_g_codes, self._shifts.e_g, g_sq.dtype)
         one = jnp.ones_like(g_sq)
         e_x = rho.average(e_x, squared_update(g_sq, e_g, e_x, Epsilons(one, one)))
-        e_x_codes = _encode(e_x, _SHIFTS.e_x, second(bits))
+        e_x_codes = _encode(e_x, self._shifts.e_x, second(bits))
         return Averages(e_g_codes, jax.lax.select(unknown, codes.e_x, e_x_codes))
 
     def encode_trace(self, trace, eps, dither):

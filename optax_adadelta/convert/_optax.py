@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from optax_adadelta._averages import averages
 from optax_adadelta._state import AdadeltaState, find_state
 from optax_adadelta._validation import dtype_of_averages
 from optax_adadelta.convert._names import difference
 from optax_adadelta.convert._problems import place, refuse
-from optax_adadelta.diagnostics import averages
 
 
 def from_optax(state: Any, *, count: jax.typing.ArrayLike | None = None) -> AdadeltaState:

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_adadelta._hyperparameters import at_step, checked_state_bits, number_or_schedule
+from optax_adadelta._averages import map_averages
+from optax_adadelta._hyperparameters import at_step, check_limits, number_or_schedule
 from optax_adadelta._sharding import scalar_sharding
-from optax_adadelta._state import AdadeltaState, is_adadelta_state, map_averages
-from optax_adadelta._storage import Averages, Storage, storage_with, unit_of
+from optax_adadelta._state import AdadeltaState, is_adadelta_state
+from optax_adadelta._storage import Averages, Storage, checked_state_bits, storage_with, unit_of
 
 
 def with_state_bits(
@@ -58,7 +59,10 @@ def with_state_bits(
       2 uint8
     """
     eps = None if eps is None else number_or_schedule("eps", eps)
-    checked_state_bits(state_bits, 1.0, 1.0 if eps is None else eps)
+    check_limits(
+        {"rho": 1.0, "eps": 1.0 if eps is None else eps},
+        storage_with(checked_state_bits(state_bits)),
+    )
     if jnp.dtype(dtype) not in storage_with(None).dtypes:
         raise TypeError(
             f"dtype must be float32 or float64; got {jnp.dtype(dtype)}. In full precision, averages"

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from optax_adadelta._averages import averages
 from optax_adadelta._state import (
     AdadeltaState,
     adadelta_states,
@@ -20,7 +21,6 @@ from optax_adadelta.convert._arrays import from_reals, is_complex, reals
 from optax_adadelta.convert._elements import moved
 from optax_adadelta.convert._names import difference, shape_problems
 from optax_adadelta.convert._problems import refuse
-from optax_adadelta.diagnostics import averages
 
 _LARGEST_COUNT = np.iinfo(np.int32).max
 

@@ -1,16 +1,17 @@
 """The effective learning rates of a run, read from its state."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from optax_adadelta._equation import rms_ratio
-from optax_adadelta._hyperparameters import at_step, number_or_schedule
+from optax_adadelta._averages import averages
+from optax_adadelta._equation import Epsilons, rms_ratio
+from optax_adadelta._hyperparameters import Value, at_step, number_or_schedule
+from optax_adadelta._scale import epsilons
 from optax_adadelta._state import AdadeltaState, find_state
-from optax_adadelta.diagnostics._averages import averages
 
 
 def effective_learning_rate(
@@ -57,8 +58,15 @@ def effective_learning_rate(
       Zeiler, `ADADELTA: An Adaptive Learning Rate Method
       <https://arxiv.org/abs/1212.5701>`_, 2012, Section 4.3.
     """
-    rate = rate_of(eps, learning_rate, last_step(find_state(state)))
-    return jax.tree.map(rate, *averages(state))
+    found = find_state(state)
+    eps, rate = settings_at(last_step(found), eps, learning_rate)
+    e_g, e_x = averages(found)
+    structure = jax.tree.structure(e_g)
+    leaves = zip(jax.tree.leaves(e_g), jax.tree.leaves(e_x), strict=True)
+    return structure.unflatten(
+        effective_rates(*leaf, epsilons_at(i, eps, found.scale, leaf[0].dtype), rate)
+        for i, leaf in enumerate(leaves)
+    )
 
 
 def last_step(state: AdadeltaState) -> jax.Array:
@@ -70,19 +78,25 @@ def last_step(state: AdadeltaState) -> jax.Array:
     return jnp.maximum(count, 1) - 1
 
 
-def rate_of(
+def settings_at(
+    count: jax.typing.ArrayLike,
     eps: optax.ScalarOrSchedule,
     learning_rate: optax.ScalarOrSchedule,
-    count: jax.typing.ArrayLike,
-) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """Returns the function from the averages of a leaf to its effective learning rates."""
-    scale, floor = (
-        at_step(name, number_or_schedule(name, value), count)
-        for name, value in (("learning_rate", learning_rate), ("eps", eps))
+) -> tuple[Value, Value]:
+    """Returns the checked eps and learning rate of the step at this count."""
+    return (
+        at_step("eps", number_or_schedule("eps", eps), count),
+        at_step("learning_rate", number_or_schedule("learning_rate", learning_rate), count),
     )
 
-    def rate(e_g: jax.Array, e_x: jax.Array) -> jax.Array:
-        ratio = rms_ratio(e_g, e_x, jnp.asarray(floor, e_g.dtype))
-        return jnp.asarray(scale, e_g.dtype) * ratio
 
-    return rate
+def epsilons_at(i: int, eps: Value, scale: jax.Array | None, dtype: np.dtype) -> Epsilons:
+    """Returns both epsilons of the array that is number `i` in its state."""
+    return epsilons(jnp.asarray(eps, dtype), None if scale is None else jnp.square(scale[i]))
+
+
+def effective_rates(
+    e_g: jax.Array, e_x: jax.Array, eps: Epsilons, learning_rate: Value
+) -> jax.Array:
+    """Returns the effective learning rates of a leaf, from its averages."""
+    return jnp.asarray(learning_rate, e_g.dtype) * rms_ratio(e_g, e_x, eps)

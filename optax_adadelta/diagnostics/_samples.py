@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from optax_adadelta._averages import units_of
 from optax_adadelta._serialization import exportable
 from optax_adadelta._sharding import gathered
 from optax_adadelta._state import find_state
-from optax_adadelta._storage import Averages
-from optax_adadelta._validation import storages_of
-from optax_adadelta.diagnostics._rates import last_step, rate_of
+from optax_adadelta._storage import Averages, storages_of
+from optax_adadelta.diagnostics._rates import effective_rates, epsilons_at, last_step, settings_at
 
 
 @exportable("optax_adadelta.diagnostics.Sample")
@@ -115,10 +115,13 @@ def sample(
       1 0.063 -0.00447
     """
     found = find_state(state)
-    rate = rate_of(eps, learning_rate, last_step(found))
+    eps, rate = settings_at(last_step(found), eps, learning_rate)
     leaves = by_name(found.e_g), by_name(found.e_x), by_name(updates)
-    storages = dict(zip(leaves[0], storages_of(found), strict=True))
-    rates: dict[str, jax.Array] = {}
+    kinds = zip(storages_of(found), units_of(found), strict=True)
+    stored_as = {
+        name: (i, *kind) for i, (name, kind) in enumerate(zip(leaves[0], kinds, strict=True))
+    }
+    seen: dict[str, jax.Array] = {}
     steps: dict[str, jax.Array] = {}
     for name, indices in coordinates.items():
         for tree in leaves:
@@ -131,11 +134,12 @@ def sample(
         if not isinstance(indices, jax.core.Tracer):
             indices = np.asarray(indices)
         _check(name, indices, e_g.shape, update.shape)
-        storage = storages[name]
+        i, storage, units = stored_as[name]
         stored = Averages(*(gathered(x, tuple(indices)) for x in (e_g, e_x)))
-        rates[name] = rate(*storage.read(stored, found.unit))
+        read = storage.read(stored, units)
+        seen[name] = effective_rates(*read, epsilons_at(i, eps, found.scale, read.e_g.dtype), rate)
         steps[name] = gathered(update, tuple(indices))
-    return Sample(jnp.asarray(found.count), rates, steps)
+    return Sample(jnp.asarray(found.count), seen, steps)
 
 
 def _check(

@@ -10,15 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from optax_adadelta._averages import units_of
 from optax_adadelta._bits import bits_of, from_bits
 from optax_adadelta._equation import Epsilons
-from optax_adadelta._hyperparameters import at_step, number, number_or_schedule
+from optax_adadelta._hyperparameters import number, number_or_schedule
 from optax_adadelta._injected import Path, injected_eps, is_inside, path_of
 from optax_adadelta._sharding import counted, repeated, replicated
 from optax_adadelta._state import AdadeltaState, is_adadelta_state, none_found
-from optax_adadelta._storage import Averages, unit_of
-from optax_adadelta._validation import storages_of
-from optax_adadelta.diagnostics._rates import last_step, rate_of
+from optax_adadelta._storage import Averages, Storage, storages_of, unit_of
+from optax_adadelta.diagnostics._rates import effective_rates, epsilons_at, last_step, settings_at
 from optax_adadelta.diagnostics._samples import by_name
 
 # Rates are counted in bins of 1/16 of an octave: the 12 leading bits of a positive float32.
@@ -105,12 +105,9 @@ def summaries(
         raise ValueError(f"Each of quantiles must be between 0 and 1; got {quantiles}.")
     names: list[str] = []
     parts = []
-    for found, floor in _states_with_eps(state, eps):
-        last = last_step(found)
-        floor = at_step("eps", floor, last)
-        rate = at_step("learning_rate", number_or_schedule("learning_rate", learning_rate), last)
+    for found, own_eps in _states_with_eps(state, eps):
         names += by_name(found.e_g)
-        parts.append((found, floor, rate))
+        parts.append((found, *settings_at(last_step(found), own_eps, learning_rate)))
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(
@@ -158,15 +155,17 @@ def _summarized(
 ) -> dict[str, jax.Array]:
     """Returns the summaries; `groups` has the group of each leaf."""
     remaining = list(groups)
-    batches = [(batch, *of) for state, *of in parts for batch in _batches(state, remaining)]
-    names = list(dict.fromkeys(name for batch, *_ in batches for name in batch.groups))
+    batches = [
+        (batch, rate) for state, eps, rate in parts for batch in _batches(state, eps, remaining)
+    ]
+    names = list(dict.fromkeys(name for batch, _ in batches for name in batch.groups))
     if not names:
         return {}
     sums = jnp.zeros(len(names), jnp.float32)
     counts = jnp.zeros((len(names), _BINS, 2, 2), jnp.float32)
-    for batch, floor, scale in batches:
+    for batch, rate in batches:
         own = [names.index(name) for name in batch.groups]
-        batch_sums, batch_counts = _counts(batch, floor, scale)
+        batch_sums, batch_counts = _counts(batch, rate)
         sums = sums.at[np.array(own)].add(batch_sums)
         counts = counts.at[np.array(own)].add(batch_counts)
     sums = jnp.append(sums, sums.sum())
@@ -186,60 +185,87 @@ class _Batch(NamedTuple):
 
     Attributes:
       averages: the averages of all of them.
-      quantized: whether they are quantized.
+      eps: scalars, or arrays with the numbers of each coordinate.
       groups: the names of their groups, each once.
       owners: the index of the group of each leaf.
       sizes: the number of coordinates of each leaf.
     """
 
     averages: Averages
-    quantized: bool
+    eps: Epsilons
     groups: list[Hashable]
     owners: list[int]
     sizes: list[int]
 
 
-def _batches(state: AdadeltaState, groups: list[Hashable]) -> Iterator[_Batch]:
+def _batches(state: AdadeltaState, eps: jax.Array, groups: list[Hashable]) -> Iterator[_Batch]:
     """Yields the leaves that are not empty, and takes their groups off the list.
 
     A large leaf is a batch, which takes the least memory. All small leaves of one storage are
     another, because a program for each of them would take long to compile.
     """
-    unit = None if state.unit is None else jax.tree.leaves(state.unit)[0]
     e_gs, e_xs = jax.tree.leaves(state.e_g), jax.tree.leaves(state.e_x)
     small = collections.defaultdict(list)
-    for storage, e_g, e_x in zip(storages_of(state), e_gs, e_xs, strict=True):
-        group = groups.pop(0)
+    for i, (storage, units, e_g, e_x) in enumerate(
+        zip(storages_of(state), units_of(state), e_gs, e_xs, strict=True)
+    ):
+        group, dtype = groups.pop(0), e_g.dtype
+        own: Any = unit_of(eps) if storage.quantized else eps
         if e_g.size >= _LARGE:
-            averages = storage.read(Averages(e_g, e_x), unit)
-            yield _Batch(averages, storage.quantized, [group], [0], [e_g.size])
+            averages = storage.read(Averages(e_g, e_x), units)
+            both = epsilons_at(i, own, state.scale, averages.e_g.dtype)
+            yield _Batch(averages, both, [group], [0], [e_g.size])
         elif e_g.size:
-            small[storage, e_g.dtype].append((group, Averages(e_g, e_x)))
+            own = epsilons_at(i, own, state.scale, dtype)
+            small[storage, dtype].append((group, Averages(e_g, e_x), units, own))
     for (storage, _), leaves in small.items():
-        stored = (
-            jnp.concatenate([replicated(x).ravel() for x in xs])
-            for xs in zip(*(leaf for _, leaf in leaves), strict=True)
-        )
-        names = list(dict.fromkeys(group for group, _ in leaves))
-        owners = [names.index(group) for group, _ in leaves]
-        sizes = [leaf.e_g.size for _, leaf in leaves]
-        yield _Batch(storage.read(Averages(*stored), unit), storage.quantized, names, owners, sizes)
+        yield _joined(storage, *map(list, zip(*leaves, strict=True)), alike=state.scale is None)
 
 
-def _counts(batch: _Batch, floor: Any, scale: Any) -> tuple[jax.Array, jax.Array]:
+def _joined(
+    storage: Storage,
+    leaf_groups: list[Hashable],
+    leaves: list[Averages],
+    units: list[Epsilons | None],
+    eps: list[Epsilons],
+    *,
+    alike: bool,
+) -> _Batch:
+    """Returns one batch of several leaves; `alike` says whether all have the same eps."""
+    stored = Averages(
+        *(jnp.concatenate([replicated(x).ravel() for x in xs]) for xs in zip(*leaves, strict=True))
+    )
+    names = list(dict.fromkeys(leaf_groups))
+    sizes = [leaf.e_g.size for leaf in leaves]
+
+    def along(numbers):
+        if alike or numbers[0] is None:
+            return numbers[0]
+        repeats = jax.lax.optimization_barrier(jnp.array(sizes, jnp.int32))
+        each = (jnp.stack(xs) for xs in zip(*numbers, strict=True))
+        return Epsilons(*(repeated(x, repeats, stored.e_g) for x in each))
+
+    return _Batch(
+        storage.read(stored, along(units)),
+        along(eps),
+        names,
+        [names.index(group) for group in leaf_groups],
+        sizes,
+    )
+
+
+def _counts(batch: _Batch, learning_rate: Any) -> tuple[jax.Array, jax.Array]:
     """Returns the sums of the finite rates, and how many coordinates there are of each kind.
 
     The counts have the axes [group, bin of the rate, dominated by eps, at rest].
     """
-    e_g, e_x = batch.averages
-    eps = unit_of(floor) if batch.quantized else jnp.asarray(floor)
-    eps = eps.astype(e_g.dtype)
-    rates = rate_of(eps, scale, 0)(e_g, e_x).astype(jnp.float32)
+    (e_g, e_x), eps = batch.averages, batch.eps
+    rates = effective_rates(e_g, e_x, eps, learning_rate).astype(jnp.float32)
     finite = jnp.isfinite(rates)
     # Rounded to nearest, so that a rate of 1 is a bin's value.
     bins = (bits_of(rates) + np.int32(1 << (_SHIFT - 1))) >> _SHIFT
     kinds = 4 * jnp.where(finite, bins, np.int32(_NOT_FINITE))
-    kinds += 2 * (e_g < eps).astype(jnp.int32) + (e_x < 0.01 * eps).astype(jnp.int32)
+    kinds += 2 * (e_g < eps.g).astype(jnp.int32) + (e_x < 0.01 * eps.x).astype(jnp.int32)
     rates = jnp.where(finite, rates, 0)
     size = len(batch.groups)
     if size == 1:
