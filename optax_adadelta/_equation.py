@@ -11,7 +11,7 @@ Scalar: TypeAlias = jax.Array | np.floating
 
 
 def equation(
-    g: jax.Array, e_g: jax.Array, e_x: jax.Array, rho: "Decay", eps: "Epsilons"
+    g: jax.Array, e_g: jax.Array, e_x: jax.Array, constants: "Constants"
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Makes one step of Algorithm 1 and returns `dx`, with the sign of `g`, and both averages.
 
@@ -21,11 +21,11 @@ def equation(
     only on `g`, on its own old value and on the *new* values of the results before it. So a
     compiler can write every result in place.
     """
-    eps = eps.normal()
+    rho = constants.rho
     g, g_sq = clip_to_squarable(g)
     e_g = rho.average(e_g, g_sq)
-    e_x = rho.average(e_x, squared_update(g_sq, e_g, e_x, eps))
-    return delta(g, g_sq, e_g, e_x, rho, eps), e_g, e_x
+    e_x = rho.average(e_x, squared_update(g_sq, e_g, e_x, constants.eps))
+    return delta(g, g_sq, e_g, e_x, constants), e_g, e_x
 
 
 def squared_update(g_sq: jax.Array, e_g: jax.Array, e_x: jax.Array, eps: "Epsilons") -> jax.Array:
@@ -34,20 +34,12 @@ def squared_update(g_sq: jax.Array, e_g: jax.Array, e_x: jax.Array, eps: "Epsilo
 
 
 def delta(
-    g: jax.Array, g_sq: jax.Array, e_g: jax.Array, e_x: jax.Array, rho: "Decay", eps: "Epsilons"
+    g: jax.Array, g_sq: jax.Array, e_g: jax.Array, e_x: jax.Array, constants: "Constants"
 ) -> jax.Array:
     """Returns `dx` from the new `e_g` and the new `e_x`."""
-    rho_eps = Epsilons(*(_normal_product(rho.high, e) for e in eps))
+    rho, rho_eps = constants.rho, constants.rho_eps
     denominator = rho.high * e_g + (rho.one_minus_rho * g_sq + rho_eps.g)
     return _root_ratio(e_x + rho_eps.x, denominator).astype(g.dtype) * g
-
-
-def _normal_product(rho: Scalar, eps: Scalar) -> jax.Array:
-    # For a tiny rho the product underflows, and a coordinate that never moved would give 0 / 0.
-    # jnp.maximum would lose the derivative with respect to rho.
-    tiny = jax.lax.full((), jnp.finfo(eps.dtype).tiny, eps.dtype)
-    product = rho * eps
-    return product + jnp.where(product < tiny, tiny, jnp.zeros_like(tiny))
 
 
 def rms_ratio(e_g: jax.Array, e_x: jax.Array, eps: "Epsilons") -> jax.Array:
@@ -99,9 +91,21 @@ class Epsilons(NamedTuple):
         least = 64 * jnp.finfo(self.x.dtype).tiny
         return Epsilons(*(jnp.maximum(e, jax.lax.full((), least, e.dtype)) for e in self))
 
+    def times(self, rho: Scalar) -> "Epsilons":
+        """Returns both, multiplied by `rho`."""
+        return Epsilons(*(_normal_product(rho, e) for e in self))
+
     def astype(self, dtype: np.dtype) -> "Epsilons":
         """Returns both in `dtype`."""
         return Epsilons(*(e.astype(dtype) for e in self))
+
+
+def _normal_product(rho: Scalar, eps: Scalar) -> jax.Array:
+    # For a tiny rho the product underflows, and a coordinate that never moved would give 0 / 0.
+    # jnp.maximum would lose the derivative with respect to rho.
+    tiny = jax.lax.full((), jnp.finfo(eps.dtype).tiny, eps.dtype)
+    product = rho * eps
+    return product + jnp.where(product < tiny, tiny, jnp.zeros_like(tiny))
 
 
 class Decay(NamedTuple):
@@ -125,3 +129,17 @@ class Decay(NamedTuple):
         high = self.high.astype(dtype)
         low = (self.high - high.astype(self.high.dtype)) + self.low
         return Decay(high, low.astype(dtype), self.one_minus_rho.astype(dtype))
+
+
+class Constants(NamedTuple):
+    """What the equation needs beside the gradient and the averages."""
+
+    rho: Decay
+    eps: Epsilons
+    rho_eps: Epsilons
+
+    @classmethod
+    def of(cls, rho: Decay, eps: Epsilons) -> "Constants":
+        """Returns the constants for these hyperparameters."""
+        eps = eps.normal()
+        return cls(rho, eps, eps.times(rho.high))

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 
 from optax_adadelta._dither import dither_at
-from optax_adadelta._equation import Epsilons
+from optax_adadelta._equation import Constants
 from optax_adadelta._operands import Operands
 from optax_adadelta._scale import epsilons, mean_squares, places
 from optax_adadelta._sharding import varying_with
@@ -45,7 +45,9 @@ def update_tree(
     wides = [s.dtype(g, stored.e_g) for s, g, stored in zip(storages, gs, averages, strict=True)]
     # Cast once per dtype, not once per leaf.
     cast = {wide: operands.astype(wide) for wide in dict.fromkeys(wides)}
-    eps = {wide: epsilons(own.eps, squares) for wide, own in cast.items()}
+    constants = {
+        wide: Constants.of(own.rho, epsilons(own.eps, squares)) for wide, own in cast.items()
+    }
     quantization = unit = None
     if state.unit is not None:
         unit = varying_with(unit_of(operands.eps), state.unit)
@@ -56,7 +58,9 @@ def update_tree(
             dither=dither_at(seed, state.count),
         )
     leaves = [
-        _update_leaf(storage, dtype, nesterov, cast[wide], eps[wide], quantization, place, p, g, *s)
+        _update_leaf(
+            storage, dtype, nesterov, cast[wide], constants[wide], quantization, place, p, g, *s
+        )
         for storage, dtype, wide, place, p, g, *s in zip(
             storages,
             dtypes or [g.dtype for g in gs],
@@ -87,7 +91,7 @@ def _update_leaf(
     dtype: np.dtype,
     nesterov: bool,
     operands: Operands,
-    eps: Epsilons,
+    constants: Constants,
     quantization: Quantization | None,
     place: jax.Array | None,
     p: jax.Array | None,
@@ -101,8 +105,11 @@ def _update_leaf(
     if p is not None:
         g += operands.weight_decay.astype(wide) * p.astype(wide)
     if place is not None:
-        eps, quantization = jax.tree.map(lambda x: x[place] if x.ndim else x, (eps, quantization))
-    dx, stored = storage.step(g, stored, operands.rho, eps, quantization)
+        constants, quantization = jax.tree.map(
+            lambda x: jax.lax.dynamic_index_in_dim(x, place, keepdims=False) if x.ndim else x,
+            (constants, quantization),
+        )
+    dx, stored = storage.step(g, stored, constants, quantization)
     if trace is not None:
         momentum = operands.momentum.astype(wide)
         velocity, trace = storage.step_trace(g, dx, trace, momentum, quantization)
@@ -113,6 +120,6 @@ def _update_leaf(
                 g, stored, trace, cpu=storage.disguised, default=lambda g, stored, _: (g, stored)
             )
             velocity = momentum * velocity
-            velocity += storage.delta(*again, operands.rho, eps, quantization)
+            velocity += storage.delta(*again, constants, quantization)
         dx = velocity
     return (operands.rate.astype(wide) * dx).astype(dtype), *stored, trace

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_adadelta._dither import Dither, fourth
-from optax_adadelta._equation import Decay, Epsilons, Scalar, clip_to_squarable, delta
+from optax_adadelta._equation import Constants, Decay, Epsilons, Scalar, clip_to_squarable, delta
 from optax_adadelta._serialization import exportable
 from optax_adadelta._sharding import zeros_like
 
@@ -80,8 +80,7 @@ class Storage(abc.ABC):
         self,
         g: jax.Array,
         stored: Averages,
-        rho: Decay,
-        eps: Epsilons,
+        constants: Constants,
         quantization: Quantization | None,
     ) -> tuple[jax.Array, Averages]:
         """Makes one step of Algorithm 1; returns `dx`, with the sign of `g`, and the averages."""
@@ -91,8 +90,7 @@ class Storage(abc.ABC):
         self,
         g: jax.Array,
         stored: Averages,
-        rho: Decay,
-        eps: Epsilons,
+        constants: Constants,
         quantization: Quantization | None,
     ) -> jax.Array:
         """Returns `dx` once more, from the averages after the step."""
@@ -218,9 +216,8 @@ class Quantized(Storage):
         e_g = jnp.where(jnp.isnan(e_g), self.largest, e_g)
         return self.encode(Averages(e_g, jnp.where(jnp.isnan(e_x), 0, e_x)))
 
-    def step(self, g, stored, rho, eps, quantization):
-        del eps
-        return _without_derivative(self._step, g, stored, rho, quantization)
+    def step(self, g, stored, constants, quantization):
+        return _without_derivative(self._step, g, stored, constants.rho, quantization)
 
     def _step(self, g, stored, rho, quantization):
         # dx is computed from the averages as they are stored. Then each result needs only its own
@@ -230,14 +227,12 @@ class Quantized(Storage):
         stored = self.advance(g_sq, stored, rho, rescaling, quantization.dither)
         return self._delta(g, g_sq, stored, rho, quantization), stored
 
-    def delta(self, g, stored, rho, eps, quantization):
-        del eps
-
+    def delta(self, g, stored, constants, quantization):
         def again(g, stored, rho, quantization):
             g, g_sq, _, _ = self._in_units(g, quantization)
             return self._delta(g, g_sq, stored, rho, quantization)
 
-        return _without_derivative(again, g, stored, rho, quantization)
+        return _without_derivative(again, g, stored, constants.rho, quantization)
 
     def _in_units(self, g, quantization):
         dtype = jnp.finfo(g.dtype).dtype
@@ -247,7 +242,8 @@ class Quantized(Storage):
 
     def _delta(self, g, g_sq, stored, rho, quantization):
         one = jnp.ones((), g_sq.dtype)
-        dx = delta(g, g_sq, *self.decode(stored, g_sq.dtype), rho, Epsilons(one, one))
+        constants = Constants.of(rho, Epsilons(one, one))
+        dx = delta(g, g_sq, *self.decode(stored, g_sq.dtype), constants)
         return dx if quantization.gain is None else quantization.gain.astype(g.dtype) * dx
 
 

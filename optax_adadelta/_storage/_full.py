@@ -25,11 +25,11 @@ class FullPrecision(Storage):
         del eps
         return averages
 
-    def step(self, g, stored, rho, eps, quantization):
+    def step(self, g, stored, constants, quantization):
         del quantization
-        dx, e_g, e_x = equation(g, stored.e_g, stored.e_x, rho, eps)
+        dx, e_g, e_x = equation(g, stored.e_g, stored.e_x, constants)
         return dx, Averages(e_g, e_x)
 
-    def delta(self, g, stored, rho, eps, quantization):
+    def delta(self, g, stored, constants, quantization):
         del quantization
-        return delta(*clip_to_squarable(g), *stored, rho, eps.normal())
+        return delta(*clip_to_squarable(g), *stored, constants)
