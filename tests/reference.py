@@ -70,8 +70,9 @@ KINDS = (
 
 def root_mean_squares(arrays):
     """The scale of each array: its own, that of all if it is zero, 0.5 if all are zero."""
-    squares = [np.mean(np.abs(np.asarray(a).astype(np.result_type(a, np.float64))) ** 2) for a in arrays]
-    sizes = [np.size(a) for a in arrays]
+    arrays = [np.asarray(a).astype(np.result_type(a.dtype, np.float64)) for a in arrays]
+    squares = [np.mean(np.abs(a) ** 2) for a in arrays]
+    sizes = [a.size for a in arrays]
     whole = np.dot(sizes, squares) / sum(sizes) or 0.09
     return [np.sqrt(square or whole) for square in squares]
 

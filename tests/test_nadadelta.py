@@ -1,0 +1,283 @@
+"""nadadelta: its numbers, its scale, its invariance, its momentum in every storage, its errors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from reference import KINDS, gradients, relative, root_mean_squares
+from states import BITS, QUANTIZED
+
+from optax_adadelta import adadelta, diagnostics, nadadelta, scale_by_adadelta, scale_by_nadadelta
+from optax_adadelta._dither import dither_at
+from optax_adadelta._equation import Epsilons
+from optax_adadelta._storage import Quantization, storage_with
+
+SIZE = 64
+
+
+def params(dtype=jnp.float32, seed=0):
+    """Arrays of very different scales: small weights, zeros, gains of one, a scalar, nothing."""
+    rng = np.random.default_rng(seed)
+    made = {
+        "weights": 0.02 * rng.standard_normal(SIZE),
+        "biases": np.zeros(SIZE),
+        "gains": np.ones(SIZE),
+        "large": 300 * rng.standard_normal(SIZE),
+    }
+    return {name: jnp.asarray(p, dtype) for name, p in made.items()}
+
+
+def updates_of(optimizer, start, grads):
+    """The updates at each step, and the last state; every parameter gets the same gradients."""
+    state, update, found = optimizer.init(start), jax.jit(optimizer.update), []
+    for g in grads:
+        updates, state = update(jax.tree.map(lambda p, g=g: jnp.asarray(g, p.dtype), start), state)
+        found.append(updates)
+    return found, state
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_200_steps_are_those_of_the_reference_in_relative_coordinates(kind, nesterov):
+    start, grads = params(), gradients(kind, 200, SIZE)
+    found, state = updates_of(nadadelta(nesterov=nesterov), start, grads)
+    scales = root_mean_squares(jax.tree.leaves(start))
+    np.testing.assert_allclose(state.scale, scales, rtol=1e-6)
+    for i, r in enumerate(scales):
+        expected = list(relative(grads, r, nesterov=nesterov))
+        path = np.cumsum([step.update for step in expected], axis=0)
+        steps = np.cumsum([np.float64(jax.tree.leaves(u)[i]) for u in found], axis=0)
+        size = np.abs(path).max(axis=0) + 1e-30
+        np.testing.assert_array_less(np.abs(steps - path) / size, 2e-5)
+        for name, tolerance in (("e_g", 1e-5), ("e_x", 1e-5)):
+            got = jax.tree.leaves(getattr(state, name))[i]
+            np.testing.assert_allclose(got, getattr(expected[-1], name), tolerance, 1e-35)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.complex128])
+def test_200_steps_in_64_bits_equal_the_reference(dtype):
+    start, grads = params(dtype), gradients("normal", 200, SIZE)
+    if dtype == jnp.complex128:
+        grads = grads + 1j * gradients("normal", 200, SIZE, seed=1)
+    found, state = updates_of(nadadelta(), start, grads)
+    for i, r in enumerate(np.float64(state.scale)):
+        for updates, expected in zip(found, relative(grads, r), strict=True):
+            got = jax.tree.leaves(updates)[i]
+            assert got.dtype == dtype
+            np.testing.assert_allclose(got, expected.update, rtol=1e-10, atol=1e-12 * r)
+
+
+def composition(c=1e-5, k=1e-16, momentum=0.9):
+    """The same rule as a chain of Optax's parts around the paper's Adadelta, for one array."""
+    inner = scale_by_adadelta(0.95, c)
+    after = optax.chain(optax.trace(momentum, nesterov=True), optax.scale(-1.0))
+
+    def init(p):
+        return jnp.sqrt(jnp.mean(p**2)), inner.init(p), after.init(p)
+
+    def update(g, state, p=None):
+        r, inside, outside = state
+        dx, inside = inner.update(g * r * np.float32(np.sqrt(c / k)), inside)
+        dx, outside = after.update(r * dx, outside)
+        return dx, (r, inside, outside)
+
+    return optax.GradientTransformation(init, update)
+
+
+@BITS
+def test_a_chain_of_optax_parts_gives_the_same_path(bits):
+    start = params()["weights"]
+    grads = gradients("normal", 300, SIZE)
+    with jax.numpy_dtype_promotion("standard"):
+        expected, _ = updates_of(composition(), start, grads)
+    found, _ = updates_of(nadadelta(state_bits=bits), start, grads)
+    path, other = (np.sum(np.float64(steps), axis=0) for steps in (found, expected))
+    error = np.sum((path - other) ** 2) / np.sum(other**2)
+    assert error < {None: 1e-9, 16: 1e-5, 8: 1e-2}[bits]
+
+
+@BITS
+@pytest.mark.parametrize("factor", [2.0**10, 2.0**-10])
+def test_scaling_an_array_scales_its_path_bit_for_bit(bits, factor):
+    start, grads = params(), gradients("normal", 50, SIZE)
+    optimizer = nadadelta(state_bits=bits)
+    found, state = updates_of(optimizer, start, grads)
+    scaled = start | {"weights": factor * start["weights"]}
+
+    def scaled_gradients(p, g, name):
+        return jnp.asarray(g / factor if name == "weights" else g, p.dtype)
+
+    other = optimizer.init(scaled)
+    for g, expected in zip(grads, found, strict=True):
+        given = {name: scaled_gradients(p, g, name) for name, p in scaled.items()}
+        updates, other = jax.jit(optimizer.update)(given, other)
+        np.testing.assert_array_equal(updates["weights"], factor * expected["weights"])
+    if bits:
+        np.testing.assert_array_equal(other.e_g["weights"], state.e_g["weights"])
+
+
+@BITS
+@pytest.mark.parametrize("factor", [1000.0, 1e-3])
+def test_scaling_the_loss_does_not_change_the_path(bits, factor):
+    start, grads = params(), gradients("normal", 100, SIZE)
+    optimizer = nadadelta(state_bits=bits)
+    paths = [
+        np.sum(
+            [np.float64(u["weights"]) for u in updates_of(optimizer, start, scale * grads)[0]], 0
+        )
+        for scale in (1.0, factor)
+    ]
+    error = np.sum((paths[1] - paths[0]) ** 2) / np.sum(paths[0] ** 2)
+    assert error < {None: 1e-9, 16: 1e-5, 8: 3e-2}[bits]
+
+
+def test_the_scale_is_the_root_mean_square_or_that_of_the_whole_tree():
+    tree = {"a": jnp.array([3.0, -4.0]), "b": jnp.zeros((2, 3)), "c": jnp.zeros((0, 5)), "d": None}
+    whole = np.sqrt(25 / 8)
+    np.testing.assert_allclose(nadadelta().init(tree).scale, [np.sqrt(12.5), whole, whole], 1e-6)
+    assert nadadelta().init({"z": jnp.zeros(3)}).scale == np.float32(0.3)
+    assert nadadelta().init(jnp.float32(-2.0)).scale == 2.0
+    assert nadadelta().init({}).scale.shape == (0,)
+    for dtype in (jnp.bfloat16, jnp.complex64):
+        scale = nadadelta().init(jnp.full(7, -0.5, dtype)).scale
+        assert (scale.dtype, float(scale[0])) == (jnp.float32, 0.5)
+
+
+@BITS
+def test_the_trace_of_a_plain_zero_momentum_is_not_kept(bits):
+    start, grads = params(), gradients("normal", 20, SIZE)
+    found, state = updates_of(nadadelta(momentum=0.0, state_bits=bits), start, grads)
+    assert state.trace is None
+    expected, kept = updates_of(nadadelta(momentum=jnp.float32(0), state_bits=bits), start, grads)
+    assert kept.trace is not None
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol={None: 1e-6, 16: 1e-2, 8: 0.2}[bits], atol=1e-4)
+
+
+@QUANTIZED
+@pytest.mark.parametrize("size", [1e-6, -1e-3, 1.0, -8.0])
+def test_the_stored_trace_is_unbiased(bits, size):
+    found = _stored(bits, np.full(400, 0.02 * size, np.float32), r=0.02)
+    np.testing.assert_allclose(found.mean(), 0.02 * size, rtol=2e-2)
+
+
+def _stored(bits, dx, r):
+    """What is stored of a first trace, at 60 counts."""
+    eps = Epsilons(np.float32(1e-16 / r**2), np.float32(1e-5 * r**2))
+    storage = storage_with(bits, relative=True)
+    trace = jnp.zeros(dx.shape, storage.dtypes[0])
+
+    @jax.jit
+    def one(count):
+        quantization = Quantization(eps, eps, None, dither_at(np.uint32(0), count))
+        return storage.step_trace(dx, dx, trace, np.float32(0.9), quantization)[0]
+
+    return np.float64([one(t) for t in range(60)])
+
+
+@BITS
+def test_a_nan_stays_in_its_coordinate_and_huge_gradients_keep_the_trace_finite(bits):
+    start = params()["gains"]
+    optimizer = nadadelta(state_bits=bits)
+    state, update = optimizer.init(start), jax.jit(optimizer.update)
+    g = jnp.ones(SIZE).at[3].set(jnp.nan).at[5].set(jnp.inf).at[6].set(-3e38)
+    for _ in range(3):
+        updates, state = update(g, state)
+    known = np.delete(np.asarray(updates), 3)
+    assert np.isnan(updates[3])
+    assert np.isfinite(known).all()
+    trace = diagnostics.averages(state)
+    assert np.isfinite(np.delete(np.asarray(trace.e_x), 3)).all()
+
+
+def test_a_state_from_shapes_is_refused_eagerly_and_gives_nan_in_a_compiled_step():
+    start = params()
+    optimizer = nadadelta()
+    shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), start)
+    state = optimizer.init(shapes)
+    assert jax.tree.structure(state) == jax.tree.structure(optimizer.init(start))
+    with pytest.raises(ValueError, match="init"):
+        optimizer.update(start, state)
+    updates, _ = jax.jit(optimizer.update)(start, state)
+    assert all(np.isnan(u).all() for u in jax.tree.leaves(updates))
+
+
+WRONG = {
+    "momentum of 1": (lambda: nadadelta(momentum=1.0), ValueError),
+    "negative momentum": (lambda: nadadelta(momentum=-0.1), ValueError),
+    "a bool as momentum": (lambda: nadadelta(momentum=True), TypeError),
+    "a tree as momentum": (lambda: nadadelta(momentum={"w": 0.9}), TypeError),
+    "no share": (lambda: nadadelta(eps=0.0), ValueError),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_settings_are_refused(name):
+    make, error = WRONG[name]
+    with pytest.raises(error, match=r"momentum|eps"):
+        make()
+
+
+def test_an_absolute_eps_is_warned_of():
+    with pytest.warns(UserWarning, match="share"):
+        nadadelta(eps=0.05)
+
+
+STATES = {
+    "a state of adadelta": (lambda p: adadelta().init(p), "carry_over"),
+    "no momentum": (lambda p: nadadelta(momentum=0.0).init(p), "carry_over"),
+    "another number of arrays": (
+        lambda p: nadadelta().init(p)._replace(scale=jnp.ones(9)),
+        "scale",
+    ),
+    "a scale of zero": (
+        lambda p: nadadelta().init(p)._replace(scale=jnp.zeros(len(p))),
+        "scale",
+    ),
+    "a cast scale": (
+        lambda p: nadadelta().init(p)._replace(scale=jnp.ones(len(p), jnp.bfloat16)),
+        "scale",
+    ),
+    "a cast trace": (
+        lambda p: (
+            nadadelta().init(p)._replace(trace=jax.tree.map(lambda x: x.astype(jnp.bfloat16), p))
+        ),
+        "trace",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_a_state_that_cannot_be_right_is_refused(name):
+    make, word = STATES[name]
+    start = params()
+    with pytest.raises((TypeError, ValueError), match=word):
+        nadadelta().update(start, make(start))
+
+
+@QUANTIZED
+def test_an_averaged_trace_is_refused(bits):
+    start = params()
+    optimizer = nadadelta(state_bits=bits)
+    state = optimizer.init(start)
+    floats = jax.tree.map(lambda x: x.astype(jnp.float32), state.trace)
+    with pytest.raises(TypeError, match="with_state_bits"):
+        optimizer.update(start, state._replace(trace=floats))
+
+
+def test_adadelta_refuses_a_state_of_nadadelta():
+    start = params()
+    with pytest.raises(ValueError, match="carry_over"):
+        adadelta().update(start, nadadelta().init(start))
+
+
+@BITS
+def test_scale_by_nadadelta_is_nadadelta_without_rate_and_sign(bits):
+    start, grads = params(), gradients("normal", 10, SIZE)
+    chain = optax.chain(scale_by_nadadelta(state_bits=bits), optax.scale_by_learning_rate(0.5))
+    found, _ = updates_of(chain, start, grads)
+    expected, _ = updates_of(nadadelta(0.5, state_bits=bits), start, grads)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(a, b)
