@@ -12,9 +12,9 @@ import numpy as np
 import optax
 from matplotlib.figure import Figure
 
-from studies._lib.report import markdown
-from studies._airfoil import BATCH, EPS, RHO, draw_lines, train
 from optax_adadelta import adadelta
+from studies._airfoil import BATCH, EPS, RHO, draw_lines, train
+from studies._lib.results import Report, markdown
 
 SCALES = [10.0**n for n in range(-3, 5)]
 CURVATURES = [0.5, 1.0, 1.5, 1.9, 2.1, 2.5, 4.0, 10.0, 30.0, 100.0, 1000.0]
@@ -32,7 +32,7 @@ def other_units(scale, eps) -> optax.GradientTransformation:
     return optax.chain(optax.scale(scale), adadelta(rho=RHO, eps=eps), optax.scale(1 / scale))
 
 
-def scale(data, seeds: int, epochs: int) -> dict:
+def scale(data, seeds: int, epochs: int) -> Report:
     """The parameters are much larger or smaller than one."""
     x = np.array(SCALES)
     settings = {"scale": [*x, *x], "eps": [EPS] * len(x) + list(EPS * x**2)}
@@ -44,7 +44,7 @@ def scale(data, seeds: int, epochs: int) -> dict:
     return {"x": SCALES, "lines": lines}
 
 
-def curvature(data, steps: int) -> dict:
+def curvature(data, steps: int) -> Report:
     """Every step sees all rows, so the gradients go to zero; the features set the curvature."""
     x, y = (part.astype(np.float64) for part in data)
     hessian, best = x.T @ x / len(y), np.linalg.lstsq(x, y)[0]
@@ -79,7 +79,7 @@ def curvature(data, steps: int) -> dict:
     return {"x": CURVATURES, "lines": lines, "steps": steps}
 
 
-def rare(steps: int) -> dict:
+def rare(steps: int) -> Report:
     """The targets are n once in n steps and zero otherwise, so their mean is 1."""
 
     def run(n, optimizer):
@@ -102,7 +102,7 @@ def rare(steps: int) -> dict:
     return {"x": RARITIES, "lines": lines, "steps": steps}
 
 
-def spike(data, seeds: int, epochs: int) -> dict:
+def spike(data, seeds: int, epochs: int) -> Report:
     """One gradient is far too large, after a tenth of the training."""
     step = epochs * (len(data[1]) // BATCH) // 10
 
@@ -120,7 +120,7 @@ def spike(data, seeds: int, epochs: int) -> dict:
     return {"x": SPIKES, "lines": lines, "step": step}
 
 
-def noise(data, seeds: int, epochs: int, optimum: float) -> dict:
+def noise(data, seeds: int, epochs: int, optimum: float) -> Report:
     """Minibatches disagree on where the gradient is zero."""
     steps = epochs * (len(data[1]) // BATCH)
     falling = optax.cosine_decay_schedule(1.0, steps)
@@ -131,7 +131,7 @@ def noise(data, seeds: int, epochs: int, optimum: float) -> dict:
     return {"x": list(range(epochs + 1)), "lines": lines}
 
 
-def sparse(most: int) -> dict:
+def sparse(most: int) -> Report:
     """The gradient of (w - DISTANCE)^2 / 2 is zero in 99 of 100 steps."""
 
     def run(gap, rho):
@@ -159,7 +159,7 @@ def sparse(most: int) -> dict:
     }
 
 
-def run(data, seeds: int, epochs: int, optimum: float, smoke: bool) -> dict:
+def run(data, seeds: int, epochs: int, optimum: float, smoke: bool) -> Report:
     """Returns the results of every problem."""
     return {
         "scale": scale(data, seeds, epochs),
@@ -171,7 +171,7 @@ def run(data, seeds: int, epochs: int, optimum: float, smoke: bool) -> dict:
     }
 
 
-def draw(found: dict) -> Figure:
+def draw(found: Report) -> Figure:
     """Returns the picture, a panel for each problem."""
     figure = Figure(figsize=(9.5, 5.6), dpi=96, layout="constrained")
     panels = {
@@ -198,7 +198,7 @@ def draw(found: dict) -> Figure:
     return figure
 
 
-def table(found: dict) -> str:
+def table(found: Report) -> str:
     """Returns what goes wrong in each problem, and the cure, as Markdown."""
 
     def at(problem, x):
@@ -213,11 +213,8 @@ def table(found: dict) -> str:
     still, annealed = (line[-1] for line in found["noise"]["lines"].values())
     dense, seldom, cured = (n or "none" for n in found["sparse"]["arrived"].values())
     scaled, to_zero = "eps times scale²", "a learning rate that falls to 0"
-    above, correct, clip = (
-        "loss above least squares",
-        "mean found (correct: 1)",
-        f"clip to {CLIP:g}",
-    )
+    above, correct = "loss above least squares", "mean found (correct: 1)"
+    clip = f"clip to {CLIP:g}"
     usually, epochs = f"loss ({usual:.3f} without it)", found["noise"]["x"][-1]
     arrival = f"gradients to 90 % of the way ({dense} if dense)"
     rows = [

@@ -4,7 +4,6 @@ Both the step and the average of its square can use the quotient (E[dx^2] + eps)
 The step takes its root. The average does not.
 """
 
-import time
 from functools import partial
 
 import jax
@@ -13,9 +12,11 @@ import numpy as np
 import optax
 from matplotlib.figure import Figure
 
-from studies._lib.report import markdown
-from studies._airfoil import COLORS, EPS, RHO, draw_lines, train
 from optax_adadelta import adadelta
+from studies._airfoil import COLORS, EPS, RHO, draw_lines, train
+from studies._lib.contenders import donated, step_of
+from studies._lib.results import Report, markdown
+from studies._lib.timing import in_turns
 
 TINY = 1e-30  # An eps that shows the range of gradients of each form.
 COUNTED = {"bytes accessed": "bytes", "transcendentals": "roots", "ms": "time"}
@@ -53,7 +54,7 @@ FORMS = {
 }
 
 
-def run(data, seeds: int, epochs: int, smoke: bool) -> dict:
+def run(data, seeds: int, epochs: int, smoke: bool) -> Report:
     """Returns how the forms differ, what they cost, and which gradients they can take."""
     shape = (100, 100) if smoke else (1000, 1000)
     grads = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
@@ -74,35 +75,29 @@ def run(data, seeds: int, epochs: int, smoke: bool) -> dict:
     }
 
 
-def costs(size: int, rounds: int) -> dict:
-    """Returns what XLA counts for a step on one leaf, and the median time of a step.
-
-    The forms take turns, so they are slowed down alike by whatever else the machine does.
-    """
+def costs(size: int, rounds: int) -> Report:
+    """Returns what XLA counts for a step on one leaf, and the median time of a step."""
     grads = jnp.asarray(np.random.default_rng(1).normal(size=size), jnp.float32)
-    programs, at, counts = {}, {}, {}
-    for name, form in FORMS.items():
-        method = form(rho=RHO, eps=EPS)
-
-        def step(w, state, grads, method=method):
-            updates, state = method.update(grads, state)
-            return w + updates, state
-
-        at[name] = (jnp.zeros(size), method.init(grads))
-        compiled = jax.jit(step, donate_argnums=(0, 1)).lower(*at[name], grads).compile()
-        programs[name], counted = compiled, compiled.cost_analysis()
-        counts[name] = {key: counted.get(key, 0) / size for key in list(COUNTED)[:2]}
-    times = {name: [] for name in FORMS}
-    for _ in range(rounds):
-        for name, program in programs.items():
-            begin = time.perf_counter()
-            at[name] = jax.block_until_ready(program(*at[name], grads))
-            times[name].append(time.perf_counter() - begin)
-    medians = {name: {"ms": 1000 * float(np.median(times[name]))} for name in FORMS}
-    return {"size": size, "forms": {name: counts[name] | medians[name] for name in FORMS}}
+    methods = {name: form(rho=RHO, eps=EPS) for name, form in FORMS.items()}
+    steps = {
+        name: donated(step_of(method), jnp.zeros(size), method.init(grads), grads, builds=1)
+        for name, method in methods.items()
+    }
+    found = in_turns(steps, rounds)
+    return {
+        "size": size,
+        "forms": {
+            name: {
+                "bytes accessed": facts["bytes per parameter"],
+                "transcendentals": facts["roots per parameter"],
+                "ms": 1000 * facts["seconds"],
+            }
+            for name, facts in found.items()
+        },
+    }
 
 
-def exponent_range() -> dict:
+def exponent_range() -> Report:
     """Returns the first step of each form relative to the exact one, by the gradient's size."""
     g = 10.0 ** np.arange(-16, 19)
     exact = -np.sqrt(TINY) / np.sqrt((1 - RHO) * g**2 + TINY) * g
@@ -113,7 +108,7 @@ def exponent_range() -> dict:
     return {"gradients": g.tolist(), "share": share}
 
 
-def draw(found: dict) -> Figure:
+def draw(found: Report) -> Figure:
     """Returns the picture."""
     figure = Figure(figsize=(9.5, 3.5), dpi=120, layout="constrained")
     left, middle, right = figure.subplots(1, 3)
@@ -136,7 +131,7 @@ def draw(found: dict) -> Figure:
     return figure
 
 
-def table(found: dict) -> str:
+def table(found: Report) -> str:
     """Returns what each form costs and where its first step is lost, as Markdown."""
     rows = []
     sizes, costs = found["range"]["gradients"], found["costs"]

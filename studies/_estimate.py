@@ -6,16 +6,20 @@ averages. It cannot take less time than its bytes need at the device's memory ba
 step takes `6 * parameters * tokens` floating-point operations, at a share of the device's peak.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from studies._lib.report import markdown
+import jax
+import jax.numpy as jnp
+
+from studies._lib.results import Report, markdown
+from studies._lib.storages import RULES, STORAGES
 
 PARAMETERS = 70_000_000_000
 DEVICES = 256
+EACH = PARAMETERS / DEVICES  # on each device
 TOKENS = 8192  # per device in each training step, so 2.1 million over all devices
 UTILIZATION = 0.4  # of the peak, in a training step
 PARAMETER_BYTES = {"bfloat16": 2, "float32": 4}  # a gradient has as many
-STATE_BYTES = {"float32": 8, "16 bits": 4, "8 bits": 2}  # both averages of a parameter
 
 
 class Chip(NamedTuple):
@@ -38,32 +42,27 @@ CHIPS = {
     "TPU v5e": Chip(819e9, 16e9, 197e12),
     "TPU v5p": Chip(2765e9, 95e9, 459e12),
 }
+# The case of accelerators.py whose program is compared with what is counted here.
+COMPILED = {
+    "float32": "(4096, 2048), four devices",
+    "bfloat16": "(4096, 2048), bfloat16, stochastic_round",
+}
 
 
-def state_bytes(storage: str) -> float:
-    """Returns the bytes of state on each device."""
-    return STATE_BYTES[storage] * PARAMETERS / DEVICES
+def state_bytes(storage: str) -> int:
+    """Returns the bytes of all averages of a parameter."""
+    state = jax.eval_shape(RULES[storage].init, jax.ShapeDtypeStruct((1,), jnp.float32))
+    return sum(leaf.dtype.itemsize for leaf in jax.tree.leaves(state) if leaf.ndim)
 
 
-def held_bytes(dtype: str, storage: str) -> float:
-    """Returns the bytes of parameters, gradients and state on each device."""
-    return 2 * PARAMETER_BYTES[dtype] * PARAMETERS / DEVICES + state_bytes(storage)
-
-
-def bytes_per_parameter(dtype: str, storage: str) -> int:
+def moved_bytes(dtype: str, storage: str) -> int:
     """Returns the bytes that a step of the optimizer reads and writes for each parameter."""
-    gradient = parameter = PARAMETER_BYTES[dtype]
-    return gradient + 2 * parameter + 2 * STATE_BYTES[storage]
-
-
-def step_bytes(dtype: str, storage: str) -> float:
-    """Returns the bytes that a step of the optimizer reads and writes on each device."""
-    return bytes_per_parameter(dtype, storage) * PARAMETERS / DEVICES
+    return 3 * PARAMETER_BYTES[dtype] + 2 * state_bytes(storage)
 
 
 def least_seconds(dtype: str, storage: str, chip: Chip) -> float:
     """Returns the time below which no step of the optimizer can be."""
-    return step_bytes(dtype, storage) / chip.bandwidth
+    return moved_bytes(dtype, storage) * EACH / chip.bandwidth
 
 
 def training_seconds(chip: Chip) -> float:
@@ -83,38 +82,24 @@ def fsdp_bytes(dtype: str) -> float:
 def memory_table() -> str:
     """Returns bytes on each device and times, for each type of parameters and storage."""
     rows = []
-    for dtype in PARAMETER_BYTES:
-        for storage in STATE_BYTES:
+    for dtype, size in PARAMETER_BYTES.items():
+        for storage in STORAGES:
+            state, moved = state_bytes(storage), moved_bytes(dtype, storage)
+            held = (1e-9 * EACH * count for count in (state, 2 * size + state))
+            row = [*(f"{gb:.2f}" for gb in held), f"{moved}", f"{1e-9 * EACH * moved:.2f}"]
             least = (1e3 * least_seconds(dtype, storage, chip) for chip in CHIPS.values())
-            rows.append(
-                [
-                    dtype,
-                    storage,
-                    f"{1e-9 * state_bytes(storage):.2f}",
-                    f"{1e-9 * held_bytes(dtype, storage):.2f}",
-                    f"{bytes_per_parameter(dtype, storage)}",
-                    f"{1e-9 * step_bytes(dtype, storage):.2f}",
-                    *(f"{ms:.2f}" for ms in least),
-                ]
-            )
+            rows.append([dtype, storage, *row, *(f"{ms:.2f}" for ms in least)])
     head = ["parameters and gradients", "state", "state, GB", "all three, GB"]
     head += ["bytes per parameter of a step", "GB of a step", *(f"{c}, least ms" for c in CHIPS)]
     return markdown(head, rows)
 
 
-# The case of accelerators.py whose program a row of the table below is compared with.
-COMPILED = {
-    "float32": "(4096, 2048), four devices",
-    "bfloat16": "(4096, 2048), bfloat16, stochastic_round",
-}
-
-
-def compiled_table(accelerators: dict[str, Any]) -> str:
+def compiled_table(accelerators: Report) -> str:
     """Returns the bytes per parameter that were counted, and those of the compiled programs."""
     rows = []
     for dtype, case in COMPILED.items():
-        for storage in STATE_BYTES:
-            row = [case, storage, f"{bytes_per_parameter(dtype, storage)}"]
+        for storage in STORAGES:
+            row = [case, storage, f"{moved_bytes(dtype, storage)}"]
             for found in accelerators["cards"].values():
                 facts = found["cases"][case][storage]
                 row.append(f"{facts['bytes'] / facts['parameters on a device']:.2f}")
@@ -127,24 +112,27 @@ def share_table() -> str:
     rows = []
     for name, chip in CHIPS.items():
         whole = training_seconds(chip)
-        shares = (least_seconds("bfloat16", storage, chip) / whole for storage in STATE_BYTES)
+        shares = (100 * least_seconds("bfloat16", storage, chip) / whole for storage in STORAGES)
         figures = (1e-12 * chip.bandwidth, 1e-9 * chip.memory, 1e-12 * chip.flops)
-        rows.append([name, *(f"{n:.4g}" for n in figures), f"{whole:.1f}"])
-        rows[-1] += [f"{100 * share:.2g}" for share in shares]
+        row = [
+            *(f"{n:.4g}" for n in figures),
+            f"{whole:.1f}",
+            *(f"{share:.2g}" for share in shares),
+        ]
+        rows.append([name, *row])
     head = ["chip", "memory, TB/s", "memory, GB", "peak bfloat16, TFLOP/s", "assumed step, s"]
-    return markdown([*head, *(f"% of it, {storage}" for storage in STATE_BYTES)], rows)
+    return markdown([*head, *(f"% of it, {storage}" for storage in STORAGES)], rows)
 
 
-def tables(accelerators: dict[str, Any]) -> str:
+def tables(accelerators: Report) -> str:
     """Returns the whole estimate as Markdown."""
-    each = PARAMETERS / DEVICES
     between = " and ".join(
         f"{1e-9 * fsdp_bytes(dtype):.0f} GB in {dtype}" for dtype in PARAMETER_BYTES
     )
     return "\n\n".join(
         [
             f"An estimate, not a measurement: {1e-9 * PARAMETERS:.0f}B parameters with FSDP over"
-            f" {DEVICES} accelerators, so {1e-6 * each:.1f}M parameters on each device.",
+            f" {DEVICES} accelerators, so {1e-6 * EACH:.1f}M parameters on each device.",
             memory_table(),
             "Bytes per parameter that were counted for the table above, and those of programs"
             f" compiled for two chips (jax {accelerators['versions']['jax']}):",

@@ -27,13 +27,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from studies._lib import report as _report
-from studies._lib.stamps import stamp
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from tqdm import tqdm
 
-FOLDER, PAGE = _report.DOCS / "many_devices", _report.DOCS / "many_devices.md"
-PROGRAM = Path(__file__).parents[1] / "examples" / "distributed.py"
-STORAGES = {"full precision": None, "16 bits": 16, "8 bits": 8}
+from studies._lib.results import ROOT, Report, Reports, Results, markdown
+from studies._lib.storages import STORAGES
+from studies._lib.study import Study, at_least
+from studies._lib.study import run as run_study
+
+PROGRAM = ROOT / "examples" / "distributed.py"
 SAVE_EVERY = 50
+SMOKE_STEPS = 200
 # A process without a sign of life for so many seconds counts as dead.
 TIMEOUT = 10
 # A kill comes up to so many seconds later. A save takes about as long.
@@ -110,7 +115,7 @@ class Run:
                 process.kill()
 
 
-def killed(run: Run, moment: str, step: int, victim: int) -> dict[str, Any]:
+def killed(run: Run, moment: str, step: int, victim: int) -> Report:
     """Kills a process of a run after a step, or within the save that follows it."""
     # At the first step the program is compiled, so nothing is killed before the second.
     run.wait_until(lambda: run.last_step() > max(step, run.before))
@@ -164,9 +169,9 @@ def are_equal(one: Any, other: Any) -> bool:
     return jax.tree.all(jax.tree.map(same, one, other))
 
 
-def measure(
-    name: str, bits: int | None, count: int, kills: int, options: argparse.Namespace, bar
-) -> dict[str, Any]:
+def kill_again_and_again(
+    name: str, bits: int | None, count: int, kills: int, options: argparse.Namespace, bar: tqdm
+) -> Report:
     """Kills one training run again and again, and compares its end with an undisturbed run."""
     with tempfile.TemporaryDirectory() as temporary:
         folders = [Path(temporary, kind) for kind in ("undisturbed", "disturbed")]
@@ -185,13 +190,26 @@ def measure(
     return {"name": name, "processes": count, "equal": equal, "lives": lives}
 
 
-def draw(runs: list[dict[str, Any]], steps: int) -> Any:
-    """Returns the picture: how far each life of each run got."""
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
+def measure(given: argparse.Namespace, results: Results) -> None:
+    """Kills a run of each storage, and one of two processes."""
+    results.load("kills")
+    random.seed(0)
+    each, of_group = (2, 2) if given.smoke else (given.kills // len(STORAGES), given.group_kills)
+    given.steps = min(given.steps, SMOKE_STEPS) if given.smoke else given.steps
+    *_, (last, bits) = STORAGES.items()
+    kinds = [(name, bits, 1, each) for name, bits in STORAGES.items()]
+    kinds.append((f"{last}, two processes", bits, 2, of_group))
+    with tqdm(total=sum(kind[3] for kind in kinds), desc="Killing", unit="kill") as bar:
+        runs = [kill_again_and_again(*kind, given, bar) for kind in kinds]
+    results.save("kills", {**results.made, "steps": given.steps, "runs": runs})
 
+
+def draw(reports: Reports) -> dict[str, Figure]:
+    """Returns the picture: how far each life of each run got."""
+    runs, steps = (reports["kills"][key] for key in ("runs", "steps"))
     figure = Figure(figsize=(9, 5.6), dpi=130, layout="constrained")
-    for axes, run in zip(figure.subplots(2, 2, sharey=True).flat, runs, strict=True):
+    panels = figure.subplots(-(-len(runs) // 2), 2, sharey=True).flat
+    for axes, run in zip(panels, runs, strict=False):
         for number, life in enumerate(run["lives"], 1):
             first, kept = life["first"], max(life["first"], life["newest"])
             lost = "save" if life["torn"] else "step"
@@ -209,13 +227,13 @@ def draw(runs: list[dict[str, Any]], steps: int) -> Any:
     }
     patches = [Patch(color=COLORS[key], label=label) for key, label in labels.items()]
     figure.legend(handles=patches, loc="outside lower center", ncols=3, frameon=False)
-    return figure
+    return {"kills": figure}
 
 
-def table(runs: list[dict[str, Any]]) -> str:
-    """Returns the counts as a table."""
+def tables(reports: Reports) -> dict[str, str]:
+    """Returns the counts."""
     rows = []
-    for run in runs:
+    for run in reports["kills"]["runs"]:
         lives = run["lives"]
         seconds = [life["seconds until the others ended"] for life in lives]
         rows.append(
@@ -230,50 +248,24 @@ def table(runs: list[dict[str, Any]]) -> str:
             ]
         )
     head = ["run", "processes", "kills", "of these in a save", "most steps lost"]
-    return _report.markdown([*head, "others ended within", "same bits at the end"], rows)
+    head += ["others ended within", "same bits at the end"]
+    return {"kills": markdown(head, rows)}
 
 
-def main() -> None:
-    """Reads the options, runs the program, and writes numbers, picture and table."""
-    parser = _report.options(__spec__.name, __doc__)
+def options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options."""
     add = parser.add_argument
-    text = "kills of runs of one process, for the three storages together (default: %(default)s)"
-    add("--kills", type=int, default=51, help=text)
+    text = "kills of runs of one process, for all storages together (default: %(default)s)"
+    add("--kills", type=at_least(2 * len(STORAGES)), default=51, help=text)
     text = "kills of a run of two processes (default: %(default)s)"
-    add("--group-kills", type=int, default=8, help=text)
-    add("--steps", type=int, default=2000, help="steps of each run (default: %(default)s)")
+    add("--group-kills", type=at_least(2), default=8, help=text)
+    text = "steps of each run (default: %(default)s)"
+    add("--steps", type=at_least(SAVE_EVERY), default=2000, help=text)
     text = "devices of each process (default: %(default)s)"
     add("--cpu-devices", type=int, default=2, metavar="N", help=text)
-    text = "folder for numbers and picture (default: docs/many_devices)"
-    add("--output", type=Path, default=FOLDER, help=text)
-    text = "train nothing; draw again, and put the table into docs/many_devices.md (default: off)"
-    add("--draw-only", action="store_true", help=text)
-    options = parser.parse_args()
-    if min(options.kills // 3, options.group_kills) < 2 or options.steps < SAVE_EVERY:
-        parser.error("--kills must be at least 6, --group-kills 2, and --steps 50")
 
-    file = options.output / "kills.json"
-    if not options.draw_only:
-        from tqdm import tqdm
 
-        _report.check_writable(file)
-        random.seed(0)
-        kinds = [(name, bits, 1, options.kills // 3) for name, bits in STORAGES.items()]
-        kinds.append(("8 bits, two processes", 8, 2, options.group_kills))
-        with tqdm(total=sum(kind[3] for kind in kinds), desc="Killing", unit="kill") as bar:
-            runs = [measure(*kind, options, bar) for kind in kinds]
-        made = _report.provenance(parser, options, (*_report.PACKAGES, "orbax-checkpoint"))
-        _report.save(file, {**made, "steps": options.steps, "runs": runs})
-    report = _report.load(file)
-    picture = file.with_suffix(".png")
-    draw(report["runs"], report["steps"]).savefig(picture)
-    stamp(picture, Path(__file__), report)
-    print(table(report["runs"]))
-    print(f"Numbers: {file}\nPicture: {picture}")
-    if options.output == FOLDER and PAGE.exists():
-        page = _report.filled(PAGE.read_text("utf-8"), "kills", table(report["runs"]))
-        PAGE.write_text(page, encoding="utf-8")
-
+STUDY = Study("kills", __doc__, "many_devices", measure, tables, draw, options)
 
 if __name__ == "__main__":
-    _report.run(main)
+    run_study(STUDY)

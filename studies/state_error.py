@@ -7,11 +7,10 @@ the 128 of a row have scales within about a decade. "Heavy tails" is "mixed" wit
 Student's t distribution with three degrees of freedom, without a mean, a tenth of them mostly zero.
 
 The error is that of the sum of all updates, compared with averages in float32: the root of the sum
-of squares, relative to that of the exact sum.
-
-    pip install -e ".[examples]" && python -m studies.state_error
+of squares, relative to that of the exact sum. It takes six minutes.
 """
 
+import argparse
 import functools
 import math
 from collections.abc import Callable
@@ -22,27 +21,15 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from studies import _codes as codes
-from studies._lib.report import (
-    DOCS,
-    check_writable,
-    filled,
-    load,
-    markdown,
-    options,
-    provenance,
-    run,
-    save,
-)
-from studies._lib.report import RESULTS as FOLDER
 from optax_adadelta import scale_by_adadelta
+from studies import _codes as codes
+from studies._lib.results import Reports, Results, markdown
+from studies._lib.storages import EPS, STORAGES
+from studies._lib.study import Study, run
 
-PAGE = DOCS / "quantization.md"
-RESULTS = FOLDER / "state_error.json"
-PART = "state errors"
 RHOS = (0.9, 0.95, 0.99)
 ARRANGEMENTS = ("mixed", "rows", "heavy tails")
-SHIPPED = {"state_bits=16": 16, "state_bits=8": 8}
+SHIPPED = {f"state_bits={bits}": bits for bits in STORAGES.values() if bits}
 
 
 class Variant(NamedTuple):
@@ -59,13 +46,13 @@ def in_blocks(bits: float, head: int = 4, block: int = codes.BLOCK) -> float:
 
 
 E, D = "E[g²]", "E[dx²]"
-FLOAT16 = codes.each(codes.short_float(10, codes.EPS), codes.short_float(11, codes.EPS))
+FLOAT16 = codes.each(codes.short_float(10, EPS), codes.short_float(11, EPS))
 OCTAVES = codes.octaves()
 TAPERED = (codes.fixed(1.0, (33, 6), (28, 2)), codes.fixed(0.5, (10, 18), (37, 2)))
 FACTORED = 4 + 4 * (512 + 128) / (512 * 128)
 ALTERNATIVES = {
     "bfloat16, to nearest": Variant(4, codes.each(codes.bfloat16)),
-    "16 bits, 10 of mantissa for both": Variant(4, codes.each(codes.short_float(10, codes.EPS))),
+    "16 bits, 10 of mantissa for both": Variant(4, codes.each(codes.short_float(10, EPS))),
     "16 bits, random dither": Variant(4, FLOAT16, codes.random),
     "16 bits, to nearest": Variant(4, FLOAT16, codes.nearest),
     f"factored {D}, {E} float32": Variant(FACTORED, codes.each(codes.exact, codes.factored)),
@@ -82,7 +69,7 @@ ALTERNATIVES = {
         ),
     ),
     f"8 bits, {D} + eps itself": Variant(
-        2, codes.each(TAPERED[0], codes.fixed(1.0, (10, 18), (37, 2)), plus=codes.EPS)
+        2, codes.each(TAPERED[0], codes.fixed(1.0, (10, 18), (37, 2)), plus=EPS)
     ),
     "8 bits, the ratio itself": Variant(
         2, codes.ratio(TAPERED[0], codes.fixed(2.0**-40, (63, 4)), moving=False)
@@ -96,7 +83,7 @@ ALTERNATIVES = {
         in_blocks(16, 8), codes.each(codes.dynamic)
     ),
     "8 bits, fp8 e4m3 of the root of E + eps in blocks": Variant(
-        in_blocks(16, 8), codes.each(codes.e4m3_root, plus=codes.EPS)
+        in_blocks(16, 8), codes.each(codes.e4m3_root, plus=EPS)
     ),
     f"8 bits for {E}, 4 for the ratio, in blocks": Variant(
         in_blocks(12), codes.ratio(codes.octaves(256), codes.octaves(16))
@@ -132,7 +119,7 @@ def random_gradients(rows: int, steps: int) -> dict[str, tuple[jax.Array, jax.Ar
 @functools.partial(jax.jit, static_argnames="bits")
 def through_package(gradients, scale, rho, bits):
     """The sum of the package's updates."""
-    optimizer = scale_by_adadelta(rho, codes.EPS, state_bits=bits)
+    optimizer = scale_by_adadelta(rho, EPS, state_bits=bits)
 
     def step(carry, g):
         state, moved = carry
@@ -146,7 +133,7 @@ def through_package(gradients, scale, rho, bits):
 @functools.partial(jax.jit, static_argnames=("store", "dither"))
 def through_store(gradients, scale, rho, store, dither):
     """The sum of the updates, each computed from the averages as they are kept."""
-    eps, new = codes.EPS, 1 - rho
+    eps, new = EPS, 1 - rho
     zeros = jnp.zeros_like(scale)
     index = jnp.arange(scale.size, dtype=jnp.uint32).reshape(scale.shape)
 
@@ -170,18 +157,19 @@ def bytes_of_state(bits: int, scale) -> float:
     return sum(leaf.nbytes for leaf in jax.tree.leaves((state.e_g, state.e_x))) / scale.size
 
 
-def run_all(smoke: bool) -> dict:
-    """The errors of every variant, in every arrangement, for every rho."""
-    arrangements = random_gradients(*((32, 20) if smoke else (512, 2000)))
+def measure(given: argparse.Namespace, results: Results) -> None:
+    """Compares every variant, in every arrangement, for every rho."""
+    results.load("state_error")
+    arrangements = random_gradients(*((32, 20) if given.smoke else (512, 2000)))
 
     def everywhere(moves, *static):
         return {
-            name: {rho: np.asarray(moves(*given, rho, *static)) for rho in RHOS}
-            for name, given in arrangements.items()
+            name: {rho: np.asarray(moves(*drawn, rho, *static)) for rho in RHOS}
+            for name, drawn in arrangements.items()
         }
 
     exact = everywhere(through_package, None)
-    results = {}
+    found = {}
     for name in tqdm((*SHIPPED, *ALTERNATIVES), desc="Comparing", unit="variant"):
         if name in SHIPPED:
             size = bytes_of_state(SHIPPED[name], arrangements["mixed"][1])
@@ -189,11 +177,12 @@ def run_all(smoke: bool) -> dict:
         else:
             size, store, dither = ALTERNATIVES[name]
             moved = everywhere(through_store, store, dither)
-        results[name] = {"bytes per parameter": size, "shipped": name in SHIPPED} | {
+        found[name] = {"bytes per parameter": size, "shipped": name in SHIPPED} | {
             arrangement: {f"rho {rho}": error(moved[arrangement][rho], true[rho]) for rho in RHOS}
             for arrangement, true in exact.items()
         }
-    return dict(sorted(results.items(), key=place))
+    found = dict(sorted(found.items(), key=place))
+    results.save("state_error", {**results.made, "results": found})
 
 
 def error(moved, exact) -> dict:
@@ -212,20 +201,20 @@ def place(result) -> tuple:
     return -int(row["bytes per parameter"]), math.inf if None in nmse else max(nmse)
 
 
-def table(report: dict) -> str:
-    """The results as Markdown."""
+def tables(reports: Reports) -> dict[str, str]:
+    """The errors of the sum of the updates, against averages in float32."""
     rhos = " / ".join(map(str, RHOS))
     errors = (f"{name}, % at rho {rhos}" for name in ARRANGEMENTS)
     nmse = "NMSE at rho 0.95, " + " / ".join(ARRANGEMENTS)
     head = ["state", "bytes per parameter", *errors, nmse]
     rows = []
-    for name, row in report["results"].items():
+    for name, row in reports["state_error"]["results"].items():
         cells = [f"**`{name}`**" if row["shipped"] else name, f"{row['bytes per parameter']:.3g}"]
         cells += [" / ".join(map(cell, row[a].values())) for a in ARRANGEMENTS]
         nmse = (row[a]["rho 0.95"]["NMSE"] for a in ARRANGEMENTS)
         cells.append(" / ".join("-" if x is None else f"{x:.1e}" for x in nmse))
         rows.append(cells)
-    return markdown(head, rows)
+    return {"state errors": markdown(head, rows)}
 
 
 def cell(result: dict) -> str:
@@ -236,28 +225,7 @@ def cell(result: dict) -> str:
     return f"{percent:.{max(1 - math.floor(math.log10(percent)), 0)}f}" if percent else "0"
 
 
-def with_table(page: str, report: dict) -> str:
-    """The page with its table made anew."""
-    return filled(page, PART, table(report))
-
-
-def main() -> None:
-    """Reads the options, compares, writes, and prints the results."""
-    parser = options(__spec__.name, __doc__, "state_error.json", PAGE)
-    given = parser.parse_args()
-
-    if given.table:
-        report = load(given.output)
-        PAGE.write_text(with_table(PAGE.read_text("utf-8"), report), encoding="utf-8")
-        print(f"The table is in {PAGE}")
-        return
-    check_writable(given.output)
-    report = provenance(parser, given) | {"results": run_all(given.smoke)}
-    save(given.output, report)
-    print(table(report))
-    print("Errors are of the sum of the updates, root of squares, against averages in float32.")
-    print(f"Results: {given.output}")
-
+STUDY = Study("state_error", __doc__, "quantization", measure, tables)
 
 if __name__ == "__main__":
-    run(main)
+    run(STUDY)

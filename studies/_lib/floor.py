@@ -1,15 +1,14 @@
 """The shortest possible step: one pass of a compiled loop, or as many bytes at copy speed."""
 
 import ctypes
-import functools
 import shutil
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+
+from studies._lib.timing import Contender, Run, timed
 
 BYTES = 28  # per parameter: the gradient read; the parameter and two averages read and written
 
@@ -37,10 +36,10 @@ void step(int leaves, const long *n, float **p, float **g, float **e_g, float **
 """
 
 
-def floor(gradients: list[np.ndarray]) -> tuple[str, Callable[[], float]]:
-    """Returns what the floor is here, and a function that returns the seconds of one step."""
+def floor(gradients: list[np.ndarray]) -> tuple[str, Contender]:
+    """Returns what the floor is here, and its contender."""
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    copying = "copy bandwidth", lambda: _copying(sum(g.size for g in gradients))
+    copying = "copy bandwidth", Contender(lambda: _copying(sum(g.size for g in gradients)), {})
     if compiler is None:
         return copying
     with tempfile.TemporaryDirectory() as folder:
@@ -51,25 +50,18 @@ def floor(gradients: list[np.ndarray]) -> tuple[str, Callable[[], float]]:
         if done.returncode != 0:
             return copying
         step = ctypes.CDLL(str(library)).step
-    arrays = [[np.zeros_like(g) for g in gradients] for _ in range(3)]
-    trees = [arrays[0], gradients, arrays[1], arrays[2]]
-    pointers = [
-        (ctypes.c_void_p * len(tree))(*(leaf.ctypes.data for leaf in tree)) for tree in trees
-    ]
+    params, e_g, e_x = ([np.zeros_like(g) for g in gradients] for _ in range(3))
+    trees = [params, gradients, e_g, e_x]
+    pointers = [(ctypes.c_void_p * len(tree))(*(g.ctypes.data for g in tree)) for tree in trees]
     sizes = (ctypes.c_long * len(gradients))(*(g.size for g in gradients))
-
-    def once(arrays: list[list[np.ndarray]]) -> float:
-        start = time.perf_counter()
-        step(len(gradients), sizes, *pointers)
-        return time.perf_counter() - start
-
-    # The arrays live as long as the function that has pointers into them.
-    return "a one-pass C loop", functools.partial(once, trees)
+    run = timed(lambda: step(len(gradients), sizes, *pointers))
+    run.trees = trees  # They live as long as the pointers into them are used.
+    return "a one-pass C loop", Contender(lambda: run, {})
 
 
-def _copying(parameters: int) -> float:
+def _copying(parameters: int) -> Run:
     source = np.ones(16_000_000, np.float32)
     target = np.zeros_like(source)
-    start = time.perf_counter()
-    np.copyto(target, source)
-    return (time.perf_counter() - start) * BYTES * parameters / (2 * source.nbytes)
+    share = BYTES * parameters / (2 * source.nbytes)
+    run = timed(lambda: np.copyto(target, source))
+    return lambda count: 2 * (share * run(count)[1],)

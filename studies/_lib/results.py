@@ -2,6 +2,7 @@
 
 import argparse
 import datetime
+import functools
 import importlib.metadata
 import json
 import math
@@ -9,6 +10,7 @@ import os
 import platform
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +32,13 @@ PLACES = ("data_dir", "data_url", "output", "draw_only", "only")
 class Results:
     """The files of results in a folder, and what is known of this run."""
 
-    def __init__(self, folder: Path, made: Report):
-        self.folder, self.made = folder, made
+    def __init__(self, folder: Path, made: Callable[[], Report]):
+        self.folder, self._made = folder, made
+
+    @functools.cached_property
+    def made(self) -> Report:
+        """Returns the command, the date, the machine, the versions and the arithmetic."""
+        return self._made()
 
     def path(self, name: str) -> Path:
         """Returns where the report of this name is."""

@@ -9,8 +9,16 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 
 from studies._lib import data, stamps
-from studies._lib.results import DOCS, RESULTS, Report, Reports, Results, filled, load_all
-from studies._lib.results import provenance as provenance_of
+from studies._lib.results import (
+    DOCS,
+    RESULTS,
+    Report,
+    Reports,
+    Results,
+    filled,
+    load_all,
+    provenance,
+)
 
 SMOKE_SEEDS = 2
 
@@ -80,7 +88,7 @@ def _run(study: Study) -> None:
     given = parser.parse_args()
     folder = given.output or (Path("results") if given.smoke else RESULTS)
     if not given.draw_only:
-        study.measure(given, Results(folder, provenance_of(parser, given)))
+        study.measure(given, Results(folder, lambda: provenance(parser, given)))
     reports = load_all(study.pattern, folder)
     if not reports:
         raise SystemExit(f"There is no {study.pattern}.json in {folder}. Measure first.")
@@ -135,9 +143,9 @@ def in_parts(
         text = f"parts to run, of {', '.join(epochs)}; the others stay as they are (default: all)"
         add("--only", nargs="+", choices=epochs, default=list(epochs), metavar="PART", help=text)
         text = "runs of each setting, with different seeds (default: %(default)s)"
-        add("--seeds", type=positive, default=5, help=text)
+        add("--seeds", type=at_least(1), default=5, help=text)
         text = "upper limit of the passes over the training data (default: no limit)"
-        add("--epochs", type=positive, help=text)
+        add("--epochs", type=at_least(1), help=text)
         data.add_options(parser)
 
     def measure(given: argparse.Namespace, results: Results) -> None:
@@ -164,8 +172,12 @@ def in_parts(
     )
 
 
-def positive(text: str) -> int:
-    """Returns the number of an option that must be at least 1."""
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
+def at_least(least: int) -> Callable[[str], int]:
+    """Returns the type of an option whose number must not be smaller."""
+
+    def number(text: str) -> int:
+        if (given := int(text)) < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}")
+        return given
+
     return number
