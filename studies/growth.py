@@ -144,7 +144,7 @@ def tables(reports: Reports) -> dict[str, str]:
     }
     return {
         "growth": "\n\n".join(f"{head}\n\n{table}" for head, table in parts.items()),
-        "estimate": _estimate.tables(load(RESULTS / "accelerators.json")),
+        "estimate": _estimate.table(load(RESULTS / "accelerators.json")),
     }
 
 
