@@ -24,6 +24,17 @@ CLIP = 10.0
 DISTANCE = 100.0
 
 
+def path(optimizer, gradient, w, steps: int) -> jax.Array:
+    """Returns the parameters before each step and after the last; `gradient` is one of w and t."""
+
+    def step(at, t):
+        w, state = at
+        updates, state = optimizer.update(gradient(w, t), state)
+        return (w + updates, state), w
+
+    return jax.lax.scan(step, (w, optimizer.init(w)), jnp.arange(steps + 1))[1]
+
+
 def other_units(scale, eps) -> optax.GradientTransformation:
     """Returns Adadelta on a problem with target, parameters and gradients `scale` times larger.
 
@@ -48,57 +59,38 @@ def curvature(data, steps: int) -> Report:
     """Every step sees all rows, so the gradients go to zero; the features set the curvature."""
     x, y = (part.astype(np.float64) for part in data)
     hessian, best = x.T @ x / len(y), np.linalg.lstsq(x, y)[0]
-    largest = np.linalg.eigvalsh(hessian).max()
+    factors = np.float32(np.sqrt(CURVATURES / np.linalg.eigvalsh(hessian).max()))
     x, y, hessian, best = (jnp.asarray(part, jnp.float32) for part in (x, y, hessian, best))
 
-    def run(factor, learning_rate):
-        optimizer = adadelta(learning_rate, rho=RHO, eps=EPS)
+    def excess(factor, rate):
+        def gradient(w, t):
+            return factor * x.T @ (factor * x @ w - y) / len(y)
 
-        def step(at, _):
-            w, state = at
-            grads = factor * x.T @ (factor * x @ w - y) / len(y)
-            updates, state = optimizer.update(grads, state)
-            w = w + updates
-            off = factor * w - best
-            return (w, state), off @ hessian @ off / 2
+        w = path(adadelta(rate, rho=RHO, eps=EPS), gradient, jnp.zeros(len(best)), steps)
+        off = factor * w[-steps // 10 :] - best
+        return jnp.max(jnp.sum(off @ hessian * off, axis=1) / 2)
 
-        w = jnp.zeros(len(best))
-        excess = jax.lax.scan(step, (w, optimizer.init(w)), length=steps)[1]
-        return excess[-steps // 10 :].max()
-
-    rates = {
-        "learning rate 1": 1.0,
-        "learning rate 0.1": 0.1,
-        "falling from 1 to 0": optax.cosine_decay_schedule(1.0, steps),
-    }
-    factors = jnp.sqrt(jnp.asarray(CURVATURES, jnp.float32) / largest.astype(np.float32))
-    lines = {
-        name: jax.jit(jax.vmap(partial(run, learning_rate=rate)))(factors).tolist()
-        for name, rate in rates.items()
-    }
+    rates = {"learning rate 1": 1.0, "learning rate 0.1": 0.1}
+    rates["falling from 1 to 0"] = optax.cosine_decay_schedule(1.0, steps)
+    lines = {n: jax.jit(jax.vmap(partial(excess, rate=r)))(factors) for n, r in rates.items()}
+    lines = {name: line.tolist() for name, line in lines.items()}
     return {"x": CURVATURES, "lines": lines, "steps": steps}
 
 
 def rare(steps: int) -> Report:
     """The targets are n once in n steps and zero otherwise, so their mean is 1."""
 
-    def run(n, optimizer):
-        def step(at, t):
-            w, state = at
-            target = jnp.where(t % n == n // 2, n.astype(jnp.float32), 0.0)
-            updates, state = optimizer.update(w - target, state)
-            return (w + updates, state), w
+    def mean(n, optimizer):
+        def gradient(w, t):
+            return w - jnp.where(t % n == n // 2, n.astype(jnp.float32), 0.0)
 
-        w = jnp.zeros(())
-        path = jax.lax.scan(step, (w, optimizer.init(w)), jnp.arange(steps))[1]
-        return path[-steps // 5 :].mean()
+        return path(optimizer, gradient, jnp.zeros(()), steps - 1)[-steps // 5 :].mean()
 
     methods = {f"rho {rho}": adadelta(rho=rho, eps=EPS) for rho in (0.9, 0.99, 0.9999)}
     methods["Adagrad"] = optax.adagrad(0.1, initial_accumulator_value=0.0)
-    lines = {
-        name: jax.jit(jax.vmap(partial(run, optimizer=method)))(jnp.asarray(RARITIES)).tolist()
-        for name, method in methods.items()
-    }
+    n = jnp.asarray(RARITIES)
+    means = {name: jax.jit(jax.vmap(partial(mean, optimizer=m)))(n) for name, m in methods.items()}
+    lines = {name: line.tolist() for name, line in means.items()}
     return {"x": RARITIES, "lines": lines, "steps": steps}
 
 
@@ -134,22 +126,15 @@ def noise(data, seeds: int, epochs: int, optimum: float) -> Report:
 def sparse(most: int) -> Report:
     """The gradient of (w - DISTANCE)^2 / 2 is zero in 99 of 100 steps."""
 
-    def run(gap, rho):
-        optimizer = adadelta(rho=rho, eps=EPS)
+    def visits(gap, rho):
+        def gradient(w, t):
+            return jnp.where(t % gap == 0, w - DISTANCE, 0.0)
 
-        def visit(at, _):
-            w, state = at
-            updates, state = optimizer.update(w - DISTANCE, state)
-            state = jax.lax.fori_loop(
-                1, gap, lambda _, state: optimizer.update(jnp.zeros(()), state)[1], state
-            )
-            return (w + updates, state), w
-
-        w = jnp.zeros(())
-        return jax.jit(lambda: jax.lax.scan(visit, (w, optimizer.init(w)), length=most)[1])()
+        optimizer, steps = adadelta(rho=rho, eps=EPS), most * gap - 1
+        return jax.jit(lambda: path(optimizer, gradient, jnp.zeros(()), steps)[::gap])()
 
     runs = {"every step": (1, RHO), "1 in 100": (100, RHO), "1 in 100, rho 0.999": (100, 0.999)}
-    paths = {name: np.asarray(run(*setting)) for name, setting in runs.items()}
+    paths = {name: np.asarray(visits(*setting)) for name, setting in runs.items()}
     arrived = {name: np.flatnonzero(path > 0.9 * DISTANCE)[:1] for name, path in paths.items()}
     thin = most // 100
     return {
@@ -172,7 +157,6 @@ def run(data, seeds: int, epochs: int, optimum: float, smoke: bool) -> Report:
 
 
 def draw(found: Report) -> Figure:
-    """Returns the picture, a panel for each problem."""
     figure = Figure(figsize=(9.5, 5.6), dpi=96, layout="constrained")
     panels = {
         "scale": ("a. Parameters of another scale", "scale", "loss / scale²"),

@@ -118,7 +118,6 @@ def jobs(smoke: bool, repeats: int) -> Iterator[tuple[tuple[str, ...], Case]]:
 
 
 def measure(given: argparse.Namespace, results: Results) -> None:
-    """Compiles all steps."""
     todo = list(jobs(given.smoke, given.repeats))
     workers.measure("accelerators", todo, results, together=given.smoke)
 
@@ -164,14 +163,12 @@ def table(card: str, found: Report) -> str:
 
 
 def tables(reports: Reports) -> dict[str, str]:
-    """Returns all that was found."""
     report = reports["accelerators"]
     parts = [table(card, found) for card, found in report["cards"].items()]
     return {"accelerators": "\n\n".join([f"{said(report)}.", *parts])}
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options."""
     text = "compilations of each case; the shortest counts (default: %(default)s)"
     parser.add_argument("--repeats", type=at_least(1), default=3, help=text)
 

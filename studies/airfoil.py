@@ -2,10 +2,11 @@
 
 A linear model predicts the noise of an airfoil from five properties, all standardized. Adadelta
 (rho 0.9, eps 1e-5) trains it for two epochs in minibatches of 10. After that come the book's four
-exercises, each with a picture and a table:
+exercises, all but one with a picture and a table:
 
 1. What does rho do?
-2. Is the algorithm the same, and cheaper, without g', as one root of a quotient of averages?
+2. Is the algorithm the same, and cheaper, without g', as one root of a quotient of averages? Its
+   answer stands in docs/gallery.md.
 3. Is Adadelta really free of learning rates? Six problems that break it, each with its cure.
 4. How do Adagrad, RMSProp and Adam compare?
 
@@ -25,7 +26,7 @@ import optax
 from matplotlib.figure import Figure
 
 from optax_adadelta import adadelta
-from studies import _airfoil_breakers, _airfoil_forms
+from studies import _airfoil_breakers
 from studies._airfoil import COLORS, EPS, GOOD, RHO, draw_lines, least_squares, prepare, train
 from studies._lib.data import airfoil as read_airfoil
 from studies._lib.results import Report, markdown
@@ -86,15 +87,13 @@ def make(part: str, data, options: argparse.Namespace) -> Report:
             return experiment(*few)
         if part == "rho":
             return vary_rho(*few)
-        if part == "forms":
-            return _airfoil_forms.run(*few, options.smoke)
         if part == "breakers":
             return _airfoil_breakers.run(*few, least_squares(*data), options.smoke)
         return compare_methods(*few)
 
 
 def pictures(found: Report) -> dict[str, Figure]:
-    """Returns the five pictures."""
+    """Returns the four pictures."""
     optimum, epochs = found["experiment"]["least squares"], found["experiment"]["epochs"]
 
     def panels():
@@ -150,7 +149,6 @@ def pictures(found: Report) -> dict[str, Figure]:
     return {
         "airfoil": first,
         "airfoil_rho": second,
-        "airfoil_forms": _airfoil_forms.draw(found["forms"]),
         "airfoil_breakers": _airfoil_breakers.draw(found["breakers"]),
         "airfoil_methods": third,
     }
@@ -162,7 +160,6 @@ def above(final: list, optimum: float, statistic: Callable) -> np.ndarray:
 
 
 def tables(found: Report) -> dict[str, str]:
-    """Returns the tables as Markdown."""
     optimum, part = found["experiment"]["least squares"], found["experiment"]
     rows = [
         ["least squares", f"{optimum:.4f}", ""],
@@ -194,7 +191,6 @@ def tables(found: Report) -> dict[str, str]:
     return {
         "airfoil": first,
         "airfoil rho": second,
-        "airfoil forms": _airfoil_forms.table(found["forms"]),
         "airfoil breakers": _airfoil_breakers.table(found["breakers"]),
         "airfoil methods": markdown(head, rows),
     }
@@ -204,7 +200,7 @@ STUDY = in_parts(
     "airfoil",
     __doc__,
     "gallery",
-    epochs=dict.fromkeys(("experiment", "rho", "forms", "breakers", "methods"), 2),
+    epochs=dict.fromkeys(("experiment", "rho", "breakers", "methods"), 2),
     smoke_epochs=2,
     load=lambda given: prepare(read_airfoil(given)),
     make=make,

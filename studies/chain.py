@@ -39,7 +39,6 @@ def measure_case(shapes: list[Shape], rounds: int) -> Report:
 
 
 def measure(given: argparse.Namespace, results: Results) -> None:
-    """Measures the cases."""
     chosen = SMOKE if given.smoke else {name: CASES[name] for name in given.cases}
     rounds = 2 if given.smoke else given.rounds
     cases.measure_each("chain", chosen, lambda shapes: measure_case(shapes, rounds), results)
@@ -74,7 +73,6 @@ def leaves_table(report: Report) -> str:
 
 
 def tables(reports: Reports) -> dict[str, str]:
-    """Returns both tables of each version of JAX."""
     made = {}
     for report in reports.values():
         jax_version = ".".join(report["versions"]["jax"].split(".")[:2])

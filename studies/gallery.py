@@ -16,7 +16,6 @@ EXAMPLES = ("digits", "linear_regression", "speaker", "trajectories")
 
 
 def measure(given: argparse.Namespace, results: Results) -> None:
-    """Runs the examples."""
     folder = DOCS / "gallery" if results.folder == RESULTS else results.folder
     for name in given.only:
         print(f"=== {name}", flush=True)
@@ -34,7 +33,6 @@ def measure(given: argparse.Namespace, results: Results) -> None:
 
 
 def tables(reports: Reports) -> dict[str, str]:
-    """Returns the test accuracies of examples/speaker.py."""
     percent = [100 * accuracy for accuracy in reports["speaker"]["accuracies"]]
     row = [f"{sum(percent) / len(percent):.1f}", *(f"{value:.1f}" for value in percent)]
     seeds = [f"seed {i}" for i in range(len(percent))]
@@ -42,7 +40,6 @@ def tables(reports: Reports) -> dict[str, str]:
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options."""
     text = f"which to run, of {', '.join(EXAMPLES)} (default: all)"
     names = {"nargs": "+", "choices": EXAMPLES, "default": EXAMPLES, "metavar": "NAME"}
     parser.add_argument("--only", help=text, **names)

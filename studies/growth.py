@@ -85,7 +85,6 @@ def measure_model(shapes: list[Shape], counts: tuple[int, ...], rounds: int) -> 
 
 
 def measure(given: argparse.Namespace, results: Results) -> None:
-    """Measures all models."""
     # JAX reads the flag when it is first asked for devices.
     flag = f"--xla_force_host_platform_device_count={given.devices}"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
@@ -123,7 +122,6 @@ def nanoseconds(model: Report, facts: Report) -> list[float]:
 
 
 def tables(reports: Reports) -> dict[str, str]:
-    """Returns all that was measured, and the estimate."""
     report = reports["growth"]
     model = list(report["models"].values())[-1]
     steps = table_of(report, lambda *case: "{:.3g} ({:.3g} to {:.3g})".format(*nanoseconds(*case)))
@@ -149,7 +147,6 @@ def tables(reports: Reports) -> dict[str, str]:
 
 
 def draw(reports: Reports) -> dict[str, Figure]:
-    """Returns the picture: the time of a step, the state on each device, the time of compiling."""
     figure = Figure(figsize=(12.8, 4.8), dpi=100, layout="constrained")
     steps, states, compiling = figure.subplots(1, 3)
     models = reports["growth"]["models"]
@@ -198,7 +195,6 @@ def draw(reports: Reports) -> dict[str, Figure]:
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options."""
     cases.options(parser, rounds=5, cases=False)
     text = "virtual devices of the largest mesh (default: %(default)s)"
     parser.add_argument("--devices", type=int, choices=DEVICES, default=DEVICES[-1], help=text)

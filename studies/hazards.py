@@ -175,7 +175,6 @@ def measured(run, measure, reference, allowed):
 
 
 def measure(given: argparse.Namespace, results: Results) -> None:
-    """Tries every hazard with every optimizer."""
     results.load("hazards")
     found = {}
     for name, what, gradients, rho, eps, dtype in tqdm(HAZARDS, desc="Hazards", unit="hazard"):
@@ -194,7 +193,6 @@ def measure(given: argparse.Namespace, results: Results) -> None:
 
 
 def tables(reports: Reports) -> dict[str, str]:
-    """Returns the errors. The file of results says what is measured of each hazard."""
     columns = ("float64", *OPTIMIZERS)
     found = reports["hazards"]["results"]
     rows = [[name, *(cell(row.get(c)) for c in columns)] for name, row in found.items()]

@@ -118,7 +118,6 @@ def compile_step(card: str, name: str, rule: str) -> Report:
 
 
 def measure(given: argparse.Namespace, results: Results) -> None:
-    """Compiles all steps."""
     ways = ("ZeRO-1",) if given.smoke else WAYS
     cases = [(card, way, rule) for card in CARDS for way in ways for rule in RULES]
     workers.measure("many_devices", [(case, case) for case in cases], results, together=True)
@@ -153,7 +152,6 @@ def table(card: str, found: Report) -> str:
 
 
 def tables(reports: Reports) -> dict[str, str]:
-    """Returns all that was found."""
     report = reports["many_devices"]
     parts = [table(card, found) for card, found in report["cards"].items()]
     return {"many devices": "\n\n".join([f"{said(report)}.", *parts])}

@@ -212,7 +212,6 @@ def beside_paper(table: str, columns: dict) -> str:
 
 
 def tables(report: Report) -> dict[str, str]:
-    """Returns the tables as Markdown."""
     methods, by_eps = halves(report)
     rows = []
     for name, column in {**methods, **by_eps}.items():

@@ -190,7 +190,6 @@ def bytes_of_state(bits: int) -> float:
 
 
 def measure(given: argparse.Namespace, results: Results) -> None:
-    """Compares every variant, in every arrangement, for every rho."""
     found = results.load("state_error").get("results", {})
     arrangements = random_gradients(*((32, 20) if given.smoke else (512, 2000)))
 
@@ -233,7 +232,6 @@ def place(result) -> tuple:
 
 
 def tables(reports: Reports) -> dict[str, str]:
-    """Returns the errors of the sum of the updates, against averages in float32."""
     rhos = " / ".join(map(str, RHOS))
     errors = (f"{name}, % at rho {rhos}" for name in ARRANGEMENTS)
     nmse = "NMSE at rho 0.95, " + " / ".join(ARRANGEMENTS)

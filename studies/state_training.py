@@ -88,7 +88,6 @@ def trained(name: str, given: argparse.Namespace, seeds: int) -> Report:
 
 
 def measure(given: argparse.Namespace, results: Results) -> None:
-    """Trains every task with every storage."""
     results.load("state_training")
     seeds = SMOKE_SEEDS if given.smoke else given.seeds
     report = {**results.made, "seeds": seeds, "tasks": {}}
@@ -142,7 +141,6 @@ def tables(reports: Reports) -> dict[str, str]:
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options."""
     text = "models of each task and storage, at least 2 (default: %(default)s)"
     parser.add_argument("--seeds", type=at_least(2), default=5, help=text)
     data.add_options(parser)

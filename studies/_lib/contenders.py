@@ -13,10 +13,11 @@ import optax
 
 from studies._lib.cases import Shape
 from studies._lib.storages import EPS, RHO
-from studies._lib.timing import Contender, compiled, repeated, timed
+from studies._lib.timing import Contender, Run, compiled, repeated, timed
 
 CLIP = 1.0
 BUILDS = 3  # of which the median compile times are taken
+ADDED = 64_000_000  # of float32 in a large array: five times the cache of an H200
 
 
 def gradients_of(shapes: list[Shape]) -> list[np.ndarray]:
@@ -82,6 +83,17 @@ def of_torch(gradients: list[np.ndarray], mode: str, clip: float | None = None) 
 
     run = timed(torch.compile(step) if mode == "compiled" else step)
     return Contender(lambda: run, {})
+
+
+def bound(moved: float) -> Contender:
+    """Returns a step that moves so many bytes as fast as JAX adds one to a large array in place."""
+    add = jax.jit(lambda x: (x + 1,), donate_argnums=0)
+
+    def begin() -> Run:
+        run = repeated(add, (jnp.zeros(ADDED),))
+        return lambda count: tuple(seconds * moved / (8 * ADDED) for seconds in run(count))
+
+    return Contender(begin, {})
 
 
 def eager(

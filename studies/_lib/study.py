@@ -18,20 +18,21 @@ from studies._lib.results import (
     filled,
     load_all,
     provenance,
+    read_pages,
 )
 
 SMOKE_SEEDS = 2
 
 
 class Study(NamedTuple):
-    """A script that measures something and says it in a page.
+    """A script that measures something and says it in the documentation.
 
     Attributes:
       name: the name of its module.
       about: what `--help` says first.
-      page: the name of its page in docs/. Its pictures go into the folder of that name.
+      folder: the name of a page. Pictures go into the folder of docs/ with that name.
       measure: a function of the options and the `Results`, which saves what it measured.
-      tables: a function of all reports that returns Markdown for the page's marks.
+      tables: a function of all reports that returns Markdown by the marks that it goes between.
       pictures: a function of all reports that returns figures by name.
       options: a function that adds options to a parser.
       files: the names of its files of results, with wildcards; by default its own name.
@@ -40,7 +41,7 @@ class Study(NamedTuple):
 
     name: str
     about: str
-    page: str
+    folder: str
     measure: Callable[[argparse.Namespace, Results], None]
     tables: Callable[[Reports], dict[str, str]]
     pictures: Callable[[Reports], dict[str, Figure]] = lambda reports: {}
@@ -100,22 +101,24 @@ def _run(study: Study) -> None:
     for title, table in tables.items():
         print(f"{title}\n\n{table}\n")
     committed = folder == RESULTS
-    place = DOCS / study.page if committed else folder
+    place = DOCS / study.folder if committed else folder
     for name, figure in study.pictures(reports).items():
         place.mkdir(exist_ok=True)
         figure.savefig(place / f"{name}.png")
         stamps.write(place / f"{name}.png", stamps.of_figure(figure))
         print(f"Picture: {place / name}.png")
     if committed:
-        page = DOCS / f"{study.page}.md"
-        page.write_text(filled(page.read_text("utf-8"), tables), encoding="utf-8")
-        print(f"Tables: {page}")
+        pages = read_pages()
+        for page, text in filled(pages, tables).items():
+            if text != pages[page]:
+                page.write_text(text, encoding="utf-8")
+                print(f"Tables: {page}")
 
 
 def in_parts(
     name: str,
     about: str,
-    page: str,
+    folder: str,
     *,
     epochs: Mapping[str, int],
     smoke_epochs: int,
@@ -126,16 +129,8 @@ def in_parts(
 ) -> Study:
     """Returns a study that trains networks with several seeds, in parts that are saved when done.
 
-    Args:
-      name: as for `Study`.
-      about: as for `Study`.
-      page: as for `Study`.
-      epochs: for each part, the epochs of a full run.
-      smoke_epochs: the most epochs of a smoke run.
-      load: a function of the options that returns the data.
-      make: a function of a part's name, the data and the options that returns its results.
-      tables: a function of the results of all parts.
-      pictures: a function of the results of all parts.
+    `load` is a function of the options that returns the data, `make` one of a part's name, the data
+    and the options that returns its results. `tables` and `pictures` get those of all parts.
     """
 
     def options(parser: argparse.ArgumentParser) -> None:
@@ -158,12 +153,12 @@ def in_parts(
             sizes = {"seeds": seeds, "epochs": most}
             made = make(part, loaded, argparse.Namespace(**vars(given) | sizes))
             report[part] = {**results.made, **sizes, **made}
-            results.save(name, {part: report[part] for part in epochs if part in report})
+            results.save(name, report)
 
     return Study(
         name,
         about,
-        page,
+        folder,
         measure,
         tables=lambda reports: tables(reports[name]),
         pictures=lambda reports: pictures(reports[name]),
