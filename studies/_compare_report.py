@@ -136,7 +136,6 @@ def table_of_tasks(found: dict[str, Any]) -> str:
 
 
 def tables(found: dict[str, Any]) -> dict[str, str]:
-    """Returns the tables as Markdown."""
     methods = [[name, f"`{method.code}`", f"{method.rate:g}"] for name, method in METHODS.items()]
     return {
         "untuned": ranked(found, untuned(found), "test error"),
@@ -152,7 +151,6 @@ def tables(found: dict[str, Any]) -> dict[str, str]:
 
 
 def draw(found: dict[str, Any]) -> Figure:
-    """Returns the picture: each method's errors, divided by the best of any method on the task."""
     groups = {
         "Usual settings": untuned(found),
         "Tuned learning rate": tuned(found),
