@@ -22,8 +22,8 @@ def effective_learning_rate(
         \alpha \frac{\sqrt{E[\Delta x^2]_t + \epsilon}}{\sqrt{E[g^2]_t + \epsilon}}
 
     It starts at :math:`\alpha` and returns there when the gradients die away, because
-    :math:`\epsilon` then dominates both roots. Schedules have their values of the step that made the
-    state; before the first step, those of the first.
+    :math:`\epsilon` then dominates both roots. Schedules have their values of the step that made
+    the state; before the first step, those of the first.
 
     Args:
       state: an :class:`.AdadeltaState`, or the state of any optimizer that contains exactly one,
