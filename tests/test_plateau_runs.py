@@ -1,5 +1,6 @@
 """Runs whose eps falls on a plateau: what changes in the tree, and what stays as it is."""
 
+import collections
 import math
 import pickle
 
@@ -11,7 +12,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from states import BITS, same_bits, same_types
 
-from optax_adadelta import PlateauState, adadelta, reduce_eps_on_plateau
+from optax_adadelta import AdadeltaState, PlateauState, adadelta, reduce_eps_on_plateau
 
 EPS = 2.0**-20
 INJECTED = optax.inject_hyperparams(adadelta, static_args="state_bits")
@@ -156,7 +157,18 @@ def as_dicts(node):
     return tuple(map(as_dicts, node)) if isinstance(node, tuple) else node
 
 
-@pytest.mark.parametrize("container", [lambda tree: tree, as_dicts])
+# As the class of before the package was imported again.
+OTHER_CLASS = collections.namedtuple("AdadeltaState", AdadeltaState._fields)
+
+
+def of_another_class(tree):
+    def is_ours(part):
+        return isinstance(part, AdadeltaState)
+
+    return jax.tree.map(lambda x: OTHER_CLASS(*x) if is_ours(x) else x, tree, is_leaf=is_ours)
+
+
+@pytest.mark.parametrize("container", [lambda tree: tree, as_dicts, of_another_class])
 @pytest.mark.parametrize("bits", [None, 8])
 def test_parameters_of_other_optimizers_may_have_the_names_of_the_fields(container, bits):
     named = {name: jnp.ones(2) for name in ("count", "e_g", "e_x", "unit")}
