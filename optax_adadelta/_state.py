@@ -166,3 +166,8 @@ def map_averages(
         for storage, e_g, e_x in zip(storages, e_gs, e_xs, strict=True)
     ]
     return Averages(*(jax.tree.unflatten(structure, [leaf[i] for leaf in leaves]) for i in (0, 1)))
+
+
+def read_averages(state: AdadeltaState) -> Averages:
+    """Returns both averages as floats; in full precision they are the arrays of the state."""
+    return map_averages(lambda storage, stored: storage.read(stored, state.unit), state)

@@ -25,9 +25,7 @@ def check_structure(updates: optax.Updates, tree: optax.Updates, name: str) -> N
         raise mismatch(updates, tree, name)
 
 
-def parameters_of(
-    updates: optax.Updates, params: optax.Params, remedy: str = _REMEDY
-) -> list[Any]:
+def parameters_of(updates: optax.Updates, params: optax.Params, remedy: str = _REMEDY) -> list[Any]:
     """Returns the parameter of each leaf of `updates`.
 
     Where `updates` has None, `params` may have anything: models contain functions and integers.

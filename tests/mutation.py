@@ -55,6 +55,9 @@ FIRST = {
     "_sharding": "sharded_state transform rates samples",
     "_storage": "storage plain_state convert derivatives",
     "_stochastic_round": "stochastic_round",
+    "_plateau": "plateau plateau_runs",
+    "_best": "plateau_runs",
+    "_injected": "plateau_runs summaries",
     "convert": "convert convert_torch convert_keras convert_optax",
 }
 

@@ -130,7 +130,9 @@ def test_what_is_not_finite_is_as_in_a_plain_sum_and_with_no_update_nothing_move
     # At the last of these counts the number of the last element is the smallest.
     bits = int(third(dither_at(np.uint32(0), 0).bits(p.shape))[-1]) - 2**31
     counts = np.append(np.uint32(COUNTS), np.uint32(-bits * pow(0x9E3779B9, -1, 2**32) % 2**32))
-    np.testing.assert_array_equal(np.float32(landed(p.astype(dtype), u, counts)), np.float32(expected))
+    np.testing.assert_array_equal(
+        np.float32(landed(p.astype(dtype), u, counts)), np.float32(expected)
+    )
     beyond = landed(p[9:11].astype(dtype), p[9:11] / 2**12, COUNTS)
     assert set(np.abs(np.float32(beyond)).ravel()) == {most, END[dtype]}
     far = landed(p[9:11].astype(dtype), p[9:11], COUNTS)

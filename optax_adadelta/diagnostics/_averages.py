@@ -2,7 +2,10 @@
 
 from typing import Any
 
-from optax_adadelta._state import find_state, map_averages
+import jax
+import jax.numpy as jnp
+
+from optax_adadelta._state import find_state, read_averages
 from optax_adadelta._storage import Averages
 
 
@@ -15,7 +18,8 @@ def averages(state: Any) -> Averages:
 
     Returns:
       Two trees ``e_g`` and ``e_x`` with the structure of the parameters and arrays of their
-      shapes: float32 if they are quantized, otherwise the arrays of the state.
+      shapes: float32 if they are quantized, otherwise copies of the arrays of the state. So a step
+      may donate the state.
 
     Raises:
       TypeError: the arrays have dtypes that no storage has.
@@ -32,4 +36,5 @@ def averages(state: Any) -> Averages:
       uint8 0.2
     """
     found = find_state(state)
-    return map_averages(lambda storage, stored: storage.read(stored, found.unit), found)
+    stored = {id(leaf) for leaf in jax.tree.leaves(found)}
+    return jax.tree.map(lambda x: jnp.copy(x) if id(x) in stored else x, read_averages(found))

@@ -9,8 +9,7 @@ import optax
 
 from optax_adadelta._equation import rms_ratio
 from optax_adadelta._hyperparameters import at_step, number_or_schedule
-from optax_adadelta._state import AdadeltaState, find_state
-from optax_adadelta.diagnostics._averages import averages
+from optax_adadelta._state import AdadeltaState, find_state, read_averages
 
 
 def effective_learning_rate(
@@ -22,8 +21,8 @@ def effective_learning_rate(
         \alpha \frac{\sqrt{E[\Delta x^2]_t + \epsilon}}{\sqrt{E[g^2]_t + \epsilon}}
 
     It starts at :math:`\alpha` and returns there when the gradients die away, because
-    :math:`\epsilon` then dominates both roots. Schedules have their values of the step that made the
-    state; before the first step, those of the first.
+    :math:`\epsilon` then dominates both roots. Schedules have their values of the step that made
+    the state; before the first step, those of the first.
 
     Args:
       state: an :class:`.AdadeltaState`, or the state of any optimizer that contains exactly one,
@@ -57,8 +56,9 @@ def effective_learning_rate(
       Zeiler, `ADADELTA: An Adaptive Learning Rate Method
       <https://arxiv.org/abs/1212.5701>`_, 2012, Section 4.3.
     """
-    rate = rate_of(eps, learning_rate, last_step(find_state(state)))
-    return jax.tree.map(rate, *averages(state))
+    found = find_state(state)
+    rate = rate_of(eps, learning_rate, last_step(found))
+    return jax.tree.map(rate, *read_averages(found))
 
 
 def last_step(state: AdadeltaState) -> jax.Array:

@@ -138,7 +138,8 @@ def sample(
         stored = Averages(*(gathered(x, tuple(indices)) for x in (e_g, e_x)))
         rates[name] = rate(*storage.read(stored, found.unit))
         steps[name] = gathered(update, tuple(indices))
-    return Sample(jnp.asarray(found.count), rates, steps)
+    # A copy, because the next step may donate the state.
+    return Sample(jnp.array(found.count), rates, steps)
 
 
 def _check(
