@@ -397,6 +397,7 @@ class Tensor:
 
     def __init__(self, array, dtype="torch.float32", steps=()):
         self.array, self.dtype, self.steps = array, dtype, steps
+        self.shape = array.shape
 
     def _then(self, step, dtype=None):
         return Tensor(self.array, dtype or self.dtype, (*self.steps, step))

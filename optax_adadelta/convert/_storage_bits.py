@@ -7,12 +7,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from optax_adadelta._hyperparameters import at_step, checked_state_bits, number_or_schedule
 from optax_adadelta._sharding import scalar_sharding
-from optax_adadelta._state import AdadeltaState, is_adadelta_state, map_averages
+from optax_adadelta._state import AdadeltaState, is_adadelta_state, map_averages, none_found
 from optax_adadelta._storage import Averages, Storage, storage_with, unit_of
+from optax_adadelta.convert._owned import chosen_sharding, in_device_memory, owned, owned_at
 
 
 def with_state_bits(
@@ -58,7 +60,7 @@ def with_state_bits(
       2 uint8
     """
     eps = None if eps is None else number_or_schedule("eps", eps)
-    checked_state_bits(state_bits, 1.0, 1.0 if eps is None else eps)
+    state_bits = checked_state_bits(state_bits, 1.0, 1.0 if eps is None else eps)
     if jnp.dtype(dtype) not in storage_with(None).dtypes:
         raise TypeError(
             f"dtype must be float32 or float64; got {jnp.dtype(dtype)}. In full precision, averages"
@@ -67,35 +69,53 @@ def with_state_bits(
     storage = storage_with(state_bits)
     parts, structure = jax.tree.flatten(state, is_leaf=is_adadelta_state)
     if not any(map(is_adadelta_state, parts)):
-        raise ValueError(
-            f"There is no AdadeltaState in {structure}. Pass the state of an optimizer that"
-            " contains adadelta or scale_by_adadelta."
-        )
-    converted = [_converted(p, storage, eps, dtype) if is_adadelta_state(p) else p for p in parts]
+        raise none_found(state)
+    converted = [
+        _converted(part, storage, eps, dtype) if is_adadelta_state(part) else owned(part)
+        for part in parts
+    ]
     return jax.tree.unflatten(structure, converted)
 
 
 def _converted(state: AdadeltaState, storage: Storage, eps, dtype) -> AdadeltaState:
+    bare = without_wrappers(state)
     unit = None
     if storage.quantized:
-        stored = state.unit if eps is None else at_step("eps", eps, state.count)
+        stored = bare.unit if eps is None else at_step("eps", eps, in_device_memory(bare.count))
         if stored is None:
             raise ValueError(
                 "eps is None, but quantized averages are relative to it: call with_state_bits("
                 "state, state_bits, eps=...) with the eps of the optimizer."
             )
-        unit = jax.device_put(unit_of(stored), scalar_sharding(state))
+        place = scalar_sharding(state) or chosen_sharding(bare.count)
+        unit = jax.device_put(unit_of(in_device_memory(stored)), place)
 
     def convert(old: Storage, stored: Averages) -> Averages:
-        return _converted_leaf(old, storage, jnp.dtype(dtype), stored, state.unit, unit)
+        return converted_leaf(old, storage, jnp.dtype(dtype), stored, bare.unit, unit)
 
-    e_g, e_x = map_averages(convert, state)
-    return AdadeltaState(state.count, e_g, e_x, unit)
+    e_g, e_x = map_averages(convert, bare)
+    count, wrapper = owned(state.count), jax.tree.structure(state.count)
+    return AdadeltaState(count, e_g, e_x, None if unit is None else wrapper.unflatten([unit]))
+
+
+def without_wrappers(state: AdadeltaState) -> AdadeltaState:
+    """Returns a state whose scalars are arrays and not variables, which Flax NNX makes of them."""
+    (count,) = jax.tree.leaves(state.count)
+    unit = next(iter(jax.tree.leaves(state.unit)), None)
+    return state._replace(count=count, unit=unit)
+
+
+def converted_leaf(
+    old: Storage, new: Storage, dtype: np.dtype, stored: Averages, old_unit: Any, unit: Any
+) -> Averages:
+    """Returns the stored averages of a leaf as another storage has them, or in another unit."""
+    operands = (in_device_memory(x) for x in (*stored, old_unit, unit))
+    return Averages(*map(owned_at, _converted_leaf(old, new, dtype, *operands), stored))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _converted_leaf(old: Storage, new: Storage, dtype, stored: Averages, old_unit, unit):
-    averages = old.read(stored, old_unit)
+def _converted_leaf(old: Storage, new: Storage, dtype: np.dtype, e_g, e_x, old_unit, unit):
+    averages = old.read(Averages(e_g, e_x), old_unit)
     if old.quantized:
         averages = Averages(*(average.astype(dtype) for average in averages))
     return new.write(averages, unit)

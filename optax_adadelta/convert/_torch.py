@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,8 +13,14 @@ import optax
 from optax_adadelta._hyperparameters import at_step, number_or_schedule
 from optax_adadelta._state import AdadeltaState
 from optax_adadelta._storage import Averages
-from optax_adadelta.convert._arrays import as_numpy
-from optax_adadelta.convert._names import averages_problems, difference, groups_of, named
+from optax_adadelta.convert._arrays import as_numpy, empty_like
+from optax_adadelta.convert._names import (
+    averages_problems,
+    check_unique,
+    difference,
+    groups_of,
+    named,
+)
 from optax_adadelta.convert._problems import refuse
 from optax_adadelta.convert._trees import Named, averages_of, state_of
 
@@ -92,10 +99,11 @@ def from_torch(
         name: optimizer_state_dict["state"].get(key)
         for key, name in zip(keys, parameters, strict=True)
     }
+    known = set(keys)
     problems = [
         f"state {key}: belongs to no parameter"
         for key in optimizer_state_dict["state"]
-        if key not in keys
+        if key not in known
     ]
     steps = [0]
     averages: dict[str, Averages] = {}
@@ -105,13 +113,13 @@ def from_torch(
         if not state:
             fresh.add(name)
             if like is not None:
-                zeros = np.zeros(tuple(like.shape), as_numpy(like).dtype)
+                zeros = empty_like(like)
                 averages[name] = Averages(zeros, zeros)
         elif {"step", *_AVERAGES} != set(state):
             problems.append(f"{name}: its state has {sorted(state)}, not step and {_AVERAGES}")
         else:
             steps.append(int(as_numpy(state["step"])))
-            averages[name] = Averages(*(as_numpy(state[field]) for field in _AVERAGES))
+            averages[name] = Averages(*(state[field] for field in _AVERAGES))
     problems += averages_problems(parameters, averages)
     refuse("The state cannot be converted", problems)
     # torch skips parameters without a gradient, so the largest count is that of the run.
@@ -183,8 +191,8 @@ def to_torch(
         "state": {
             indices[name]: {
                 "step": float(found.count),
-                "square_avg": pair.e_g,
-                "acc_delta": pair.e_x,
+                "square_avg": _tensor(pair.e_g),
+                "acc_delta": _tensor(pair.e_x),
             }
             for name, pair in found.averages.items()
         },
@@ -278,6 +286,9 @@ def _parameters(groups, keys: list[Any], names: Any) -> dict[str, Any]:
             " parameters that the optimizer got, in the same order."
         )
     if own is not None:
+        check_unique(own)
+        if len(own) != len(keys):
+            raise ValueError(f"The optimizer has {len(keys)} parameters, but {len(own)} names.")
         refuse("The names do not match", difference(given, own, "names") if given else [])
         return {name: given.get(name) for name in own}
     if len(given) != len(keys):
@@ -286,6 +297,14 @@ def _parameters(groups, keys: list[Any], names: Any) -> dict[str, Any]:
             f" {', '.join(given)}. Pass those that the optimizer got, in the same order."
         )
     return given
+
+
+def _tensor(value: Any) -> Any:
+    """Returns an array as a tensor, which torch requires, if torch is imported."""
+    torch = sys.modules.get("torch")
+    if torch is None or hasattr(value, "detach"):
+        return value
+    return torch.from_numpy(np.array(as_numpy(value)))
 
 
 def _numbers(name: str, value: Any, groups: int, count: int) -> list[float]:
