@@ -151,7 +151,7 @@ def oddly(part):
     return {
         "unit": part["w"],
         "a/b": part["b"],
-        "a": {"b": one},
+        "layers.0": {"value": one},
         "hyperparams": {"eps": two},
         "inner_state": dict(zip(("count", "e_g", "e_x"), three, strict=True)),
     }
@@ -179,7 +179,7 @@ def test_names_of_parameters_change_nothing(name, wrap, bits):
 SCANNED = ["init", "update", "carry_over", "with_state_bits None", "with_state_bits 16"]
 
 
-@pytest.mark.parametrize("varies", ["", "params", "params and eps"])
+@pytest.mark.parametrize("varies", ["", "params", "params and eps", "state"])
 @pytest.mark.parametrize(("name", "bits"), [(name, bits) for name in SCANNED for bits in DTYPES])
 def test_each_device_of_a_shard_map_scans_a_state_of_its_own(name, bits, varies):
     given = jnp.stack([normal((4,), seed) for seed in range(8 if varies else 1)])
@@ -188,6 +188,8 @@ def test_each_device_of_a_shard_map_scans_a_state_of_its_own(name, bits, varies)
     def last(p, e):
         function, *arguments = case(name, bits, p)
         (state,) = jax.tree.leaves(function(*arguments), is_leaf=is_ours)
+        if varies == "state" and jax.sharding.get_abstract_mesh().manual_axes:
+            state = jax.lax.pcast(state, "x", to="varying")
 
         def step(state, _):
             return adadelta(eps=e, state_bits=bits).update(p, state)[1], None
@@ -259,7 +261,7 @@ WRONG = {
         "uint",
         lambda s: s._replace(e_g=trained(16).e_g, e_x=trained(8).e_x),
     ),
-    "count of floats": (ANY, "count.*float32", lambda s: s._replace(count=jnp.float32(2))),
+    "count of floats": (LOW, "count.*float32", lambda s: s._replace(count=jnp.float32(2))),
     "E[dx^2] without a leaf": (ANY, "e_x.*'b'", lambda s: s._replace(e_x={**s.e_x, "b": None})),
     "E[g^2] without a leaf": (ANY, "e_g.*'b'", lambda s: s._replace(e_g={**s.e_g, "b": None})),
     "E[dx^2] in another shape": (ANY, "e_x", lambda s: s._replace(e_x={**s.e_x, "b": s.e_x["w"]})),
