@@ -1,5 +1,6 @@
 """NumPy arrays from what other libraries have: tensors, variables, numbers."""
 
+import sys
 from typing import Any
 
 import jax.numpy as jnp
@@ -23,6 +24,14 @@ def is_complex(array: Any) -> bool:
     """Returns whether an array, tensor or variable is complex."""
     dtype = array.dtype if hasattr(array, "dtype") else np.asarray(array).dtype
     return dtype.kind == "c" if isinstance(dtype, np.dtype) else "complex" in str(dtype)
+
+
+def as_tensor(value: Any) -> Any:
+    """Returns an array as a tensor, which torch requires, if torch is imported."""
+    torch = sys.modules.get("torch")
+    if torch is None or hasattr(value, "detach"):
+        return value
+    return torch.from_numpy(np.array(as_numpy(value)))
 
 
 def empty_like(value: Any) -> np.ndarray:

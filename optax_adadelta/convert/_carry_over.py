@@ -127,7 +127,7 @@ def _grown(new: AdadeltaState, kept: dict[Name, _Stored], olds: list[AdadeltaSta
     sources = [kept.get(name_of(path)) for path, _ in leaves]
     groups = sorted({source.group for source in sources if source is not None})
     counts = [olds[i].count for i in groups] or [old.count for old in olds]
-    units = [olds[i].unit for i in groups] if new.unit is not None else []
+    units = [olds[i].unit for i in groups if olds[i].unit is not None and new.unit is not None]
     count = _one(_largest, counts, bare.count)
     unit = _one(_smallest, units or [bare.unit], bare.unit)
     values = {known(unit) for unit in units}  # None for a traced one

@@ -19,6 +19,7 @@ from optax_adadelta.convert._problems import refuse
 
 # bfloat16 has every integer up to this one, so the function may cast to it. A digit has 8 bits.
 _BASE = 256
+_PART = 2**18  # as many elements are handled at once
 
 
 class Kind(NamedTuple):
@@ -120,9 +121,8 @@ def _call(function: Callable[[Any], Any], called: str, tree: Any) -> Any:
 
 def _parts(size: int) -> Iterator[slice]:
     """Yields slices that together are all elements of an array."""
-    length = 2**20
-    for start in range(0, size, length):
-        yield slice(start, min(start + length, size))
+    for start in range(0, size, _PART):
+        yield slice(start, min(start + _PART, size))
 
 
 def _filled(like: np.ndarray, start: int, digit: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:

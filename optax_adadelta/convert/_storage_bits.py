@@ -87,7 +87,7 @@ def _converted(state: AdadeltaState, storage: Storage, eps, dtype) -> AdadeltaSt
                 "eps is None, but quantized averages are relative to it: call with_state_bits("
                 "state, state_bits, eps=...) with the eps of the optimizer."
             )
-        place = scalar_sharding(state) or chosen_sharding(bare.count)
+        place = chosen_sharding(bare.count) or scalar_sharding(state)
         unit = jax.device_put(unit_of(in_device_memory(stored)), place)
 
     def convert(old: Storage, stored: Averages) -> Averages:
