@@ -119,7 +119,7 @@ def plateau_update(run, value, **given):
 
     def update(tree, watch):
         tree, watch = plateau.update(tree, watch, value=value)
-        return tree if given else tree[1].hyperparams, watch
+        return tree if given else tree[1].hyperparams["eps"], watch
 
     return update, tree, watch
 
