@@ -65,22 +65,18 @@ def gradients(params, t=0):
 def begun(optimizer, params):
     """The state after two steps, where `init` puts it."""
     state = optimizer.init(params)
-    place = None
-    if not isinstance(jax.tree.leaves(params)[0], jax.core.Tracer):
-        place = jax.tree.map(lambda x: x.sharding, state)
-        state, params = in_device_memory((state, params))
+    if is_in_host_memory(params):
+        # Steps are made in device memory.
+        started = jax.tree.map(lambda x: jax.device_put(x, jax.memory.Space.Device), params)
+        return jax.device_put(begun(optimizer, started), jax.tree.map(lambda x: x.sharding, state))
     for t in range(2):
         _, state = optimizer.update(gradients(params, t), state, params)
-    return state if place is None else jax.device_put(state, place)
+    return state
 
 
-def in_device_memory(tree):
-    def moved(x):
-        if x.sharding.memory_kind == "device":
-            return x
-        return jax.device_put(x, x.sharding.with_memory_kind("device"))
-
-    return jax.tree.map(moved, tree)
+def is_in_host_memory(params):
+    leaf = jax.tree.leaves(params)[0]
+    return not isinstance(leaf, jax.core.Tracer) and leaf.sharding.memory_kind == "pinned_host"
 
 
 def adadelta_states(tree):
@@ -116,10 +112,16 @@ def plateau_init(run, **given):
 
 
 def plateau_update(run, value, **given):
+    """Without `restore_best`, the rest of the tree is passed on."""
     init, tree = plateau_init(run, **given)
     plateau = reduce_eps_on_plateau(**given)
     _, watch = plateau.update(tree, init(tree), value=1.0)
-    return lambda tree, watch: plateau.update(tree, watch, value=value), tree, watch
+
+    def update(tree, watch):
+        tree, watch = plateau.update(tree, watch, value=value)
+        return tree if given else tree[1].hyperparams["eps"], watch
+
+    return update, tree, watch
 
 
 # These take the state of an Adadelta alone, or of one in a certain wrapper.
