@@ -21,6 +21,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from optax_adadelta import stochastic_round
+from studies import _estimate
 from studies._lib import workers
 from studies._lib.cards import CARDS, devices_of
 from studies._lib.cases import CASES as TREES
@@ -165,7 +166,8 @@ def table(card: str, found: Report) -> str:
 def tables(reports: Reports) -> dict[str, str]:
     report = reports["accelerators"]
     parts = [table(card, found) for card, found in report["cards"].items()]
-    return {"accelerators": "\n\n".join([f"{said(report)}.", *parts])}
+    text = "\n\n".join([f"{said(report)}.", *parts])
+    return {"accelerators": text, "estimate": _estimate.table(report)}
 
 
 def options(parser: argparse.ArgumentParser) -> None:

@@ -102,7 +102,7 @@ def trainers(sizes: tuple[int, ...]) -> dict[str, Contender]:
         for mode in ("for-loop", "foreach", None):
             name = f"torch {mode}" if mode else "torch, gradients alone"
             step = torch_trainer(mode, list(params.values()), images, labels)
-            steps[name] = Contender(lambda step=step: timed(step), {})
+            steps[name] = Contender(timed(step))
     return steps
 
 

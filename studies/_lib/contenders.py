@@ -13,7 +13,7 @@ import optax
 
 from studies._lib.cases import Shape
 from studies._lib.storages import EPS, RHO
-from studies._lib.timing import Contender, Run, compiled, repeated, timed
+from studies._lib.timing import Contender, compiled, repeated, timed
 
 CLIP = 1.0
 BUILDS = 3  # of which the median compile times are taken
@@ -39,8 +39,7 @@ def step_of(rule: optax.GradientTransformation) -> Callable:
 def donated(step: Callable, params: Any, state: Any, *rest: Any, builds: int = BUILDS) -> Contender:
     """Returns the contender of a pure step that returns its first two arguments anew."""
     program, facts = compiled(step, params, state, *rest, builds=builds)
-    run = repeated(program, (params, state), *rest)
-    return Contender(lambda: run, facts)
+    return Contender(repeated(program, (params, state), *rest), facts)
 
 
 def of_optax(
@@ -81,19 +80,13 @@ def of_torch(gradients: list[np.ndarray], mode: str, clip: float | None = None) 
             torch.nn.utils.clip_grad_norm_(params, clip)
         optimizer.step()
 
-    run = timed(torch.compile(step) if mode == "compiled" else step)
-    return Contender(lambda: run, {})
+    return Contender(timed(torch.compile(step) if mode == "compiled" else step))
 
 
 def bound(moved: float) -> Contender:
     """Returns a step that moves so many bytes as fast as JAX adds one to a large array in place."""
-    add = jax.jit(lambda x: (x + 1,), donate_argnums=0)
-
-    def begin() -> Run:
-        run = repeated(add, (jnp.zeros(ADDED),))
-        return lambda count: tuple(seconds * moved / (8 * ADDED) for seconds in run(count))
-
-    return Contender(begin, {})
+    run = repeated(jax.jit(lambda x: (x + 1,), donate_argnums=0), (jnp.zeros(ADDED),))
+    return Contender(lambda count: tuple(s * moved / (8 * ADDED) for s in run(count)))
 
 
 def eager(
@@ -107,5 +100,4 @@ def eager(
         return (optax.apply_updates(params, updates) if apply else updates), state
 
     params = jax.tree.map(jnp.zeros_like, grads)
-    run = repeated(step, (params, rule.init(params)), grads)
-    return Contender(lambda: run, {})
+    return Contender(repeated(step, (params, rule.init(params)), grads))

@@ -20,13 +20,13 @@ class Contender(NamedTuple):
     """A step to be timed.
 
     Attributes:
-      begin: begins a turn. It returns a function that makes so many steps one after another, and
-        returns the seconds of a step until the call returned, and until it was done.
+      run: makes so many steps one after another; returns the seconds of a step until the call
+        returned, and until it was done.
       facts: numbers of the compiled program, if there is one.
     """
 
-    begin: Callable[[], Run]
-    facts: Report
+    run: Run
+    facts: Report = {}  # noqa: RUF012
 
 
 def timed(step: Callable[[], Any], wait: Callable[[], Any] = lambda: None) -> Run:
@@ -65,13 +65,11 @@ def in_turns(
       steps: in each measurement, one after another.
     """
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
-    peaks = {name: peak(contender.begin()) for name, contender in contenders.items()}
+    peaks = {name: peak(contender.run) for name, contender in contenders.items()}
     for _ in range(rounds):
         for name, contender in contenders.items():
-            run = contender.begin()
-            run(1)
-            times[name] += [run(steps) for _ in range(samples)]
-            del run
+            contender.run(1)
+            times[name] += [contender.run(steps) for _ in range(samples)]
     report = {}
     for name, taken in times.items():
         begun, done = zip(*taken, strict=True)
