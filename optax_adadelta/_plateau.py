@@ -10,14 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import export
 
 from optax_adadelta._dtypes import dtype_of
 from optax_adadelta._hyperparameters import known, number
 from optax_adadelta._injected import injected_eps, is_inside, is_scheduled, path_of
-from optax_adadelta._sharding import scalar_sharding
+from optax_adadelta._serialization import exportable
+from optax_adadelta._sharding import placed_scalar
 
 
+@exportable("optax_adadelta.PlateauState")
 class PlateauState(NamedTuple):
     """The state of :func:`reduce_eps_on_plateau`.
 
@@ -32,11 +33,6 @@ class PlateauState(NamedTuple):
     plateau_count: jax.Array
     cooldown_count: jax.Array
     best: Any = None
-
-
-export.register_namedtuple_serialization(
-    PlateauState, serialized_name="optax_adadelta.PlateauState"
-)
 
 
 def reduce_eps_on_plateau(
@@ -127,11 +123,10 @@ def reduce_eps_on_plateau(
 
     def init(params):
         _places(params, smallest)
-        sharding = scalar_sharding(params)
         return PlateauState(
-            jnp.full((), rule.sign * np.inf, jnp.result_type(float), device=sharding),
-            jnp.zeros((), jnp.int32, device=sharding),
-            jnp.zeros((), jnp.int32, device=sharding),
+            placed_scalar(params, rule.sign * np.inf, jnp.result_type(float)),
+            placed_scalar(params, 0, jnp.int32),
+            placed_scalar(params, 0, jnp.int32),
             jax.tree.map_with_path(_copy, params) if restore_best else None,
         )
 

@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import export
 
 from optax_adadelta._dither import Dither, centered, dither_at, third
 from optax_adadelta._hyperparameters import seed_scalar
-from optax_adadelta._sharding import scalar_sharding
+from optax_adadelta._serialization import exportable
+from optax_adadelta._sharding import placed_scalar
 
 
+@exportable("optax_adadelta.StochasticRoundState")
 class StochasticRoundState(NamedTuple):
     """The state of :func:`stochastic_round`.
 
@@ -21,11 +22,6 @@ class StochasticRoundState(NamedTuple):
     """
 
     count: jax.typing.ArrayLike
-
-
-export.register_namedtuple_serialization(
-    StochasticRoundState, serialized_name="optax_adadelta.StochasticRoundState"
-)
 
 
 def stochastic_round(seed: int = 0) -> optax.GradientTransformation:
@@ -78,7 +74,7 @@ def stochastic_round(seed: int = 0) -> optax.GradientTransformation:
     chosen = seed_scalar(seed)
 
     def init(params):
-        return StochasticRoundState(jnp.zeros([], jnp.int32, device=scalar_sharding(params)))
+        return StochasticRoundState(placed_scalar(params, 0, jnp.int32))
 
     def update(updates, state, params=None):
         if params is None:
