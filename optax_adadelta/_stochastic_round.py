@@ -45,8 +45,9 @@ def stochastic_round(seed: int = 0) -> optax.GradientTransformation:
       A :class:`optax.GradientTransformation`. Put it last in a chain, because scaling its updates
       would undo the rounding. Its ``update(updates, state, params)`` returns float32 updates
       for parameters of fewer than 32 bits; :func:`optax.apply_updates` then gives exactly the
-      rounded sum. Under strict dtype promotion, add them yourself and cast. Other updates are
-      returned unchanged. Use it outside :func:`optax.MultiSteps` and
+      rounded sum. JAX does not promote 8-bit floats, and under strict dtype promotion no others. In
+      both cases, use ``jax.tree.map(lambda p, u: (p.astype(u.dtype) + u).astype(p.dtype), params,
+      updates)``. Other updates are returned unchanged. Use it outside :func:`optax.MultiSteps` and
       :func:`optax.apply_if_finite`, which require updates of the gradients' dtype.
 
     Raises:

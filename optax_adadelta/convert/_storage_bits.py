@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from optax_adadelta._dtypes import whole_count
 from optax_adadelta._hyperparameters import at_step, checked_state_bits, number_or_schedule
 from optax_adadelta._sharding import scalar_sharding
 from optax_adadelta._state import AdadeltaState, is_adadelta_state, map_averages
@@ -90,7 +91,7 @@ def _converted(state: AdadeltaState, storage: Storage, eps, dtype) -> AdadeltaSt
         return _converted_leaf(old, storage, jnp.dtype(dtype), stored, state.unit, unit)
 
     e_g, e_x = map_averages(convert, state)
-    return AdadeltaState(state.count, e_g, e_x, unit)
+    return AdadeltaState(whole_count(state.count), e_g, e_x, unit)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
