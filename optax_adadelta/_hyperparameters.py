@@ -2,9 +2,11 @@
 
 A number becomes a checked Python float. A JAX array is checked and stays an array, because
 libraries that trace an optimizer's closure trace it again for every new Python number. A schedule
-is evaluated and checked at every step. A traced value is used unchecked. In all cases the compiled
-update receives strongly typed scalars of one dtype, so it is compiled once, whatever their values
-are and wherever they come from.
+is evaluated at every step, and the numbers that it returns are checked. The value of an array is
+never waited for in a step: arrays from schedules are used unchecked, as traced values are, and an
+array that is not computed yet when the optimizer is built is checked in `init`. In all cases the
+compiled update receives strongly typed scalars of one dtype, so it is compiled once, whatever their
+values are and wherever they come from.
 """
 
 import inspect
@@ -18,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_adadelta._dtypes import float64_on_request
+from optax_adadelta._dtypes import float64_on_request, whole_count
 from optax_adadelta._equation import Decay, Scalar
 from optax_adadelta._ranges import RANGES, SCHEDULABLE
 from optax_adadelta._storage import MIN_QUANTIZED_EPS, MIN_QUANTIZED_RHO
@@ -58,7 +60,7 @@ def at_step(name: str, value: Value | optax.Schedule, count: jax.typing.ArrayLik
     if not callable(value):
         return value
     try:
-        now = value(count)
+        now = value(whole_count(count))
     except Exception as error:
         error.add_note(
             f"{name} was called with the step count, as a schedule, because it is a"
@@ -68,11 +70,12 @@ def at_step(name: str, value: Value | optax.Schedule, count: jax.typing.ArrayLik
     return number(name, now, scheduled=True)
 
 
-def number(name: str, value: Any, *, scheduled: bool = False) -> Value:
+def number(name: str, value: Any, *, scheduled: bool = False, wait: bool = False) -> Value:
     """Checks a number and returns it: a JAX array as it is, anything else as a float.
 
-    The range of a traced value cannot be checked. A `scheduled` value may be zero, because a
-    schedule that decays gets there; the equation then raises an eps of zero.
+    The range of a value that is not `known` cannot be checked. A `scheduled` value may be zero,
+    because a schedule that decays gets there; the equation then raises an eps of zero. A
+    `scheduled` array is not read.
     """
     if isinstance(value, _ARRAYS):
         real = jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)
@@ -94,7 +97,9 @@ def number(name: str, value: Any, *, scheduled: bool = False) -> Value:
             " init. For one optimizer per value, use jax.vmap; for one value per part of the"
             " model, use optax.multi_transform."
         )
-    concrete = known(value)
+    if scheduled and isinstance(value, jax.Array):
+        return value
+    concrete = known(value, wait=wait)
     if concrete is None:
         return value
     allowed = RANGES[name]
@@ -105,9 +110,18 @@ def number(name: str, value: Any, *, scheduled: bool = False) -> Value:
     return value if isinstance(value, jax.Array) else concrete
 
 
-def known(value: Any) -> float | None:
-    """Returns a value as a float, or None if it is a schedule or traced."""
+def known(value: Any, *, wait: bool = False) -> float | None:
+    """Returns a value as a float, or None if it is a schedule or traced.
+
+    Without `wait`, the value of an array that is still being computed is not known either. Such an
+    array comes from `optax.inject_hyperparams` with schedules, which builds an optimizer at every
+    step: waiting would make each step wait for the one before.
+    """
     if callable(value) or isinstance(value, jax.core.Tracer):
+        return None
+    # jax.Array does not declare this method, but the arrays of jaxlib have it.
+    is_ready = getattr(value, "is_ready", None)
+    if is_ready is not None and not wait and not is_ready():
         return None
     try:
         return float(value)
@@ -156,7 +170,11 @@ def warn_if_mixed_up(
 
 
 def checked_state_bits(
-    bits: Any, rho: Value | optax.Schedule, eps: Value | optax.Schedule
+    bits: Any,
+    rho: Value | optax.Schedule,
+    eps: Value | optax.Schedule,
+    *,
+    wait: bool = False,
 ) -> int | None:
     """Checks `state_bits`, and `rho` and `eps` with it, and returns it."""
     if bits is None:
@@ -173,7 +191,7 @@ def checked_state_bits(
         )
     limits = (("rho", rho, MIN_QUANTIZED_RHO), ("eps", eps, MIN_QUANTIZED_EPS))
     for name, value, least in limits:
-        concrete = known(value)
+        concrete = known(value, wait=wait)
         # A float32 scalar can lie below the number that it was made from.
         if concrete is not None and concrete < least * (1 - 1e-6):
             raise ValueError(

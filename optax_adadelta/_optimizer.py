@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import optax
 
 from optax_adadelta._dtypes import dtypes_of_updates
@@ -13,12 +14,15 @@ from optax_adadelta._hyperparameters import (
     checked_state_bits,
     described,
     known,
+    number,
     number_or_schedule,
     operands,
     seed_scalar,
     warn_if_mixed_up,
 )
-from optax_adadelta._state import check_arguments, initial_state
+from optax_adadelta._ranges import SCHEDULABLE
+from optax_adadelta._sharding import has_manual_axes
+from optax_adadelta._state import check_arguments, initial_state, varying_with_scalars
 from optax_adadelta._storage import storage_with
 from optax_adadelta._update import update_tree
 from optax_adadelta._validation import check_structure, chosen_leaves, parameters_of
@@ -90,10 +94,10 @@ def adadelta(
     Raises:
       TypeError: a hyperparameter is not a real number; a parameter or gradient is not an array of
         floating-point or complex numbers; the mask contains something else than bools; or the state
-        is not of this optimizer, or was cast to another dtype.
+        is not of this optimizer, was cast to another dtype, or is an average of quantized states.
       ValueError: a hyperparameter is out of its range or not a scalar; trees or shapes do not
-        match; or there is weight decay, but no ``params``. The range of a traced hyperparameter
-        cannot be checked.
+        match; or there is weight decay, but no ``params``. The range is not checked if a
+        hyperparameter is traced, or an array that a schedule returns: no step waits for its value.
       NotImplementedError: a derivative is taken through averages in 16 or 8 bits.
 
     Example:
@@ -194,7 +198,20 @@ def _transformation(
     seed = seed_scalar(seed)
 
     def init(params: optax.Params) -> Any:
-        return initial_state(storage, params)
+        given = (learning_rate, rho, eps, weight_decay)
+        for key, value in zip(SCHEDULABLE, given, strict=True):
+            if isinstance(value, jax.Array):
+                number(key, value, wait=True)
+        checked_state_bits(state_bits, rho, eps, wait=True)
+        state = initial_state(storage, params)
+        if not has_manual_axes():
+            return state
+        return varying_with_scalars(
+            state,
+            at_step("rho", rho, state.count),
+            at_step("eps", eps, state.count),
+            at_step("weight_decay", weight_decay, state.count),
+        )
 
     def update(updates, state, params=None, **extra_args):
         del extra_args
@@ -218,7 +235,7 @@ def _transformation(
                 if weight_decay_mask is not None:
                     chosen = chosen_leaves(updates, params, weight_decay_mask)
                     decayed = [p if c else None for p, c in zip(ps, chosen, strict=True)]
-        elif decays:
+        elif known(weight_decay, wait=True) != 0.0:
             raise ValueError(
                 "params is None, but weight decay needs the parameters: call update(grads, state,"
                 " params). A weight_decay from a schedule or traced needs them even if it is zero."

@@ -10,15 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import export
 
 from optax_adadelta._best import chosen, copied
 from optax_adadelta._dtypes import dtype_of
 from optax_adadelta._hyperparameters import known, number
 from optax_adadelta._injected import adadelta_paths, injected_eps, is_inside, is_scheduled, path_of
-from optax_adadelta._sharding import scalar_sharding
+from optax_adadelta._serialization import exportable
+from optax_adadelta._sharding import placed_scalar
 
 
+@exportable("optax_adadelta.PlateauState")
 class PlateauState(NamedTuple):
     """The state of :func:`reduce_eps_on_plateau`.
 
@@ -33,11 +34,6 @@ class PlateauState(NamedTuple):
     plateau_count: jax.Array
     cooldown_count: jax.Array
     best: Any = None
-
-
-export.register_namedtuple_serialization(
-    PlateauState, serialized_name="optax_adadelta.PlateauState"
-)
 
 
 def reduce_eps_on_plateau(
@@ -129,11 +125,10 @@ def reduce_eps_on_plateau(
 
     def init(params):
         _places(params, smallest)
-        sharding = scalar_sharding(params)
         return PlateauState(
-            jnp.full((), rule.sign * np.inf, jnp.result_type(float), device=sharding),
-            jnp.zeros((), jnp.int32, device=sharding),
-            jnp.zeros((), jnp.int32, device=sharding),
+            placed_scalar(params, rule.sign * np.inf, jnp.result_type(float)),
+            placed_scalar(params, 0, jnp.int32),
+            placed_scalar(params, 0, jnp.int32),
             copied(params) if restore_best else None,
         )
 

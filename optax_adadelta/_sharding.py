@@ -1,39 +1,76 @@
-"""Gives the state the sharding of its parameters, so that no step has to move it."""
+"""Puts the state where its parameters are, so that no step has to move it."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import (
+    AxisType,
+    Mesh,
+    NamedSharding,
+    PartitionSpec,
+    Sharding,
+    SingleDeviceSharding,
+)
 
 
 def zeros_like(p: Any, dtype: np.dtype) -> jax.Array:
-    """Returns zeros of the parameter's shape and sharding."""
-    if not isinstance(p, jax.core.Tracer):
-        sharding = _named_sharding(p)
-        if sharding is None or not _has_reduction(sharding):
-            return jnp.zeros_like(p, dtype=dtype)
+    """Returns zeros of the parameter's shape, with its sharding and in its memory."""
+    sharding = jax.typeof(p).sharding if isinstance(p, jax.core.Tracer) else _named_sharding(p)
+    if sharding is not None and _has_reduction(sharding):
         return jnp.zeros(p.shape, dtype, device=_without_reduction(sharding))
-    sharding = jax.typeof(p).sharding
-    if _has_reduction(sharding):
-        return jnp.zeros(p.shape, dtype, device=_without_reduction(sharding))
-    # The compiler gives p's sharding only to a value that depends on p, not to a constant.
-    zero = jnp.zeros((), dtype)
-    return jnp.where(p == p, zero, zero)
+    in_host = _is_in_host(p)
+    if isinstance(p, jax.core.Tracer):
+        # The compiler gives p's sharding only to a value that depends on p, not to a constant.
+        p = jax.device_put(p, jax.memory.Space.Device) if in_host else p
+        zero = jnp.zeros((), dtype)
+        zeros = jnp.where(p == p, zero, zero)
+        return jax.device_put(zeros, jax.memory.Space.Host) if in_host else zeros
+    if in_host and sharding is None:
+        # jnp.zeros_like cannot make an array in the host memory of a single device.
+        return jax.device_put(np.zeros(p.shape, dtype), p.sharding)
+    return jnp.zeros_like(p, dtype=dtype)
 
 
-def scalar_sharding(tree: Any) -> NamedSharding | None:
-    """Returns the sharding that a step gives to the scalars of the state, or None for the default.
+def scalar_sharding(tree: Any) -> Sharding | jax.memory.Space | None:
+    """Returns where a step puts the scalars of the state, for `jax.device_put`.
 
-    `tree` is the parameters or the state. A state with another sharding would make the second step
-    compile again.
+    `tree` is the parameters or the state. The result is None for the default place. A state in
+    another place would make the second step compile again.
     """
-    for leaf in jax.tree.leaves(tree):
+    leaves = jax.tree.leaves(tree)
+    in_host = bool(leaves) and all(map(_is_in_host, leaves))
+    for leaf in leaves:
         sharding = None if isinstance(leaf, jax.core.Tracer) else _named_sharding(leaf)
         if sharding is not None and isinstance(sharding.mesh, Mesh):
-            return NamedSharding(sharding.mesh, PartitionSpec())
-    return None
+            kind = sharding.memory_kind if in_host else None
+            return NamedSharding(sharding.mesh, PartitionSpec(), memory_kind=kind)
+    if not in_host:
+        return None
+    return jax.memory.Space.Host if isinstance(leaves[0], jax.core.Tracer) else leaves[0].sharding
+
+
+def placed_scalar(tree: Any, value: float, dtype: Any) -> jax.Array:
+    """Returns a scalar where a step puts the scalars of the state, given the parameters."""
+    sharding = scalar_sharding(tree)
+    if sharding is None or isinstance(sharding, NamedSharding):
+        return jnp.full((), value, dtype, device=sharding)
+    return jax.device_put(jnp.full((), value, dtype), sharding)
+
+
+def has_manual_axes() -> bool:
+    """Returns whether this is traced inside `jax.shard_map`."""
+    return bool(jax.sharding.get_abstract_mesh().manual_axes)
+
+
+def varying_with(x: jax.Array, *scalars: Any) -> jax.Array:
+    """Returns `x`, whose type varies over all manual axes over which one of the scalars varies."""
+    if has_manual_axes():
+        for scalar in scalars:
+            if isinstance(scalar, jax.Array):
+                x = jnp.where(scalar == scalar, x, x)
+    return x
 
 
 def gathered(x: jax.Array, indices: tuple[jax.Array | np.ndarray, ...]) -> jax.Array:
@@ -72,6 +109,14 @@ def _named_sharding(p: Any) -> NamedSharding | None:
     return sharding if isinstance(sharding, NamedSharding) else None
 
 
+def _is_in_host(p: Any) -> bool:
+    if isinstance(p, jax.core.Tracer):
+        return jax.typeof(p).memory_space == jax.memory.Space.Host
+    sharding = getattr(p, "sharding", None)
+    one = isinstance(sharding, NamedSharding | SingleDeviceSharding)
+    return one and sharding.memory_kind in ("pinned_host", "unpinned_host")
+
+
 def _has_reduction(sharding: NamedSharding) -> bool:
     # Newer versions of JAX mark mesh axes over which a value or its gradient is still to be summed.
     spec = sharding.spec
@@ -81,4 +126,5 @@ def _has_reduction(sharding: NamedSharding) -> bool:
 def _without_reduction(sharding: NamedSharding) -> NamedSharding:
     # Versions of JAX that refuse to iterate over such a spec have this attribute.
     partitions = getattr(sharding.spec, "partitions", sharding.spec)
-    return NamedSharding(sharding.mesh, PartitionSpec(*partitions))
+    spec = PartitionSpec(*partitions)
+    return NamedSharding(sharding.mesh, spec, memory_kind=sharding.memory_kind)

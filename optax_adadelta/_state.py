@@ -1,6 +1,5 @@
 """The state of the optimizer: how to make, check and find it."""
 
-import functools
 from collections.abc import Callable, Mapping
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -8,15 +7,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax import export
 
 from optax_adadelta._dtypes import dtype_of
 from optax_adadelta._mismatch import check_dense
-from optax_adadelta._sharding import scalar_sharding
+from optax_adadelta._serialization import exportable
+from optax_adadelta._sharding import placed_scalar, varying_with
 from optax_adadelta._storage import Averages, Storage
 from optax_adadelta._validation import dtype_of_averages, storages_of
 
 
+@exportable("optax_adadelta.AdadeltaState")
 class AdadeltaState(NamedTuple):
     """The state of Adadelta.
 
@@ -38,11 +38,6 @@ class AdadeltaState(NamedTuple):
     unit: jax.Array | None = None
 
 
-export.register_namedtuple_serialization(
-    AdadeltaState, serialized_name="optax_adadelta.AdadeltaState"
-)
-
-
 def initial_state(storage: Storage, params: optax.Params) -> AdadeltaState:
     """Returns the state before the first update, with averages of zero."""
     check_dense("params", params)
@@ -53,10 +48,23 @@ def initial_state(storage: Storage, params: optax.Params) -> AdadeltaState:
         jax.tree.map(itemgetter(i), averages, is_leaf=lambda leaf: isinstance(leaf, Averages))
         for i in range(2)
     )
-    scalar = functools.partial(jnp.zeros, (), device=scalar_sharding(params))
     # A code of zero means an average of zero in any unit, so the eps need not be known yet.
-    unit = scalar(jnp.float32) if storage.quantized else None
-    return AdadeltaState(scalar(jnp.int32), e_g, e_x, unit)
+    unit = placed_scalar(params, 0, jnp.float32) if storage.quantized else None
+    return AdadeltaState(placed_scalar(params, 0, jnp.int32), e_g, e_x, unit)
+
+
+def varying_with_scalars(state: AdadeltaState, rho: Any, eps: Any, decay: Any) -> AdadeltaState:
+    """Returns the state with the types that updates with these hyperparameters give it.
+
+    Inside `jax.shard_map`, a type says over which axes a value varies. `jax.lax.scan` requires a
+    state whose types do not change. The count is the same on all devices, and so is the unit,
+    unless eps varies.
+    """
+    e_g, e_x = jax.tree.map(
+        lambda leaf: varying_with(leaf, rho, eps, decay), (state.e_g, state.e_x)
+    )
+    unit = None if state.unit is None else varying_with(state.unit, eps)
+    return AdadeltaState(state.count, e_g, e_x, unit)
 
 
 def check_arguments(updates: Any, state: Any) -> None:
@@ -160,10 +168,9 @@ def map_averages(
     """Applies `function` to the storage and the stored averages of each leaf; returns two trees."""
     e_gs, structure = jax.tree.flatten(state.e_g)
     e_xs = jax.tree.leaves(state.e_x)
-    storages = storages_of(state.e_g, e_gs, e_xs, state.unit)
     leaves = [
         function(storage, Averages(e_g, e_x))
-        for storage, e_g, e_x in zip(storages, e_gs, e_xs, strict=True)
+        for storage, e_g, e_x in zip(storages_of(state), e_gs, e_xs, strict=True)
     ]
     return Averages(*(jax.tree.unflatten(structure, [leaf[i] for leaf in leaves]) for i in (0, 1)))
 

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import export
 
 from optax_adadelta._dither import Dither, centered, dither_at, third
 from optax_adadelta._dtypes import dtype_of
 from optax_adadelta._hyperparameters import seed_scalar
-from optax_adadelta._sharding import scalar_sharding
+from optax_adadelta._serialization import exportable
+from optax_adadelta._sharding import placed_scalar
 from optax_adadelta._validation import parameters_of
 
 _REMEDY = (
@@ -21,6 +21,7 @@ _REMEDY = (
 )
 
 
+@exportable("optax_adadelta.StochasticRoundState")
 class StochasticRoundState(NamedTuple):
     """The state of :func:`stochastic_round`.
 
@@ -29,11 +30,6 @@ class StochasticRoundState(NamedTuple):
     """
 
     count: jax.typing.ArrayLike
-
-
-export.register_namedtuple_serialization(
-    StochasticRoundState, serialized_name="optax_adadelta.StochasticRoundState"
-)
 
 
 def stochastic_round(seed: int = 0) -> optax.GradientTransformation:
@@ -58,11 +54,11 @@ def stochastic_round(seed: int = 0) -> optax.GradientTransformation:
       A :class:`optax.GradientTransformation`. Put it last in a chain, because scaling its updates
       would undo the rounding. Its ``update(updates, state, params)`` returns float32 updates
       for parameters of fewer than 32 bits; :func:`optax.apply_updates` then gives exactly the
-      rounded sum. For 8-bit floats and under strict dtype promotion, add them yourself:
-      ``(p.astype(jnp.float32) + u).astype(p.dtype)``. Other updates are returned unchanged. Where
-      ``updates`` has None, ``params`` may have anything, so you can pass a whole model. Use it
-      outside :func:`optax.MultiSteps` and :func:`optax.apply_if_finite`, which require updates of
-      the gradients' dtype.
+      rounded sum. JAX does not promote 8-bit floats, and under strict dtype promotion no others. In
+      both cases, use ``jax.tree.map(lambda p, u: (p.astype(u.dtype) + u).astype(p.dtype), params,
+      updates)``. Other updates are returned unchanged. Where ``updates`` has None, ``params`` may
+      have anything, so you can pass a whole model. Use it outside :func:`optax.MultiSteps` and
+      :func:`optax.apply_if_finite`, which require updates of the gradients' dtype.
 
     Raises:
       TypeError: ``seed`` is not an integer; or an update, or its parameter, is not a number.
@@ -89,7 +85,7 @@ def stochastic_round(seed: int = 0) -> optax.GradientTransformation:
     chosen = seed_scalar(seed)
 
     def init(params):
-        return StochasticRoundState(jnp.zeros([], jnp.int32, device=scalar_sharding(params)))
+        return StochasticRoundState(placed_scalar(params, 0, jnp.int32))
 
     def update(updates, state, params=None):
         if params is None:

@@ -9,6 +9,7 @@ import optax
 
 from optax_adadelta._dither import dither_at
 from optax_adadelta._hyperparameters import Operands
+from optax_adadelta._sharding import varying_with
 from optax_adadelta._state import AdadeltaState
 from optax_adadelta._storage import Averages, Quantization, Storage, unit_of
 from optax_adadelta._validation import check_leaves, storages_of
@@ -35,13 +36,14 @@ def update_tree(
     e_gs, e_xs = jax.tree.leaves(state.e_g), jax.tree.leaves(state.e_x)
     check_leaves(updates, e_gs, e_xs)
     ps = decayed or [None] * len(gs)
-    storages = storages_of(updates, e_gs, e_xs, state.unit)
+    storages = storages_of(state)
     wides = [storage.dtype(g, e_g) for storage, g, e_g in zip(storages, gs, e_gs, strict=True)]
     # Cast once per dtype, not once per leaf.
     hypers = {wide: hyper.astype(wide) for wide in dict.fromkeys(wides)}
     quantization = None
     if state.unit is not None:
-        quantization = Quantization(state.unit, unit_of(hyper.eps), dither_at(seed, state.count))
+        unit = varying_with(unit_of(hyper.eps), state.unit)
+        quantization = Quantization(state.unit, unit, dither_at(seed, state.count))
     leaves = [
         _update_leaf(storage, dtype, g, Averages(e_g, e_x), p, hypers[wide], quantization)
         for storage, dtype, g, e_g, e_x, p, wide in zip(

@@ -104,21 +104,31 @@ def check_leaves(updates: optax.Updates, e_gs: list[Any], e_xs: list[Any]) -> No
                 )
 
 
-def storages_of(tree: Any, e_gs: list[Any], e_xs: list[Any], unit: Any) -> list[Storage]:
-    """Returns the storage of each leaf of `tree`; `unit` is that of the state."""
+def storages_of(state: Any) -> list[Storage]:
+    """Returns the storage of each leaf, or raises an error if the state cannot be right."""
+    (unit,) = jax.tree.leaves(state.unit) or [None]
     if unit is not None and np.shape(unit):
         raise ValueError(
             f"state.unit must be a scalar; got an array of shape {np.shape(unit)}. For the states"
             " of several runs or steps, use jax.vmap."
         )
     storages = []
-    for (path, _), e_g, e_x in zip(jax.tree.leaves_with_path(tree), e_gs, e_xs, strict=True):
+    leaves = jax.tree.leaves_with_path(state.e_g), jax.tree.leaves(state.e_x)
+    for (path, e_g), e_x in zip(*leaves, strict=True):
         storage = storage_of(e_g, e_x)
+        if unit is not None and all(jnp.issubdtype(x.dtype, jnp.floating) for x in (e_g, e_x)):
+            raise TypeError(
+                f"{_dtypes(path, e_g, e_x)}, but state.unit says that they were codes"
+                " (state_bits=16 or 8). Codes that are averaged or cast lose their meaning. To"
+                " average states, first call convert.with_state_bits(state, None), and afterwards"
+                " convert.with_state_bits(state, state_bits, eps=eps). If they are in full"
+                " precision, take all fields from the same state."
+            )
         if storage is None:
             raise TypeError(
-                f"state.e_g{_at(path)} and state.e_x{_at(path)} are {e_g.dtype} and {e_x.dtype};"
-                " they must have the same dtype: float32, float64, uint16 or uint8. If the whole"
-                " training state was cast, cast the optimizer's part back."
+                f"{_dtypes(path, e_g, e_x)}; they must have the same dtype: float32, float64,"
+                " uint16 or uint8. If the whole training state was cast, cast the optimizer's part"
+                " back."
             )
         if storage.quantized and unit is None:
             raise ValueError(
@@ -126,7 +136,31 @@ def storages_of(tree: Any, e_gs: list[Any], e_xs: list[Any], unit: Any) -> list[
                 " but state.unit is None. Take all fields from the same state."
             )
         storages.append(storage)
+    if unit is not None and dtype_of(unit) != np.float32:
+        raise TypeError(
+            f"state.unit is {dtype_of(unit)}, but must be float32: with fewer bits, a small eps"
+            " becomes zero, and with it E[g^2]. If a checkpoint was cast, leave the optimizer's"
+            " part as it is. To repair this state, pass state._replace(unit=jnp.float32(eps)), with"
+            " the eps of its last update."
+        )
+    _check_count(state.count, may_be_float=unit is None)
     return storages
+
+
+def _dtypes(path: jax.tree_util.KeyPath, e_g: Any, e_x: Any) -> str:
+    return f"state.e_g{_at(path)} and state.e_x{_at(path)} are {e_g.dtype} and {e_x.dtype}"
+
+
+def _check_count(count: Any, *, may_be_float: bool) -> None:
+    (count,) = jax.tree.leaves(count)
+    dtype = dtype_of(count)
+    # The mean of several states in full precision has a count of float32. It counts to 2**24.
+    floats = (np.float32, np.float64) if may_be_float else ()
+    if not (jnp.issubdtype(dtype, jnp.integer) or dtype in floats):
+        raise TypeError(
+            f"state.count is {dtype}, but must be int32, because it counts the updates. If states"
+            " were averaged or cast, pass state._replace(count=state.count.astype(jnp.int32))."
+        )
 
 
 def dtype_of_averages(path: jax.tree_util.KeyPath, p: Any) -> np.dtype:

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import scripts
-
 from studies._lib.report import RESULTS, load, load_all
 
 STEP = scripts.module("studies.step_report")

@@ -28,7 +28,7 @@ from states import (
     tree,
 )
 
-from optax_adadelta import AdadeltaState, adadelta, convert, scale_by_adadelta
+from optax_adadelta import AdadeltaState, adadelta, convert, diagnostics, scale_by_adadelta
 from optax_adadelta.diagnostics import averages, effective_learning_rate, find_state
 
 
@@ -240,8 +240,58 @@ def cast(state, dtype):
     return state._replace(e_g=e_g, e_x=e_x)
 
 
+def pmean(*states):
+    """The mean of the states, as each of several devices gets it."""
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *states)
+    mean = jax.vmap(lambda state: jax.lax.pmean(state, "d"), axis_name="d", out_axes=None)
+    return mean(stacked)
+
+
+def half_way(one, other):
+    with jax.numpy_dtype_promotion("standard"):
+        return optax.incremental_update(one, other, 0.5)
+
+
+MEANS = {
+    "tree map": lambda *states: jax.tree.map(lambda *x: sum(x) / len(x), *states),
+    "pmean": pmean,
+    "incremental_update": half_way,
+}
+
+
+def with_unit(low, dtype):
+    return low._replace(unit=low.unit.astype(dtype))
+
+
 # Each makes a state of a quantized one, one of the other quantized storage and a full one.
 SPOILT = {
+    **{
+        f"codes averaged by {name}": (
+            lambda low, other, full, mean=mean: mean(low, low._replace(count=low.count + 2)),
+            r"were codes .*with_state_bits\(state, None\)",
+        )
+        for name, mean in MEANS.items()
+    },
+    "codes cast to float32": (lambda low, other, full: cast(low, jnp.float32), "were codes"),
+    "codes cast to bfloat16": (lambda low, other, full: cast(low, jnp.bfloat16), "were codes"),
+    "averages of a full state": (
+        lambda low, other, full: low._replace(e_g=full.e_g, e_x=full.e_x),
+        "same state",
+    ),
+    "a unit of float16": (
+        lambda low, other, full: with_unit(low, jnp.float16),
+        r"state.unit is float16, .* state._replace\(unit=",
+    ),
+    "a unit of bfloat16": (lambda low, other, full: with_unit(low, jnp.bfloat16), "bfloat16"),
+    "a unit of int32": (lambda low, other, full: with_unit(low, jnp.int32), "state.unit is int32"),
+    "a count of float32": (
+        lambda low, other, full: low._replace(count=low.count.astype(jnp.float32)),
+        "state.count is float32",
+    ),
+    "a count of bfloat16 in full precision": (
+        lambda low, other, full: full._replace(count=full.count.astype(jnp.bfloat16)),
+        "state.count is bfloat16",
+    ),
     "E[dx^2] in full precision": (lambda low, other, full: low._replace(e_x=full.e_x), "e_x"),
     "E[g^2] in full precision": (lambda low, other, full: low._replace(e_g=full.e_g), "e_g"),
     "codes of 16 and 8 bits": (lambda low, other, full: low._replace(e_x=other.e_x), "uint"),
@@ -261,10 +311,47 @@ def test_states_of_mixed_storages_are_refused(bits, name):
     for goes_on in (bits, None):
         with pytest.raises((TypeError, ValueError), match=words):
             adadelta(state_bits=goes_on).update(tree(), state)
-    with pytest.raises((TypeError, ValueError), match=words):
-        averages(state)
-    with pytest.raises((TypeError, ValueError), match=words):
-        convert.with_state_bits(state, bits, eps=EPS)
+    coordinates = diagnostics.choose_coordinates(trained(None), 2)
+    for read in (
+        averages,
+        lambda state: diagnostics.effective_learning_rate(state, EPS),
+        lambda state: diagnostics.sample(state, tree(), coordinates, EPS),
+        lambda state: diagnostics.summaries(state, EPS),
+        lambda state: convert.with_state_bits(state, bits, eps=EPS),
+        lambda state: convert.with_state_bits(state, None),
+        lambda state: convert.to_optax(state, optax.adadelta(1.0).init(tree())),
+    ):
+        with pytest.raises((TypeError, ValueError), match=words):
+            read(state)
+
+
+@BITS
+@pytest.mark.parametrize("name", MEANS)
+def test_the_mean_of_states_is_taken_in_full_precision(bits, name):
+    """The codes are read first, and written again afterwards."""
+    states = trained(bits), trained(bits, 5)
+    full = [convert.with_state_bits(state, None) for state in states]
+    mean = MEANS[name](*full)
+    expected = jax.tree.map(lambda *x: (x[0] + x[1]) / 2, *map(averages, states))
+    assert_agree(averages(mean), expected, None)
+
+    counts = []
+    rate = optax.constant_schedule(1.0)
+    optimizer = adadelta(lambda count: counts.append(count) or rate(count))
+    updates, after = optimizer.update(tree(), mean)
+    # The step goes on from the mean, and no type changes.
+    fresh = AdadeltaState(jnp.int32(4), *expected)
+    chex.assert_trees_all_close(updates, adadelta().update(tree(), fresh)[0], rtol=1e-6)
+    same_types(after, mean)
+    assert float(after.count) == 5
+    # A schedule gets an integer, so it can look a value up in a table.
+    assert [(count.dtype, int(count)) for count in counts] == [(jnp.int32, 4)]
+
+    back = convert.with_state_bits(mean, bits, eps=EPS)
+    same_types(back, trained(bits))
+    assert_agree(averages(back), expected, bits)
+    _, after = adadelta(state_bits=bits).update(tree(), back)
+    assert int(after.count) == 5
 
 
 @BITS

@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from studies._lib.report import DOCS, RESULTS, load, load_all
 
 from studies._lib import stamps as fingerprints
-from studies._lib.report import DOCS, RESULTS, load, load_all
 
 ROOT = fingerprints.ROOT
 PICTURES = sorted(path for path in DOCS.rglob("*") if path.suffix in (".png", ".gif"))

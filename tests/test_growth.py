@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import scripts
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-
-from studies import _estimate as estimate
 from studies._lib.report import RESULTS, load
+
 from optax_adadelta import adadelta
+from studies import _estimate as estimate
 
 GROWTH = scripts.module("studies.growth")
 REPORT = scripts.module("studies._growth_report")

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import export
 
 from optax_adadelta._dither import Dither
 from optax_adadelta._equation import Decay, Scalar, clip_to_squarable, delta
+from optax_adadelta._serialization import exportable
 from optax_adadelta._sharding import zeros_like
 
 # Below these values, the codes are too coarse for the equation.
@@ -19,16 +19,12 @@ MIN_QUANTIZED_RHO = 0.5
 MIN_QUANTIZED_EPS = 1e-12
 
 
+@exportable("optax_adadelta.diagnostics.Averages")
 class Averages(NamedTuple):
     """E[g^2] and E[dx^2], of one leaf or of a whole tree."""
 
     e_g: Any
     e_x: Any
-
-
-export.register_namedtuple_serialization(
-    Averages, serialized_name="optax_adadelta.diagnostics.Averages"
-)
 
 
 class Quantization(NamedTuple):

@@ -107,10 +107,7 @@ def _stored(olds: list[AdadeltaState]) -> dict[Name, _Stored]:
     """Returns the averages of each parameter, which must be in one state only."""
     found: dict[Name, _Stored] = {}
     for group, old in enumerate(olds):
-        leaves = _by_path(old)
-        e_gs, e_xs = ([averages[i] for _, averages in leaves] for i in range(2))
-        storages = storages_of(old.e_g, e_gs, e_xs, old.unit)
-        for (path, averages), storage in zip(leaves, storages, strict=True):
+        for (path, averages), storage in zip(_by_path(old), storages_of(old), strict=True):
             name = name_of(path)
             if name in found:
                 raise ValueError(

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from optax_adadelta._dtypes import whole_count
 from optax_adadelta._hyperparameters import at_step, checked_state_bits, number_or_schedule
 from optax_adadelta._sharding import scalar_sharding
 from optax_adadelta._state import AdadeltaState, is_adadelta_state, map_averages, none_found
@@ -94,8 +95,9 @@ def _converted(state: AdadeltaState, storage: Storage, eps, dtype) -> AdadeltaSt
         return converted_leaf(old, storage, jnp.dtype(dtype), stored, bare.unit, unit)
 
     e_g, e_x = map_averages(convert, bare)
-    count, wrapper = owned(state.count), jax.tree.structure(state.count)
-    return AdadeltaState(count, e_g, e_x, None if unit is None else wrapper.unflatten([unit]))
+    count, wrapper = owned(whole_count(bare.count)), jax.tree.structure(state.count)
+    wrapped = [None if x is None else wrapper.unflatten([x]) for x in (count, unit)]
+    return AdadeltaState(wrapped[0], e_g, e_x, wrapped[1])
 
 
 def without_wrappers(state: AdadeltaState) -> AdadeltaState:

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import export
 
+from optax_adadelta._serialization import exportable
 from optax_adadelta._sharding import gathered
 from optax_adadelta._state import find_state
 from optax_adadelta._storage import Averages
@@ -16,6 +16,7 @@ from optax_adadelta._validation import storages_of
 from optax_adadelta.diagnostics._rates import last_step, rate_of
 
 
+@exportable("optax_adadelta.diagnostics.Sample")
 class Sample(NamedTuple):
     """A few coordinates of a run after one step.
 
@@ -28,11 +29,6 @@ class Sample(NamedTuple):
     count: jax.Array
     rate: dict[str, jax.Array]
     update: dict[str, jax.Array]
-
-
-export.register_namedtuple_serialization(
-    Sample, serialized_name="optax_adadelta.diagnostics.Sample"
-)
 
 
 def choose_coordinates(state: Any, size: int = 10, seed: int = 0) -> dict[str, np.ndarray]:
@@ -121,6 +117,7 @@ def sample(
     found = find_state(state)
     rate = rate_of(eps, learning_rate, last_step(found))
     leaves = by_name(found.e_g), by_name(found.e_x), by_name(updates)
+    storages = dict(zip(leaves[0], storages_of(found), strict=True))
     rates: dict[str, jax.Array] = {}
     steps: dict[str, jax.Array] = {}
     for name, indices in coordinates.items():
@@ -134,7 +131,7 @@ def sample(
         if not isinstance(indices, jax.core.Tracer):
             indices = np.asarray(indices)
         _check(name, indices, e_g.shape, update.shape)
-        (storage,) = storages_of(e_g, [e_g], [e_x], found.unit)
+        storage = storages[name]
         stored = Averages(*(gathered(x, tuple(indices)) for x in (e_g, e_x)))
         rates[name] = rate(*storage.read(stored, found.unit))
         steps[name] = gathered(update, tuple(indices))

@@ -207,9 +207,8 @@ def _batches(state: AdadeltaState, groups: list[Hashable]) -> Iterator[_Batch]:
     """
     unit = None if state.unit is None else jax.tree.leaves(state.unit)[0]
     e_gs, e_xs = jax.tree.leaves(state.e_g), jax.tree.leaves(state.e_x)
-    storages = storages_of(state.e_g, e_gs, e_xs, unit)
     small = collections.defaultdict(list)
-    for storage, e_g, e_x in zip(storages, e_gs, e_xs, strict=True):
+    for storage, e_g, e_x in zip(storages_of(state), e_gs, e_xs, strict=True):
         group = groups.pop(0)
         if e_g.size >= _LARGE:
             averages = storage.read(Averages(e_g, e_x), unit)
