@@ -96,10 +96,10 @@ def test_an_eps_schedule_is_followed_as_in_full_precision(bits):
         u, low = found.update(g, low)
         v, full = expected.update(g, full)
         np.testing.assert_allclose(u, v, rtol={16: 8e-3, 8: 0.4}[bits])
-    # A schedule is evaluated at the state's count.
+    # A schedule is evaluated at the last step.
     for state in (low, full):
         rate = effective_learning_rate(state, eps)
-        np.testing.assert_allclose(rate, effective_learning_rate(state, 1e-4 * 0.9**10), rtol=1e-5)
+        np.testing.assert_allclose(rate, effective_learning_rate(state, 1e-4 * 0.9**9), rtol=1e-5)
         assert not np.allclose(rate, effective_learning_rate(state, 1e-4), rtol=0.02)
 
 

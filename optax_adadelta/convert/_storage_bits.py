@@ -95,9 +95,9 @@ def _converted(state: AdadeltaState, storage: Storage, eps, dtype) -> AdadeltaSt
         return converted_leaf(old, storage, jnp.dtype(dtype), stored, bare.unit, unit)
 
     e_g, e_x = map_averages(convert, bare)
-    count, wrapper = owned(whole_count(bare.count)), jax.tree.structure(state.count)
-    wrapped = [None if x is None else wrapper.unflatten([x]) for x in (count, unit)]
-    return AdadeltaState(wrapped[0], e_g, e_x, wrapped[1])
+    wrapper = jax.tree.structure(state.count)
+    count = wrapper.unflatten([owned(whole_count(bare.count))])
+    return AdadeltaState(count, e_g, e_x, None if unit is None else wrapper.unflatten([unit]))
 
 
 def without_wrappers(state: AdadeltaState) -> AdadeltaState:
