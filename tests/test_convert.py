@@ -1,5 +1,6 @@
 """States that go on with another eps or in another storage, and states that cannot go on."""
 
+import dataclasses
 import functools
 import re
 from typing import Any, NamedTuple
@@ -605,6 +606,35 @@ def test_a_state_owns_its_arrays(bits, name):
     step(state)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(arguments))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Variable:
+    """What Flax wraps arrays in."""
+
+    value: Any
+
+
+def in_variables(state):
+    return jax.tree.map(Variable, state)
+
+
+@BITS
+def test_arrays_may_be_in_variables(bits):
+    state, fresh = trained(bits), adadelta(state_bits=bits).init(tree())
+    theirs, new = (f(counting_optax(), tree()) for f in (stepped, lambda rule, p: rule.init(p)))
+    expected = in_variables(convert.carry_over(state, fresh))
+    same_bits(convert.carry_over(state, in_variables(fresh)), expected)
+    same_bits(convert.carry_over(in_variables(state), fresh), convert.carry_over(state, fresh))
+    for other in (None, 16, 8):
+        for eps in (EPS, lambda t: jnp.where(t == 3, EPS, 1.0)):
+            found = convert.with_state_bits(in_variables(state), other, eps=eps)
+            same_bits(found, in_variables(convert.with_state_bits(state, other, eps=eps)))
+    back = convert.to_optax(in_variables(state), in_variables(new))
+    same_bits(back, in_variables(convert.to_optax(state, new)))
+    found = convert.from_optax(in_variables(theirs))
+    same_bits(convert.carry_over(found, adadelta().init(tree())), convert.from_optax(theirs))
 
 
 @BITS

@@ -116,7 +116,7 @@ def test_checkpoints_of_a_page(page, times):
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_programs_of_other_libraries(page, monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "jax")
-    for name in ("torch", "keras"):
+    for name in ("torch", "keras", "flax"):
         pytest.importorskip(name)
     run(page)
 

@@ -36,17 +36,17 @@ class _Stored(NamedTuple):
 def carry_over(state: Any, new_state: Any) -> Any:
     """Returns a new state with the averages of those parameters that the old state also has.
 
-    Use it when the set of trained parameters changes during a run, such as when layers are unfrozen
-    or a model gets new ones, when they are grouped differently, or when they move to other
-    containers, such as from a dict to a model of Flax NNX or Equinox. Parameters that the old state
-    does not have start fresh, as in ``new_state``. The averages of parameters that are no longer
-    trained are left out, so keep the old state if you may need them again.
+    Use it when the set of trained parameters changes during a run: when layers are unfrozen or
+    frozen, or when a model gets new ones. Use it also when parameters are grouped differently, or
+    move to other containers, such as from a dict to a model of Flax NNX or Equinox. Parameters that
+    the old state does not have start fresh, as in ``new_state``. The averages of parameters that
+    are no longer trained are left out, so keep the old state if you may need them again.
 
-    Parameters are matched by name: the keys, indices and attributes on the way to them, such as
-    ``layers/0/weight``. A last ``value``, which Flax adds, does not count. If no name is the same,
-    one state may have all its parameters in a container that the other does not have, such as
-    ``{"params": ...}``. Then it is left out, provided that all parameters of one state are in the
-    other.
+    Parameters are matched by name. A name is made of the keys, indices and attributes on the way to
+    the parameter, such as ``layers/0/weight``. A ``value`` at the end is left out, because Flax
+    adds it. If no name is the same in both states, all names of one may begin with a container that
+    the other does not have, such as ``{"params": ...}``. It is left out too, if all parameters of
+    one state are then in the other.
 
     Args:
       state: the old state: an :class:`.AdadeltaState`, or the state of any optimizer that contains
@@ -58,11 +58,11 @@ def carry_over(state: Any, new_state: Any) -> Any:
 
     Returns:
       ``new_state`` with the old averages in each :class:`.AdadeltaState`. Everything else in it,
-      such as the other states of a chain, stays the same. All arrays are copies, and have the
-      sharding of ``new_state``. Step counts go on: if the old counts differ, each new one is the
-      largest of those whose parameters it gets. Quantized averages keep their codes and their unit;
-      only if averages with different units come together are they rounded, to codes in the
-      smallest unit.
+      such as the other states of a chain, stays the same. All arrays are copies, placed as in
+      ``new_state``. The step count goes on. If the old states have different counts, a new one gets
+      the largest of those whose parameters it has. Quantized averages keep their codes and their
+      unit. Only if averages in different units become one state, they are rounded to codes in the
+      smallest of these units.
 
     Raises:
       TypeError: a parameter's averages have different dtypes in the two states.

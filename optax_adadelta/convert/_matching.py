@@ -64,35 +64,35 @@ def matches(old: Places, new: Places) -> dict[Name, Name]:
     if old.names & new.names or not (old.trained and new.trained):
         found = {name: name for name in new.trained if name in old.trained}
     else:
-        into_old = {inner: name for name, inner in _without_container(old, new).items()}
-        found = into_old or _without_container(new, old)
+        found = {inner: name for name, inner in _without_container(old, new).items()}
+        found = found or _without_container(new, old)
     if old.trained and new.trained and not found:
         raise ValueError(
             "No trained parameter has the same name in both states, so nothing can be carried over."
             f" The old state has {_listed(old.trained)}. The new one has {_listed(new.trained)}. If"
-            " they are the same parameters, rename those of one state. If not, use the new state"
-            " as it is."
+            " they are the same parameters, rename them in one of the two. If not, use the new"
+            " state as it is."
         )
     return found
 
 
 def _without_container(outer: Places, inner: Places) -> dict[Name, Name]:
-    """Returns the inner name of each outer parameter, if the inner tree is one of its branches.
+    """Returns the inner name of each outer parameter that the inner tree has outside a container.
 
-    All names of the outer tree must begin with the same container, and all parameters of one tree
-    must be in the other. Otherwise a name of one part could be taken for that of another part.
+    All names of the outer tree must begin with that container, and all parameters of one tree must
+    be in the other. Otherwise a parameter of one part could be taken for that of another part.
     """
     for length in range(1, len(_common_prefix(outer)) + 1):
         names = {name[length:] for name in outer.names}
         trained = {name[length:]: name for name in outer.trained}
-        if trained.keys() <= inner.names or inner.trained.keys() <= names:
-            if found := {name: short for short, name in trained.items() if short in inner.trained}:
-                return found
+        found = {name: short for short, name in trained.items() if short in inner.trained}
+        if found and (trained.keys() <= inner.names or inner.trained.keys() <= names):
+            return found
     return {}
 
 
 def _common_prefix(places: Places) -> Name:
-    # The names between the first and the last in the order of the alphabet have their prefix.
+    # In alphabetical order, what the first and the last name begin with, all names begin with.
     first, last = min(places.names), max(places.names)
     length = next(
         (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b),

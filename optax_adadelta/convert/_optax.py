@@ -28,8 +28,8 @@ def from_optax(state: Any, *, count: jax.typing.ArrayLike | None = None) -> Adad
         has not counted them: it counts only for a schedule or for injected hyperparameters.
 
     Returns:
-      An :class:`.AdadeltaState` in full precision. If the optimizer is more than :func:`.adadelta`,
-      put it into the state of that optimizer:
+      An :class:`.AdadeltaState` in full precision, of copies. If the optimizer is more than
+      :func:`.adadelta`, put it into the state of that optimizer:
       ``carry_over(from_optax(state), optimizer.init(params))``.
 
     Raises:
@@ -81,7 +81,8 @@ def to_optax(state: Any, new_state: Any) -> Any:
 
     Returns:
       ``new_state`` with the averages, cast to the dtypes that they have there: those of the
-      parameters. All its fields called ``count`` get the number of updates made so far.
+      parameters. All its fields called ``count`` get the number of updates made so far. All arrays
+      are copies.
 
     Raises:
       ValueError: the parameters or their shapes do not match, which the error lists; or one of the
@@ -97,8 +98,8 @@ def to_optax(state: Any, new_state: Any) -> Any:
       >>> new_state = to_optax(state, optimizer.init(params))
       >>> updates, new_state = optimizer.update(params, new_state, params)
     """
-    count = without_wrappers(find_state(state)).count
-    target, found = _only(new_state), averages(state)
+    old, target = without_wrappers(find_state(state)), _only(new_state)
+    found = averages(old)
     e_g, e_x, expected = (places_in(t).trained for t in (found.e_g, found.e_x, target.e_g))
     problems = difference(map(shown, e_g), map(shown, expected), "state")
     problems += [
@@ -118,7 +119,7 @@ def to_optax(state: Any, new_state: Any) -> Any:
     def replaced(path, part):
         if _is_optax_state(part):
             return written
-        return owned_at(count.astype(part.dtype) if _is_count(path, part) else part, part)
+        return owned_at(old.count.astype(part.dtype) if _is_count(path, part) else part, part)
 
     return jax.tree.map_with_path(replaced, new_state, is_leaf=_is_optax_state)
 

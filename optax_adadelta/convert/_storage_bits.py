@@ -41,7 +41,7 @@ def with_state_bits(
 
     Returns:
       The same state, with the averages of each :class:`.AdadeltaState` stored as
-      ``adadelta(state_bits=state_bits)`` stores them.
+      ``adadelta(state_bits=state_bits)`` stores them. All arrays are copies.
 
     Raises:
       TypeError: the arrays of ``state`` have dtypes that no storage has, or ``dtype`` is neither

@@ -28,6 +28,7 @@ from optax_adadelta.convert._elements import Leaf, moved
 from optax_adadelta.convert._names import difference, shape_problems
 from optax_adadelta.convert._owned import chosen_sharding, owned_at
 from optax_adadelta.convert._problems import refuse
+from optax_adadelta.convert._storage_bits import without_wrappers
 from optax_adadelta.diagnostics import averages
 
 _LARGEST_COUNT = np.iinfo(np.int32).max
@@ -158,6 +159,7 @@ def _whole(state: Any) -> AdadeltaState:
     parts = list(adadelta_states(state).values())
     if len(parts) < 2:
         parts = [find_state(state)]
+    parts = [without_wrappers(part) for part in parts]
     read = [averages(part) for part in parts]
     if len(parts) == 1:
         return AdadeltaState(parts[0].count, *read[0])
