@@ -213,6 +213,7 @@ def coordinates(run):
 READERS = {
     "update": lambda run, s: run.optimizer().update(gradients(run.params), s, run.params),
     "jitted update": lambda run, s: jax.jit(run.optimizer().update)(gradients(run.params), s),
+    "update of another storage": lambda run, s: adadelta().update(gradients(run.params), s),
     "averages": lambda run, s: averages(s),
     "effective_learning_rate": lambda run, s: effective_learning_rate(s, EPS),
     "summaries": lambda run, s: summaries(s, EPS),
