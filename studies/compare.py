@@ -32,7 +32,7 @@ TASKS_LONGER, TIMES_LONGER = ("digits", "MNIST, dense", "airfoil"), 5
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    text = f"tasks to train, of {', '.join(map(repr, TASKS))}; the others stay as they are"
+    text = f"tasks to train, of {', '.join(map(repr, TASKS))} (default: all)"
     parser.add_argument(
         "--only", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK", help=text
     )

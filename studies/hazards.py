@@ -30,7 +30,7 @@ NORMAL = np.random.default_rng(0).standard_normal
 
 
 def exact(gradients, rho, eps):
-    """Algorithm 1 in float64, written here so that the benchmark stands on its own."""
+    """Algorithm 1 in float64, written here so that the study stands on its own."""
     e_g = e_x = np.zeros(gradients.shape[1])
     for g in gradients:
         e_g = rho * e_g + (1 - rho) * np.abs(g) ** 2
