@@ -132,13 +132,21 @@ def check_digits(printed, output, epochs, accuracy):
     return rates
 
 
-def test_a_short_run_of_digits_depends_on_the_seed_alone(tmp_path, printed):
+def test_a_short_run_of_digits_depends_on_the_seed_alone(tmp_path, printed, monkeypatch, compiled):
     digits, output = module("digits"), tmp_path / "new" / "digits.png"
+    bar, before = digits.trange, []
+
+    def noted(*args, **kwargs):
+        before.append(compiled())
+        return bar(*args, **kwargs)
+
+    monkeypatch.setattr(digits, "trange", noted)
 
     def told(*options):
         return re.sub(r"Training time: .*", "", printed(digits, *options, "--output", output))
 
     first = told("--smoke")
+    assert before == [compiled()], "the bar's clock counts compilation"
     check_digits(first, output, epochs=2, accuracy=0.5)
     assert told("--epochs", "2") == first
     assert told("--smoke", "--seed", "1") != first
