@@ -58,7 +58,7 @@ def lowest(session: nox.Session) -> None:
 def scripts(session: nox.Session) -> None:
     """The examples and studies, at their smallest sizes."""
     session.install("-e", ".[test]")
-    pytest(session, "-m", "scripts and not frameworks")
+    pytest(session, "-m", "scripts and not frameworks and not accelerators")
 
 
 # uv does not read pip's configuration, which may name a build of torch without CUDA.

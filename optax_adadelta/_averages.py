@@ -1,43 +1,18 @@
 """The averages of a run, read from its state in any storage."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 
 from optax_adadelta._equation import Epsilons
 from optax_adadelta._scale import epsilons, mean_squares
-from optax_adadelta._state import AdadeltaState, find_state
+from optax_adadelta._state import AdadeltaState
 from optax_adadelta._storage import Averages, Storage, storages_of
 
 
-def averages(state: Any) -> Averages:
-    """Returns E[g^2] and E[dx^2] as floats, whether they are quantized or not.
-
-    Args:
-      state: an :class:`.AdadeltaState`, or the state of any optimizer that contains exactly one,
-        however deep: a chain, a mask, a wrapper.
-
-    Returns:
-      Two trees ``e_g`` and ``e_x`` with the structure of the parameters and arrays of their
-      shapes: float32 if they are quantized, otherwise the arrays of the state.
-
-    Raises:
-      TypeError: the arrays have dtypes that no storage has.
-      ValueError: there is no :class:`.AdadeltaState` in ``state``, or there are several.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from optax_adadelta import adadelta
-      >>> from optax_adadelta.diagnostics import averages
-      >>> optimizer = adadelta(state_bits=8)
-      >>> params = {"w": jnp.ones(3)}
-      >>> _, state = optimizer.update({"w": jnp.full(3, 2.0)}, optimizer.init(params))
-      >>> print(state.e_g["w"].dtype, f"{averages(state).e_g['w'].mean():.1f}")
-      uint8 0.2
-    """
-    found = find_state(state)
-    return map_averages(lambda storage, stored, units: storage.read(stored, units), found)
+def read_averages(state: AdadeltaState) -> Averages:
+    """Returns both averages as floats; in full precision they are the arrays of the state."""
+    return map_averages(lambda storage, stored, units: storage.read(stored, units), state)
 
 
 def map_averages(

@@ -23,6 +23,13 @@ def dtype_of(leaf: Any) -> np.dtype:
     )
 
 
+def whole_count(count: Any) -> Any:
+    """Returns a step count as an integer; the mean of several states has a count of floats."""
+    if jnp.issubdtype(dtype_of(count), jnp.floating):
+        return jnp.rint(count).astype(jnp.int32)
+    return count
+
+
 def dtypes_of_updates(updates: optax.Updates, ps: list[Any]) -> tuple[np.dtype, ...] | None:
     """Returns the dtype of each update: the wider of its gradient's and its parameter's.
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_adadelta._dtypes import dtype_of
+from optax_adadelta._dtypes import whole_count
 from optax_adadelta._ranges import RANGES, SCHEDULABLE
 from optax_adadelta._storage import Storage
 
@@ -66,13 +66,6 @@ def at_step(name: str, value: Value | optax.Schedule, count: jax.typing.ArrayLik
         )
         raise
     return number(name, now, scheduled=True)
-
-
-def whole_count(count: Any) -> Any:
-    """Returns a count as an integer; the mean of several states has a count of floats."""
-    if jnp.issubdtype(dtype_of(count), jnp.floating):
-        return jnp.rint(count).astype(jnp.int32)
-    return count
 
 
 def number(name: str, value: Any, *, scheduled: bool = False, wait: bool = False) -> Value:

@@ -40,9 +40,9 @@ def nadadelta(
         \end{aligned}
 
     where :math:`r` is the root mean square of the array at ``init``, or that of the whole tree if
-    the array starts at zero, or 0.5 if everything starts at zero; :math:`k` is 1e-9, small as Adam's
-    eps; and :math:`\mu` is the momentum. This is :func:`adadelta` on :math:`\theta / r`, which has
-    no unit. Everything else is as for :func:`adadelta`.
+    the array starts at zero, or 0.3 if everything starts at zero; :math:`k` is 1e-16, the square of
+    Adam's eps; and :math:`\mu` is the momentum. This is :func:`adadelta` on :math:`\theta / r`,
+    which has no unit. Everything else is as for :func:`adadelta`.
 
     Number of steps known: let the learning rate fall to zero over the last half.
 
@@ -60,8 +60,8 @@ def nadadelta(
         average = optax.incremental_update(params, average, 10 / (step + 10))  # after each step
 
     Args:
-      learning_rate: :math:`\alpha`, at least 0. It scales the updates and never enters the averages.
-        None means 1.0.
+      learning_rate: :math:`\alpha`, at least 0; None means 1.0. It scales the updates and never
+        enters the averages.
       rho: :math:`\rho`, the share of the averages that each step keeps, at least 0 and below 1.
       eps: :math:`\epsilon`, positive: a share of the mean square of each array.
       weight_decay: as for :func:`adadelta`.

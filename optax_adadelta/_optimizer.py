@@ -76,10 +76,10 @@ def adadelta(
     Raises:
       TypeError: a hyperparameter is not a real number; a parameter or gradient is not an array of
         floating-point or complex numbers; the mask contains something else than bools; or the state
-        is not of this optimizer, or was cast to another dtype.
+        is not of this optimizer, was cast to another dtype, or is an average of quantized states.
       ValueError: a hyperparameter is out of its range or not a scalar; trees or shapes do not
-        match; or there is weight decay, but no ``params``. The range of a traced hyperparameter
-        cannot be checked.
+        match; or there is weight decay, but no ``params``. The range is not checked if a
+        hyperparameter is traced, or an array that a schedule returns: no step waits for its value.
       NotImplementedError: a derivative is taken through averages in 16 or 8 bits.
 
     Example:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from optax_adadelta._best import chosen, copied
 from optax_adadelta._dtypes import dtype_of
 from optax_adadelta._hyperparameters import known, number
 from optax_adadelta._injected import adadelta_paths, injected_eps, is_inside, is_scheduled, path_of
@@ -78,12 +79,13 @@ def reduce_eps_on_plateau(
       state, value=metric)`` take any tree that contains the optimizer's state; with
       ``restore_best`` it should contain the parameters too. ``init`` returns a
       :class:`PlateauState`. ``update`` returns the tree, in which each injected ``eps`` of an
-      Adadelta may be smaller and keeps its dtype, and the next :class:`PlateauState`. All of them
-      are new arrays if they change, so the next step may donate the tree.
+      Adadelta may be smaller and keeps its dtype, and the next :class:`PlateauState`. Each eps and
+      each array of the :class:`PlateauState` is a new array, so the next step may donate the tree;
+      with ``restore_best``, so is each array of the tree. A Python number may become an array.
+      Functions and other leaves of a whole model stay as they are.
 
     Raises:
-      TypeError: an argument or ``value`` is not a real number, or ``restore_best`` meets a leaf
-        that is not an array.
+      TypeError: an argument or ``value`` is not a real number.
       ValueError: an argument is out of its range; ``value`` is not a scalar; the tree has no
         injected ``eps``, or one from a schedule, or one whose dtype turns ``min_eps`` into zero; or
         the tree does not match the one that ``init`` got.
@@ -127,25 +129,22 @@ def reduce_eps_on_plateau(
             placed_scalar(params, rule.sign * np.inf, jnp.result_type(float)),
             placed_scalar(params, 0, jnp.int32),
             placed_scalar(params, 0, jnp.int32),
-            jax.tree.map_with_path(_copy, params) if restore_best else None,
+            copied(params) if restore_best else None,
         )
 
     def update(updates, state, params=None, *, value=None, **extra_args):
         del params, extra_args
         places = _places(updates, smallest)
-        leaves, structure = jax.tree.flatten(updates)
-        eps = [jnp.asarray(leaves[i], dtype_of(leaves[i])) for i in places]
-        counts = state._replace(best=None)
-        turn = _next(eps, counts, _checked(value), rule)
-        after = turn.state
+        given = jax.tree.leaves(updates)
+        eps = [jnp.asarray(given[i], dtype_of(given[i])) for i in places]
+        turn = _next(eps, state._replace(best=None), _checked(value), rule)
+        best = None
         if restore_best:
-            _check_same(updates, state.best)
-            old = jax.tree.leaves(state.best)
-            leaves, best = _choose(leaves, old, turn.improved, turn.reduced)
-            after = after._replace(best=jax.tree.unflatten(structure, best))
+            updates, best = chosen(updates, state.best, turn.improved, turn.reduced)
+        leaves, structure = jax.tree.flatten(updates)
         for i, new in zip(places, turn.eps, strict=True):
             leaves[i] = new
-        return jax.tree.unflatten(structure, leaves), after
+        return jax.tree.unflatten(structure, leaves), turn.state._replace(best=best)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -195,15 +194,6 @@ def _next(eps: Sequence[jax.Array], state: PlateauState, value: Any, rule: _Rule
         sign * jnp.where(improved, value, best), jnp.where(due, zero, count), cooldown
     )
     return _Turn(lowered, after, improved, jnp.any(jnp.stack(changed)))
-
-
-@jax.jit
-def _choose(
-    leaves: Sequence[Any], best: Sequence[Any], improved: jax.Array, reduced: jax.Array
-) -> tuple[list[jax.Array], list[jax.Array]]:
-    """Returns the leaves to go on with and the best ones; no two results share memory."""
-    chosen = [jnp.where(reduced, b, x) for x, b in zip(leaves, best, strict=True)]
-    return chosen, [jnp.where(improved, x, b) for x, b in zip(leaves, best, strict=True)]
 
 
 def _places(tree: Any, min_eps: float | None) -> list[int]:
@@ -258,29 +248,3 @@ def _checked(value: Any) -> Any:
             " the validation set; for one value per model, use jax.vmap."
         )
     return value
-
-
-def _copy(path: Any, leaf: Any) -> jax.Array | jax.ShapeDtypeStruct:
-    if not hasattr(leaf, "dtype"):
-        raise TypeError(
-            f"restore_best keeps copies of arrays, but the leaf at {jax.tree_util.keystr(path)} is"
-            f" a {type(leaf).__name__}. Pass a tree of arrays, for an Equinox model"
-            " eqx.filter(model, eqx.is_array)."
-        )
-    # To restore a checkpoint, a target is made from shapes instead of arrays.
-    return leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jnp.copy(leaf)
-
-
-def _check_same(tree: Any, best: Any) -> None:
-    now, then = (
-        (
-            jax.tree.structure(t),
-            [(np.shape(x), getattr(x, "dtype", None)) for x in jax.tree.leaves(t)],
-        )
-        for t in (tree, best)
-    )
-    if now != then:
-        raise ValueError(
-            "The tree has other containers, shapes or dtypes than the one that init got, so the"
-            " best one cannot replace it. Call init again with this tree."
-        )

@@ -55,9 +55,9 @@ def trees_of(state: AdadeltaState) -> dict[str, optax.Updates]:
 def initial_state(
     storage: Storage, params: optax.Params, *, trace: bool = False, relative: bool = False
 ) -> AdadeltaState:
-    """Returns the state before the first update: all averages, and the `trace` if there is one, zero.
+    """Returns the state before the first update, with averages of zero.
 
-    `relative` says whether it has the scale of each array.
+    `trace` says whether there is momentum, `relative` whether there is a scale for each array.
     """
     check_dense("params", params)
 

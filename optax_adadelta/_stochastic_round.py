@@ -54,11 +54,11 @@ def stochastic_round(seed: int = 0) -> optax.GradientTransformation:
       A :class:`optax.GradientTransformation`. Put it last in a chain, because scaling its updates
       would undo the rounding. Its ``update(updates, state, params)`` returns float32 updates
       for parameters of fewer than 32 bits; :func:`optax.apply_updates` then gives exactly the
-      rounded sum. For 8-bit floats and under strict dtype promotion, add them yourself:
-      ``(p.astype(jnp.float32) + u).astype(p.dtype)``. Other updates are returned unchanged. Where
-      ``updates`` has None, ``params`` may have anything, so you can pass a whole model. Use it
-      outside :func:`optax.MultiSteps` and :func:`optax.apply_if_finite`, which require updates of
-      the gradients' dtype.
+      rounded sum. JAX does not promote 8-bit floats, and under strict dtype promotion no others. In
+      both cases, use ``jax.tree.map(lambda p, u: (p.astype(u.dtype) + u).astype(p.dtype), params,
+      updates)``. Other updates are returned unchanged. Where ``updates`` has None, ``params`` may
+      have anything, so you can pass a whole model. Use it outside :func:`optax.MultiSteps` and
+      :func:`optax.apply_if_finite`, which require updates of the gradients' dtype.
 
     Raises:
       TypeError: ``seed`` is not an integer; or an update, or its parameter, is not a number.

@@ -23,13 +23,18 @@ NOT_ENTERED = ("annotation", "returns", "decorator_list", "exc", "cause")
 
 
 class Fault(NamedTuple):
-    """One fault: its file, its line and what it changes, which name it, and the faulty source."""
+    """One fault: where it is, what it changes, and the faulty source."""
 
     file: str
     line: str
     change: str
     number: int
     text: str
+
+    @property
+    def name(self):
+        """Names it in `mutation_equivalent.toml`, also after its line has moved."""
+        return self.file, self.line, self.change
 
     @property
     def digest(self):

@@ -1,4 +1,4 @@
-"""Every function that returns a state, with arguments for it: a new one joins with one line."""
+"""Every function that returns or reads a state, with arguments: a new one joins with one line."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -26,39 +26,36 @@ from optax_adadelta.diagnostics import (
 )
 
 
-def injected(bits):
-    return optax.inject_hyperparams(adadelta, "state_bits", jnp.float32)(eps=EPS, state_bits=bits)
-
-
-# What may be around the optimizer; each takes the bits.
-WRAPPED = {
-    "adadelta": lambda bits: adadelta(state_bits=bits),
-    "scale_by_adadelta": lambda bits: scale_by_adadelta(state_bits=bits),
-    "chain": lambda bits: optax.chain(optax.trace(0.9), adadelta(state_bits=bits)),
-    "masked": lambda bits: optax.masked(adadelta(state_bits=bits), matrices),
-    "groups": lambda bits: optax.multi_transform(
-        {False: adadelta(state_bits=bits), True: adadelta(0.5, state_bits=bits)}, matrices
-    ),
-    "injected": injected,
-}
-
-
 def matrices(params):
     return jax.tree.map(lambda p: p.ndim == 2, params)
 
 
+# What may be around the optimizer.
+WRAPPED = {
+    "adadelta": adadelta,
+    "scale_by_adadelta": scale_by_adadelta,
+    "chain": lambda **given: optax.chain(optax.trace(0.9), adadelta(**given)),
+    "masked": lambda **given: optax.masked(adadelta(**given), matrices),
+    "groups": lambda **given: optax.multi_transform(
+        {False: adadelta(**given), True: adadelta(0.5, **given)}, matrices
+    ),
+    "injected": optax.inject_hyperparams(adadelta, "state_bits", jnp.float32),
+}
+
+
 class Run(NamedTuple):
-    """The parameters of a run, the storage of its state, and what is around its optimizer."""
+    """A run: its parameters, what is around its optimizer, and the storage of its state."""
 
     params: Any
+    wrap: Callable = adadelta
     bits: int | None = None
-    wrap: Callable = WRAPPED["adadelta"]
+    eps: Any = EPS
 
-    def optimizer(self, bits="same"):
-        return self.wrap(self.bits if bits == "same" else bits)
+    def optimizer(self, wrap=None):
+        return (wrap or self.wrap)(eps=self.eps, state_bits=self.bits)
 
-    def state(self, bits="same"):
-        return begun(self.optimizer(bits), self.params)
+    def state(self, wrap=None):
+        return begun(self.optimizer(wrap), self.params)
 
 
 def gradients(params, t=0):
@@ -66,11 +63,20 @@ def gradients(params, t=0):
 
 
 def begun(optimizer, params):
-    """The state after two steps."""
+    """The state after two steps, where `init` puts it."""
     state = optimizer.init(params)
+    if is_in_host_memory(params):
+        # Steps are made in device memory.
+        started = jax.tree.map(lambda x: jax.device_put(x, jax.memory.Space.Device), params)
+        return jax.device_put(begun(optimizer, started), jax.tree.map(lambda x: x.sharding, state))
     for t in range(2):
         _, state = optimizer.update(gradients(params, t), state, params)
     return state
+
+
+def is_in_host_memory(params):
+    leaf = jax.tree.leaves(params)[0]
+    return not isinstance(leaf, jax.core.Tracer) and leaf.sharding.memory_kind == "pinned_host"
 
 
 def adadelta_states(tree):
@@ -90,14 +96,10 @@ OF_ANY_OPTIMIZER = {
         run.state(),
         run.params,
     ),
-    "carry_over": lambda run: (
-        convert.carry_over,
-        run.state(),
-        run.optimizer().init(run.params),
-    ),
+    "carry_over": lambda run: (convert.carry_over, run.state(), run.optimizer().init(run.params)),
     **{
         f"with_state_bits {bits}": lambda run, bits=bits: (
-            lambda s: convert.with_state_bits(s, bits, eps=EPS),
+            lambda s: convert.with_state_bits(s, bits, eps=run.eps),
             run.state(),
         )
         for bits in (None, 16, 8)
@@ -105,32 +107,33 @@ OF_ANY_OPTIMIZER = {
 }
 
 
-def low(run):
-    """The run with some of its parameters in bfloat16."""
-    return jax.tree.map(lambda p: p.astype(jnp.bfloat16) if p.ndim == 2 else p, run.params)
-
-
 def plateau_init(run, **given):
-    plateau = reduce_eps_on_plateau(**given)
-    return plateau.init, (run.params, begun(injected(run.bits), run.params))
+    return reduce_eps_on_plateau(**given).init, (run.params, run.state(WRAPPED["injected"]))
 
 
 def plateau_update(run, value, **given):
+    """Without `restore_best`, the rest of the tree is passed on."""
     init, tree = plateau_init(run, **given)
     plateau = reduce_eps_on_plateau(**given)
     _, watch = plateau.update(tree, init(tree), value=1.0)
-    return lambda tree, watch: plateau.update(tree, watch, value=value), tree, watch
+
+    def update(tree, watch):
+        tree, watch = plateau.update(tree, watch, value=value)
+        return tree if given else tree[1].hyperparams["eps"], watch
+
+    return update, tree, watch
 
 
-OURS = {
+# These take the state of an Adadelta alone, or of one in a certain wrapper.
+OF_ADADELTA = {
     "carry_over to groups": lambda run: (
         convert.carry_over,
         run.state(),
-        WRAPPED["groups"](run.bits).init(run.params),
+        run.optimizer(WRAPPED["groups"]).init(run.params),
     ),
     "carry_over from groups": lambda run: (
         convert.carry_over,
-        begun(WRAPPED["groups"](run.bits), run.params),
+        run.state(WRAPPED["groups"]),
         run.optimizer().init(run.params),
     ),
     "to_optax": lambda run: (
@@ -142,15 +145,8 @@ OURS = {
         lambda s: convert.to_torch(s, flat, names=list(flat(run.params))),
         run.state(),
     ),
-    "stochastic_round.init": lambda run: (stochastic_round().init, low(run)),
-    "stochastic_round.update": lambda run: (
-        lambda u, s, p: stochastic_round().update(u, s, p)[1],
-        run.params,
-        stochastic_round().init(low(run)),
-        low(run),
-    ),
     "plateau.init": plateau_init,
-    "plateau.init, restore": lambda run: plateau_init(run, restore_best=True),
+    "plateau.init of a copy": lambda run: plateau_init(run, restore_best=True),
     "plateau.update": lambda run: plateau_update(run, 2.0),
     "plateau.update to the best": lambda run: plateau_update(run, 2.0, restore_best=True),
     "plateau.update of the best": lambda run: plateau_update(run, 0.5, restore_best=True),
@@ -184,8 +180,13 @@ def torch_state(params, tensor=np.array):
     }
 
 
-# These return averages in full precision.
-FROM_OTHERS = {
+def rounded(run):
+    """The run with some of its parameters in bfloat16."""
+    return jax.tree.map(lambda p: p.astype(jnp.bfloat16) if p.ndim == 2 else p, run.params)
+
+
+# The storage makes no difference to these.
+OF_NO_STORAGE = {
     "from_optax": lambda run: (
         lambda s: convert.from_optax(s, count=2),
         begun(optax.adadelta(1.0), run.params),
@@ -194,16 +195,29 @@ FROM_OTHERS = {
         lambda s: convert.from_torch(s, from_flat(run.params), names=list(flat(run.params))),
         torch_state(flat(run.params)),
     ),
+    "stochastic_round.init": lambda run: (stochastic_round().init, rounded(run)),
+    "stochastic_round.update": lambda run: (
+        lambda u, s, p: stochastic_round().update(u, s, p)[1],
+        run.params,
+        stochastic_round().init(rounded(run)),
+        rounded(run),
+    ),
 }
 
-# Each takes a run and a state in place of its own, and reads that state.
+
+def coordinates(run):
+    return choose_coordinates(run.optimizer().init(run.params))
+
+
+# Each takes a run, and a state in place of its own, and reads that state.
 READERS = {
     "update": lambda run, s: run.optimizer().update(gradients(run.params), s, run.params),
     "jitted update": lambda run, s: jax.jit(run.optimizer().update)(gradients(run.params), s),
+    "update of another storage": lambda run, s: adadelta().update(gradients(run.params), s),
     "averages": lambda run, s: averages(s),
     "effective_learning_rate": lambda run, s: effective_learning_rate(s, EPS),
     "summaries": lambda run, s: summaries(s, EPS),
-    "sample": lambda run, s: sample(s, run.params, choose_coordinates(run.state()), EPS),
+    "sample": lambda run, s: sample(s, run.params, coordinates(run), EPS),
     "carry_over": lambda run, s: convert.carry_over(s, run.optimizer().init(run.params)),
     "with_state_bits": lambda run, s: convert.with_state_bits(s, run.bits, eps=EPS),
     "to_optax": lambda run, s: convert.to_optax(s, optax.adadelta(1.0).init(run.params)),

@@ -65,3 +65,20 @@ def assert_agree(found, expected, bits, eps=EPS):
     """E[g^2] agrees within one code, E[dx^2] within two: at 8 bits it is read from both codes."""
     assert apart(found[0], expected[0], eps) <= 1.01 * CODE[bits]
     assert apart(found[1], expected[1], eps) <= 2.01 * CODE[bits]
+
+
+def memory_of(tree):
+    """The addresses of the buffers of all arrays in a tree that are not empty."""
+    return [
+        shard.data.unsafe_buffer_pointer()
+        for leaf in jax.tree.leaves(tree)
+        if isinstance(leaf, jax.Array) and leaf.size
+        for shard in leaf.addressable_shards
+    ]
+
+
+def assert_owns_its_arrays(state, *arguments):
+    """No two leaves share memory, and none shares memory with an argument."""
+    own = memory_of(state)
+    assert len(own) == len(set(own))
+    assert not set(own) & set(memory_of(arguments))

@@ -1,7 +1,9 @@
 """States that go on with another eps or in another storage, and states that cannot go on."""
 
+import dataclasses
 import functools
 import re
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -18,6 +20,7 @@ from states import (
     QUANTIZED,
     apart,
     assert_agree,
+    assert_owns_its_arrays,
     normal,
     same_bits,
     same_types,
@@ -26,7 +29,7 @@ from states import (
     tree,
 )
 
-from optax_adadelta import AdadeltaState, adadelta, convert, scale_by_adadelta
+from optax_adadelta import AdadeltaState, adadelta, convert, diagnostics, scale_by_adadelta
 from optax_adadelta.diagnostics import averages, effective_learning_rate, find_state
 
 
@@ -94,10 +97,10 @@ def test_an_eps_schedule_is_followed_as_in_full_precision(bits):
         u, low = found.update(g, low)
         v, full = expected.update(g, full)
         np.testing.assert_allclose(u, v, rtol={16: 8e-3, 8: 0.4}[bits])
-    # A schedule is evaluated at the state's count.
+    # A schedule is evaluated at the last step.
     for state in (low, full):
         rate = effective_learning_rate(state, eps)
-        np.testing.assert_allclose(rate, effective_learning_rate(state, 1e-4 * 0.9**10), rtol=1e-5)
+        np.testing.assert_allclose(rate, effective_learning_rate(state, 1e-4 * 0.9**9), rtol=1e-5)
         assert not np.allclose(rate, effective_learning_rate(state, 1e-4), rtol=0.02)
 
 
@@ -238,8 +241,58 @@ def cast(state, dtype):
     return state._replace(e_g=e_g, e_x=e_x)
 
 
+def pmean(*states):
+    """The mean of the states, as each of several devices gets it."""
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *states)
+    mean = jax.vmap(lambda state: jax.lax.pmean(state, "d"), axis_name="d", out_axes=None)
+    return mean(stacked)
+
+
+def half_way(one, other):
+    with jax.numpy_dtype_promotion("standard"):
+        return optax.incremental_update(one, other, 0.5)
+
+
+MEANS = {
+    "tree map": lambda *states: jax.tree.map(lambda *x: sum(x) / len(x), *states),
+    "pmean": pmean,
+    "incremental_update": half_way,
+}
+
+
+def with_unit(low, dtype):
+    return low._replace(unit=low.unit.astype(dtype))
+
+
 # Each makes a state of a quantized one, one of the other quantized storage and a full one.
 SPOILT = {
+    **{
+        f"codes averaged by {name}": (
+            lambda low, other, full, mean=mean: mean(low, low._replace(count=low.count + 2)),
+            r"were codes .*with_state_bits\(state, None\)",
+        )
+        for name, mean in MEANS.items()
+    },
+    "codes cast to float32": (lambda low, other, full: cast(low, jnp.float32), "were codes"),
+    "codes cast to bfloat16": (lambda low, other, full: cast(low, jnp.bfloat16), "were codes"),
+    "averages of a full state": (
+        lambda low, other, full: low._replace(e_g=full.e_g, e_x=full.e_x),
+        "same state",
+    ),
+    "a unit of float16": (
+        lambda low, other, full: with_unit(low, jnp.float16),
+        r"state.unit is float16, .* state._replace\(unit=",
+    ),
+    "a unit of bfloat16": (lambda low, other, full: with_unit(low, jnp.bfloat16), "bfloat16"),
+    "a unit of int32": (lambda low, other, full: with_unit(low, jnp.int32), "state.unit is int32"),
+    "a count of float32": (
+        lambda low, other, full: low._replace(count=low.count.astype(jnp.float32)),
+        "state.count is float32",
+    ),
+    "a count of bfloat16 in full precision": (
+        lambda low, other, full: full._replace(count=full.count.astype(jnp.bfloat16)),
+        "state.count is bfloat16",
+    ),
     "E[dx^2] in full precision": (lambda low, other, full: low._replace(e_x=full.e_x), "e_x"),
     "E[g^2] in full precision": (lambda low, other, full: low._replace(e_g=full.e_g), "e_g"),
     "codes of 16 and 8 bits": (lambda low, other, full: low._replace(e_x=other.e_x), "uint"),
@@ -259,10 +312,47 @@ def test_states_of_mixed_storages_are_refused(bits, name):
     for goes_on in (bits, None):
         with pytest.raises((TypeError, ValueError), match=words):
             adadelta(state_bits=goes_on).update(tree(), state)
-    with pytest.raises((TypeError, ValueError), match=words):
-        averages(state)
-    with pytest.raises((TypeError, ValueError), match=words):
-        convert.with_state_bits(state, bits, eps=EPS)
+    coordinates = diagnostics.choose_coordinates(trained(None), 2)
+    for read in (
+        averages,
+        lambda state: diagnostics.effective_learning_rate(state, EPS),
+        lambda state: diagnostics.sample(state, tree(), coordinates, EPS),
+        lambda state: diagnostics.summaries(state, EPS),
+        lambda state: convert.with_state_bits(state, bits, eps=EPS),
+        lambda state: convert.with_state_bits(state, None),
+        lambda state: convert.to_optax(state, optax.adadelta(1.0).init(tree())),
+    ):
+        with pytest.raises((TypeError, ValueError), match=words):
+            read(state)
+
+
+@BITS
+@pytest.mark.parametrize("name", MEANS)
+def test_the_mean_of_states_is_taken_in_full_precision(bits, name):
+    """The codes are read first, and written again afterwards."""
+    states = trained(bits), trained(bits, 5)
+    full = [convert.with_state_bits(state, None) for state in states]
+    mean = MEANS[name](*full)
+    expected = jax.tree.map(lambda *x: (x[0] + x[1]) / 2, *map(averages, states))
+    assert_agree(averages(mean), expected, None)
+
+    counts = []
+    rate = optax.constant_schedule(1.0)
+    optimizer = adadelta(lambda count: counts.append(count) or rate(count))
+    updates, after = optimizer.update(tree(), mean)
+    # The step goes on from the mean, and no type changes.
+    fresh = AdadeltaState(jnp.int32(4), *expected)
+    chex.assert_trees_all_close(updates, adadelta().update(tree(), fresh)[0], rtol=1e-6)
+    same_types(after, mean)
+    assert float(after.count) == 5
+    # A schedule gets an integer, so it can look a value up in a table.
+    assert [(count.dtype, int(count)) for count in counts] == [(jnp.int32, 4)]
+
+    back = convert.with_state_bits(mean, bits, eps=EPS)
+    same_types(back, trained(bits))
+    assert_agree(averages(back), expected, bits)
+    _, after = adadelta(state_bits=bits).update(tree(), back)
+    assert int(after.count) == 5
 
 
 @BITS
@@ -349,6 +439,94 @@ def test_averages_are_distributed_to_groups(bits):
             same_bits((kept.e_g[name], kept.e_x[name]), (state.e_g[name], state.e_x[name]))
 
 
+GROUPS = {"fast": "w", "slow": "b"}
+
+
+def grouped(eps, bits=None):
+    """An optimizer with a group for each of two parameters, which may differ in eps."""
+    rules = {group: adadelta(eps=eps[name], state_bits=bits) for group, name in GROUPS.items()}
+    return optax.multi_transform(rules, {name: group for group, name in GROUPS.items()})
+
+
+def restored(state, counts):
+    """The state of several groups with other counts."""
+    inner = {
+        group: part._replace(inner_state=part.inner_state._replace(count=jnp.int32(count)))
+        for (group, part), count in zip(state.inner_states.items(), counts, strict=True)
+    }
+    return state._replace(inner_states=inner)
+
+
+@BITS
+@pytest.mark.parametrize("jit", [False, True])
+def test_groups_become_one_or_others(bits, jit):
+    params = {"w": normal((3, 4)), "b": normal(4), "new": normal(5)}
+    eps = {"w": EPS, "b": EPS}
+    old = grouped(eps, bits)
+    trained = {name: params[name] for name in eps}
+    state = stepped(old, trained)
+    one = adadelta(state_bits=bits)
+    carry_over = jax.jit(convert.carry_over) if jit else convert.carry_over
+    fresh = one.init(params)
+    found = carry_over(state, fresh)
+    same_types(found, fresh)
+    assert found.count == 3
+    for name, group in (("w", "fast"), ("b", "slow")):
+        inner = find_state(state.inner_states[group])
+        for field in ("e_g", "e_x"):
+            same_bits(getattr(found, field)[name], getattr(inner, field)[name])
+    same_bits(found.e_g["new"], fresh.e_g["new"])
+    # And back to groups, which are those of before.
+    same_bits(carry_over(found, old.init(trained)), state)
+    # Other groups of the same parameters.
+    others = optax.multi_transform({"all": one, "none": one}, {"w": "all", "b": "all"})
+    moved = carry_over(state, others.init(trained))
+    same_bits(find_state(moved.inner_states["all"]).e_g, {"w": found.e_g["w"], "b": found.e_g["b"]})
+
+
+def test_each_group_gets_the_largest_count_of_its_parameters():
+    params = {"w": normal((3, 4)), "b": normal(4)}
+    old = grouped({"w": EPS, "b": EPS})
+    state = restored(stepped(old, params), (7, 4))
+    assert convert.carry_over(state, adadelta().init(params)).count == 7
+    assert convert.carry_over(state, adadelta().init({"b": params["b"]})).count == 4
+    swapped = optax.multi_transform(
+        {"one": adadelta(), "two": adadelta(), "three": adadelta()},
+        {"w": "two", "b": "one", "new": "three"},
+    )
+    found = convert.carry_over(state, swapped.init({**params, "new": normal(2)}))
+    counts = {name: find_state(part).count for name, part in found.inner_states.items()}
+    assert counts == {"one": 4, "two": 7, "three": 7}
+
+
+@QUANTIZED
+@pytest.mark.parametrize("jit", [False, True])
+def test_groups_with_different_units_keep_their_averages(bits, jit):
+    params = {"w": normal((8, 16)), "b": normal((8, 16), 1)}
+    eps = {"w": 1e-4, "b": 1e-7}
+    state = stepped(grouped(eps, bits), params)
+    carry_over = jax.jit(convert.carry_over) if jit else convert.carry_over
+    found = carry_over(state, adadelta(state_bits=bits).init(params))
+    assert float(found.unit) == pytest.approx(1e-7)
+    for group, name in GROUPS.items():
+        before, after = averages(state.inner_states[group]), averages(found)
+        pair = tuple(tree[name] for tree in after)
+        assert_agree(pair, tuple(tree[name] for tree in before), bits, eps[name])
+    # A group that was never stepped has a unit of zero, which says nothing.
+    begun = state._replace(
+        inner_states={
+            **state.inner_states,
+            "slow": grouped(eps, bits).init(params).inner_states["slow"],
+        }
+    )
+    found = carry_over(begun, adadelta(state_bits=bits).init(params))
+    assert float(found.unit) == pytest.approx(1e-4)
+    same_bits(found.e_g["w"], find_state(state.inner_states["fast"]).e_g["w"])
+    assert not averages(found).e_g["b"].any()
+    found = carry_over(grouped(eps, bits).init(params), adadelta(state_bits=bits).init(params))
+    assert all((leaf < 1e-6 * EPS).all() for leaf in jax.tree.leaves(tuple(averages(found))))
+
+
 @BITS
 def test_frozen_parameters_leave_and_a_state_of_nothing_becomes_one(bits):
     params = {"w": normal((3, 4)), "b": normal(4)}
@@ -364,6 +542,214 @@ def test_frozen_parameters_leave_and_a_state_of_nothing_becomes_one(bits):
     assert empty.count == 7
 
 
+def in_groups(bits):
+    rule = adadelta(state_bits=bits)
+    return optax.multi_transform({"one": rule, "two": rule}, {"w": "one", "b": ["two"]})
+
+
+def counting_optax():
+    """An optimizer of Optax that counts the steps twice."""
+    return optax.chain(
+        optax.adadelta(optax.constant_schedule(1.0)), optax.scale_by_schedule(lambda count: 1.0)
+    )
+
+
+def converted_to(bits):
+    return lambda state: convert.with_state_bits(state, bits, eps=EPS)
+
+
+# Each is a function that returns a state, and makes its arguments for a number of bits.
+MAKERS = {
+    "carry_over": (
+        convert.carry_over,
+        lambda bits: (trained(bits), optax.chain(adadelta(state_bits=bits)).init(tree())),
+    ),
+    "carry_over to groups": (
+        convert.carry_over,
+        lambda bits: (trained(bits), in_groups(bits).init(tree())),
+    ),
+    "carry_over from groups": (
+        convert.carry_over,
+        lambda bits: (
+            stepped(in_groups(bits), tree(), 1),
+            adadelta(state_bits=bits).init({**tree(), "new": normal(3)}),
+        ),
+    ),
+    **{
+        f"with_state_bits {bits}": (
+            converted_to(bits),
+            lambda bits: (stepped(optax.chain(optax.trace(0.9), in_groups(bits)), tree(), 1),),
+        )
+        for bits in (None, 16, 8)
+    },
+    "from_optax": (convert.from_optax, lambda bits: (stepped(counting_optax(), tree(), 1),)),
+    "to_optax": (convert.to_optax, lambda bits: (trained(bits), counting_optax().init(tree()))),
+}
+
+
+@BITS
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_state_owns_its_arrays(bits, name):
+    make, arguments_for = MAKERS[name]
+    arguments = arguments_for(bits)
+    state = make(*arguments)
+    assert_owns_its_arrays(state, *arguments)
+    if name != "from_optax":  # which reads the count
+        compiled = jax.jit(make)(*arguments)
+        same_types(compiled, state)
+        assert_owns_its_arrays(compiled, *arguments)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(state):
+        return jax.tree.map(lambda leaf: leaf + jnp.ones_like(leaf), state)
+
+    step(state)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(arguments))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Variable:
+    """What Flax wraps arrays in."""
+
+    value: Any
+
+
+def in_variables(state):
+    return jax.tree.map(Variable, state)
+
+
+@BITS
+def test_arrays_may_be_in_variables(bits):
+    state, fresh = trained(bits), adadelta(state_bits=bits).init(tree())
+    theirs, new = (f(counting_optax(), tree()) for f in (stepped, lambda rule, p: rule.init(p)))
+    expected = in_variables(convert.carry_over(state, fresh))
+    same_bits(convert.carry_over(state, in_variables(fresh)), expected)
+    same_bits(convert.carry_over(in_variables(state), fresh), convert.carry_over(state, fresh))
+    for other in (None, 16, 8):
+        for eps in (EPS, lambda t: jnp.where(t == 3, EPS, 1.0)):
+            found = convert.with_state_bits(in_variables(state), other, eps=eps)
+            same_bits(found, in_variables(convert.with_state_bits(state, other, eps=eps)))
+    back = convert.to_optax(in_variables(state), in_variables(new))
+    same_bits(back, in_variables(convert.to_optax(state, new)))
+    found = convert.from_optax(in_variables(theirs))
+    same_bits(convert.carry_over(found, adadelta().init(tree())), convert.from_optax(theirs))
+
+
+@BITS
+def test_an_offloaded_state_stays_where_it_is(bits):
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+    host = NamedSharding(mesh, PartitionSpec(), memory_kind="pinned_host")
+    for start in (None, 16, 8):
+        state = jax.device_put(trained(start), host)
+        found = convert.with_state_bits(state, bits, eps=lambda t: jnp.where(t == 3, EPS, 1.0))
+        assert {leaf.sharding for leaf in jax.tree.leaves(found)} == {host}
+        same_bits(found, convert.with_state_bits(trained(start), bits, eps=EPS))
+    old, new = stepped(in_groups(bits), tree(), 1), adadelta(state_bits=bits).init(tree())
+    found = convert.carry_over(*jax.device_put((old, new), host))
+    assert {leaf.sharding for leaf in jax.tree.leaves(found)} == {host}
+
+
+def test_carried_averages_are_placed_like_the_new_parameters():
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
+    places = [NamedSharding(mesh, PartitionSpec(*spec)) for spec in (("y", "x"), ("x", None))]
+    before, after = (adadelta().init(jax.device_put(normal((4, 8)), place)) for place in places)
+    stepped_before = adadelta().update(normal((4, 8)), before)[1]
+    found = convert.carry_over(stepped_before, after)
+    assert found.e_g.sharding == found.e_x.sharding == places[1]
+    assert found.count.sharding == after.count.sharding
+    same_bits(found, stepped_before)
+    # Those of parameters that JAX may place anywhere stay where they are.
+    found = convert.carry_over(stepped_before, adadelta().init(np.ones((4, 8), np.float32)))
+    assert found.e_g.sharding == stepped_before.e_g.sharding
+
+
+def test_only_dtypes_and_shapes_of_the_new_state_are_needed():
+    state = stepped(adadelta(), {"w": normal(3), "b": normal(2)})
+    target = jax.eval_shape(adadelta().init, {"w": normal(3)})
+    found = convert.carry_over(state, target)
+    same_bits(found, AdadeltaState(state.count, {"w": state.e_g["w"]}, {"w": state.e_x["w"]}))
+
+
+class Layer(NamedTuple):
+    w: Any
+    value: Any
+
+
+A, B, C = normal((3, 4)), normal(4), normal(5)
+# For each: old parameters, new ones, and which of the new ones are old.
+SAME_NAMES = {
+    "attributes": (
+        {"a": {"w": A, "value": B}},
+        {"a": Layer(A, B), "c": C},
+        {"a": Layer(1, 1), "c": 0},
+    ),
+    "indices": ({"a": {"0": A, "1": B}}, {"a": [A, B]}, {"a": [1, 1]}),
+    "a flat dict": ({"a/w": A, "b": B}, {"a": {"w": A}, "b": B}, {"a": {"w": 1}, "b": 1}),
+    "a variable": ({"w": A}, {"w": {"value": A}}, {"w": {"value": 1}}),
+    "a container in the old one": (
+        {"params": {"a": A, "b": B}},
+        {"a": A, "b": B},
+        {"a": 1, "b": 1},
+    ),
+    "containers in the new one": (
+        {"a": A},
+        {"net": ({"a": A, "b": B},)},
+        {"net": ({"a": 1, "b": 0},)},
+    ),
+    "no container of one": ({"a": {"w": A}}, {"a": {"w": A}, "w": A}, {"a": {"w": 1}, "w": 0}),
+    "a container of that name": ({"a": {"a": {"w": A}}}, {"a": {"w": A}}, {"a": {"w": 1}}),
+    "frozen and in a container": (
+        {"params": {"a": A, "b": None, "c": C}},
+        {"a": None, "b": B, "c": C},
+        {"a": None, "b": 0, "c": 1},
+    ),
+    "one array": (A, {"params": A}, {"params": 1}),
+    "nothing": ({}, {"a": A}, {"a": 0}),
+}
+
+
+@pytest.mark.parametrize("name", SAME_NAMES)
+def test_parameters_are_matched_by_name(name):
+    old, new, same = SAME_NAMES[name]
+    state = stepped(adadelta(), old)
+    found = convert.carry_over(state, adadelta().init(new))
+    assert found.count == 3
+    same_types(found, adadelta().init(new))
+    # The old averages are not zero, and those of another parameter would have another shape.
+    assert jax.tree.map(lambda leaf: int(leaf.any()), found.e_g) == same
+
+
+# Both sides have parameters, and none of them is the same.
+NO_SAME_NAMES = {
+    "other names": ({"a": A}, {"b": A}),
+    "another branch": ({"a": A, "b": None}, {"a": None, "b": {"a": A}}),
+    "another layer": ({"one": {"w": A, "b": B}}, {"two": {"w": A, "b": B}}),
+    "a part of a container": ({"net": {"w": A, "b": B}}, {"w": A, "c": C}),
+    "no common container": ({"one": {"w": A}, "two": {"w": A}}, {"w": A}),
+}
+
+
+@pytest.mark.parametrize("name", NO_SAME_NAMES)
+def test_parameters_with_other_names_are_refused(name):
+    old, new = (adadelta().init(params) for params in NO_SAME_NAMES[name])
+    with pytest.raises(ValueError, match="No trained parameter has the same name"):
+        convert.carry_over(old, new)
+
+
+def test_the_names_of_both_sides_are_listed():
+    old = adadelta().init({"layers": [{"weight": A}], "scale": B})
+    new = adadelta().init({f"w{i}": A for i in range(9)})
+    with pytest.raises(ValueError, match=r"layers/0/weight, scale.*w0, w1, .* and 4 more"):
+        convert.carry_over(old, new)
+
+
+@pytest.mark.parametrize("number", [np.array(8), np.int64(8), np.uint8(8)])
+def test_the_number_of_bits_may_be_of_numpy(number):
+    same_bits(converted_to(number)(trained(None)), converted_to(8)(trained(None)))
+
+
 def test_what_does_not_fit_is_not_carried_over():
     params = {"w": normal((3, 4))}
     state = stepped(adadelta(), params)
@@ -375,3 +761,8 @@ def test_what_does_not_fit_is_not_carried_over():
         convert.carry_over(optax.sgd(0.1).init(params), adadelta().init(params))
     with pytest.raises(ValueError, match="no AdadeltaState"):
         convert.carry_over(state, optax.sgd(0.1).init(params))
+    with pytest.raises(ValueError, match=r"Two AdadeltaStates.* of w"):
+        convert.carry_over((state, state), adadelta().init(params))
+    twice = adadelta().init({"a/b": normal(2), "a": {"b": normal(2)}})
+    with pytest.raises(ValueError, match="same name, a/b"):
+        convert.carry_over(twice, twice)

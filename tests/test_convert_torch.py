@@ -1,5 +1,8 @@
 """States from and to torch.optim.Adadelta: with NumPy arrays, and in torch itself."""
 
+import sys
+import tracemalloc
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -8,7 +11,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scripts import ROOT, module, numbers, refusal, run
-from states import BITS, assert_agree, same_bits, same_types
+from states import BITS, assert_agree, assert_owns_its_arrays, same_bits, same_types
 
 from optax_adadelta import AdadeltaState, adadelta, convert
 from optax_adadelta.diagnostics import averages
@@ -223,6 +226,99 @@ def test_names_in_the_state_are_used():
         convert.from_torch(saved(e_g, e_x), to_params)
 
 
+def test_names_that_do_not_name_each_parameter_once_are_refused():
+    e_g, e_x = arrays(0), arrays(1)
+    names = list(SHAPES)
+    for own, message in (
+        ([*names[:3], names[0]], r"conv.weight: is there more than once"),
+        (names[:3], "4 parameters, but its state has 3 names"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            convert.from_torch(saved(e_g, e_x, param_names=own), to_params)
+
+
+class Counted(str):
+    """A name that counts how often it is looked up or compared."""
+
+    __slots__ = ()
+    times = 0
+
+    def __hash__(self):
+        Counted.times += 1
+        return super().__hash__()
+
+    def __eq__(self, other):
+        Counted.times += 1
+        return super().__eq__(other)
+
+
+def test_many_names_take_time_in_proportion_to_their_number():
+    count = 400
+    names = [Counted(f"w{i}") for i in range(count)]
+    given = arrays(0, shapes=dict.fromkeys(names, ()))
+    others = [Counted(f"x{i}") for i in range(count)]
+    Counted.times = 0
+    convert.from_torch(saved(given, given, param_names=names), dict, names=names)
+    with pytest.raises(ValueError, match="w399: missing in names"):
+        convert.from_torch(saved(given, given, param_names=names), dict, names=others)
+    assert count < Counted.times < 100 * count
+
+
+def test_the_host_needs_few_bytes_per_parameter():
+    shapes = {f"w{i}": (500, 1000) for i in range(4)}
+    e_g, e_x = (arrays(seed, shapes=shapes) for seed in range(2))
+    size = sum(array.size for array in e_g.values())
+
+    def to_params(t):
+        return {name: jnp.asarray(array.T) for name, array in t.items()}
+
+    convert.from_torch(saved(e_g, e_x), to_params, names=shapes.keys())
+    tracemalloc.start()
+    try:
+        state = convert.from_torch(saved(e_g, e_x), to_params, names=shapes.keys())
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 18 * size
+    np.testing.assert_array_equal(state.e_x["w3"], e_x["w3"].T)
+
+
+def test_the_state_does_not_share_memory_with_the_state_dict():
+    e_g, e_x, weights = arrays(0), arrays(1), arrays(2)
+    state = convert.from_torch(saved(e_g, e_x), dict, names=weights)
+    assert_owns_its_arrays(state)
+    for array in (*e_g.values(), *e_x.values()):
+        array.fill(9)
+    same_bits(state, convert.from_torch(saved(arrays(0), arrays(1)), dict, names=weights))
+
+
+@pytest.mark.parametrize("imported", [False, True])
+def test_averages_are_tensors_if_torch_is_imported(monkeypatch, imported):
+    class Torch:
+        @staticmethod
+        def from_numpy(array):
+            assert array.flags.writeable
+            return Tensor(array)
+
+    if imported:
+        monkeypatch.setitem(sys.modules, "torch", Torch)
+    else:
+        monkeypatch.delitem(sys.modules, "torch", raising=False)
+    names = list(SHAPES)
+    state = convert.from_torch(saved(arrays(0), arrays(1)), to_params, names=names)
+
+    def to_jax(params):
+        return jax.tree.map(jnp.asarray, to_tensors(params))
+
+    for function, kind in ((to_tensors, np.ndarray), (to_jax, jax.Array)):
+        found = convert.to_torch(state, function, names=names)["state"]
+        for i, (e_g, e_x) in enumerate(zip(arrays(0).values(), arrays(1).values(), strict=True)):
+            for field, expected in (("square_avg", e_g), ("acc_delta", e_x)):
+                value = found[i][field]
+                assert isinstance(value, Tensor if imported else kind)
+                np.testing.assert_array_equal(value.array if imported else value, expected)
+
+
 def test_several_groups():
     e_g, e_x, weights = arrays(0), arrays(1), arrays(2)
     given = saved(e_g, e_x, groups=[2, 2])
@@ -397,6 +493,7 @@ class Tensor:
 
     def __init__(self, array, dtype="torch.float32", steps=()):
         self.array, self.dtype, self.steps = array, dtype, steps
+        self.shape = array.shape
 
     def _then(self, step, dtype=None):
         return Tensor(self.array, dtype or self.dtype, (*self.steps, step))
@@ -556,6 +653,30 @@ def test_states_of_torch_in_every_dtype_return_bit_by_bit(torch):
             expected, found = (s.state_dict()["state"][0][field] for s in (theirs, other))
             assert found.dtype == expected.dtype
             assert torch.equal(found, expected)
+
+
+@pytest.mark.peers
+def test_torch_goes_on_from_arrays_of_numpy_and_jax(torch):
+    weights = arrays(0)
+    optimizer = adadelta()
+    params = jax.tree.map(jnp.asarray, to_params(weights))
+    state = optimizer.init(params)
+    for _ in range(2):
+        _, state = optimizer.update(params, state, params)
+
+    def to_jax(params):
+        return jax.tree.map(jnp.asarray, to_tensors(params))
+
+    for function in (to_tensors, to_jax):
+        tensors = {name: torch.nn.Parameter(torch.tensor(w)) for name, w in weights.items()}
+        theirs = torch.optim.Adadelta(tensors.values())
+        theirs.load_state_dict(convert.to_torch(state, function, names=tensors))
+        for name, tensor in tensors.items():
+            tensor.grad = torch.tensor(weights[name])
+        theirs.step()
+        expected = to_tensors(optax.apply_updates(params, optimizer.update(params, state)[0]))
+        for name, tensor in tensors.items():
+            np.testing.assert_allclose(tensor.detach().numpy(), expected[name], rtol=1e-5)
 
 
 @pytest.mark.peers

@@ -10,9 +10,9 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from states import BITS, DTYPES
+from states import BITS, DTYPES, assert_owns_its_arrays
 
-from optax_adadelta import AdadeltaState, adadelta, stochastic_round
+from optax_adadelta import AdadeltaState, adadelta, convert, stochastic_round
 from optax_adadelta.diagnostics import averages
 
 pytestmark = pytest.mark.frameworks
@@ -199,6 +199,102 @@ def test_nnx_optimizer_steps_the_variables_of_its_filter_alone(nnx, names, bits)
     chex.assert_trees_all_equal(nnx.to_pure_dict(others), rest)
     stored = arrays_of(nnx, optimizer.opt_state)
     chex.assert_trees_all_equal(jax.tree.leaves(stored), jax.tree.leaves(state))
+
+
+@BITS
+@pytest.mark.parametrize("start", [None, 16, 8])
+@pytest.mark.parametrize("wrap", [lambda rule: rule, optax.chain], ids=["alone", "chain"])
+def test_nnx_optimizer_goes_on_in_another_storage(nnx, bits, start, wrap):
+    def step(model, optimizer):
+        optimizer.update(model, nnx.grad(lambda model: squared_error(model(INPUTS)))(model))
+
+    model = nnx.Linear(3, 8, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, wrap(adadelta(state_bits=start)), wrt=nnx.Param)
+    step(model, optimizer)
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    before = adadelta_state(arrays_of(nnx, optimizer.opt_state))
+    plain = adadelta(state_bits=bits)
+    state = convert.with_state_bits(before, bits, eps=1e-6)
+    state = convert.carry_over(state, plain.init(params))
+
+    # As docs/frameworks.md says.
+    new = nnx.Optimizer(model, wrap(adadelta(state_bits=bits)), wrt=nnx.Param)
+    new.opt_state = convert.with_state_bits(optimizer.opt_state, bits, eps=1e-6)
+
+    assert_owns_its_arrays(new.opt_state, optimizer.opt_state)
+    for _ in range(2):
+        grads = nnx.grad(lambda model: squared_error(model(INPUTS)))(model)
+        updates, state = plain.update(nnx.to_pure_dict(grads), state)
+        params = optax.apply_updates(params, updates)
+        step(model, new)
+    chex.assert_trees_all_equal(nnx.to_pure_dict(nnx.state(model, nnx.Param)), params)
+    found = adadelta_state(arrays_of(nnx, new.opt_state))
+    chex.assert_trees_all_equal(jax.tree.leaves(found), jax.tree.leaves(state))
+    nnx.jit(step, donate_argnums=(0, 1))(model, new)
+    assert adadelta_state(arrays_of(nnx, new.opt_state)).count == 4
+    # The old optimizer has not been changed.
+    unchanged = adadelta_state(arrays_of(nnx, optimizer.opt_state))
+    chex.assert_trees_all_equal(unchanged, before)
+
+
+@BITS
+@pytest.mark.parametrize("prefix", [False, True])
+def test_averages_are_carried_between_a_dict_and_nnx(nnx, bits, prefix):
+    class Model(nnx.Module):
+        def __init__(self, rngs):
+            self.hidden = nnx.Linear(3, 5, rngs=rngs)
+            self.out = nnx.Linear(5, 8, rngs=rngs)
+
+        def __call__(self, x):
+            return self.out(jnp.tanh(self.hidden(x)))
+
+    model = Model(nnx.Rngs(0))
+    rule = adadelta(state_bits=bits)
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    tree = {"params": params} if prefix else params
+    _, state = jax.jit(rule.update)(tree, rule.init(tree))
+    optimizer = nnx.Optimizer(model, rule, wrt=nnx.Param)
+    optimizer.opt_state = convert.carry_over(state, optimizer.opt_state)
+    back = convert.carry_over(optimizer.opt_state, rule.init(tree))
+    chex.assert_trees_all_equal(back, state)
+    grads = jax.tree.map(jnp.ones_like, nnx.state(model, nnx.Param))
+    optimizer.update(model, grads)
+    _, state = rule.update(jax.tree.map(jnp.ones_like, tree), state)
+    found = arrays_of(nnx, optimizer.opt_state)
+    chex.assert_trees_all_equal(jax.tree.leaves(found), jax.tree.leaves(state))
+
+
+def test_optax_states_are_converted_in_nnx(nnx):
+    model = nnx.Linear(3, 8, rngs=nnx.Rngs(0))
+    grads = jax.tree.map(jnp.ones_like, nnx.state(model, nnx.Param))
+    schedule = optax.constant_schedule(1.0)
+    theirs, again = (nnx.Optimizer(model, optax.adadelta(schedule), wrt=nnx.Param) for _ in "ab")
+    ours = nnx.Optimizer(model, optax.chain(adadelta(rho=0.9)), wrt=nnx.Param)
+    theirs.update(model, grads)
+    ours.opt_state = convert.carry_over(convert.from_optax(theirs.opt_state), ours.opt_state)
+    again.opt_state = convert.to_optax(ours.opt_state, again.opt_state)
+    chex.assert_trees_all_equal(arrays_of(nnx, again.opt_state), arrays_of(nnx, theirs.opt_state))
+    for optimizer in (again, ours):
+        optimizer.update(model, grads)
+
+
+@BITS
+def test_averages_are_carried_between_a_dict_and_equinox(eqx, bits):
+    model = eqx.nn.MLP(3, 8, 4, 1, key=jax.random.key(0))
+    filtered = eqx.filter(model, eqx.is_inexact_array)
+    params = {"layers": [{"weight": layer.weight, "bias": layer.bias} for layer in filtered.layers]}
+    rule = adadelta(state_bits=bits)
+    for tree in (params, {"params": params}):
+        _, state = jax.jit(rule.update)(tree, rule.init(tree))
+        found = convert.carry_over(state, rule.init(filtered))
+        chex.assert_trees_all_equal(
+            [(layer.weight, layer.bias) for layer in found.e_x.layers],
+            [
+                (layer["weight"], layer["bias"])
+                for layer in state.e_x.get("params", state.e_x)["layers"]
+            ],
+        )
+        chex.assert_trees_all_equal(convert.carry_over(found, rule.init(tree)), state)
 
 
 @BITS

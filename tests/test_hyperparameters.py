@@ -187,6 +187,60 @@ def test_injected_hyperparameters_compile_once(compiled):
     assert compiled() == before
 
 
+@jax.jit
+def slowly(value):
+    """The value, after a second of computation or more."""
+    x = jnp.full((400, 400), 1 / 400)
+    x = jax.lax.fori_loop(0, 400, lambda _, y: y @ x, x)
+    return value + 0 * x[0, 0]
+
+
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [
+        (adadelta, NAMES),
+        # This starts many operations for each schedule, and JAX waits if 32 are under way on a CPU.
+        *((optax.inject_hyperparams(adadelta), (name,)) for name in NAMES),
+    ],
+)
+def test_an_eager_step_does_not_wait_for_the_values_of_schedules(make, names):
+    params, factor = jnp.ones(3), jnp.float32(1.0)
+    late = slowly(factor)
+    optimizer = make(**{name: (lambda count, v=GIVEN[name]: v * late) for name in names})
+    state = optimizer.init(params)
+    for _ in range(2):
+        updates, state = optimizer.update(params, state, params)
+    jax.block_until_ready((updates, state))
+
+    late = slowly(factor)
+    updates, _ = optimizer.update(params, state, params)
+    assert not late.is_ready(), "the call returned only after the slow computation"
+    late = factor
+    expected, _ = optimizer.update(params, state, params)
+    np.testing.assert_array_equal(updates, expected)
+
+
+@pytest.mark.parametrize("name", ["rho", "eps"])
+def test_an_array_that_is_still_being_computed_is_checked_by_init(name):
+    slowly(jnp.float32(1.0)).block_until_ready()
+    value = slowly(jnp.float32(0.25 if name == "rho" else 0.0))
+    optimizer = adadelta(**{name: value}, state_bits=8)
+    assert not value.is_ready(), "building the optimizer waited"
+    with pytest.raises(ValueError, match=f"^{name} must be"):
+        optimizer.init(jnp.ones(3))
+
+
+def test_a_weight_decay_of_zero_that_is_still_being_computed_needs_no_parameters():
+    g = jnp.ones(3)
+    _, state = adadelta().update(g, adadelta().init(g))
+    slowly(jnp.float32(1.0)).block_until_ready()
+    decay = slowly(jnp.float32(0.0))
+    found, _ = adadelta(weight_decay=decay).update(g, state)
+    np.testing.assert_array_equal(found, adadelta().update(g, state)[0])
+    with pytest.raises(ValueError, match="params is None"):
+        adadelta(weight_decay=slowly(jnp.float32(0.1))).update(g, state)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

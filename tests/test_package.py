@@ -1,3 +1,4 @@
+import collections
 import email
 import html.parser
 import importlib.metadata
@@ -17,6 +18,7 @@ import pytest
 import readme_renderer.markdown
 
 import optax_adadelta
+from optax_adadelta._serialization import exportable
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "optax_adadelta"
@@ -180,6 +182,65 @@ def test_the_wheel_installs_and_descends_where_nothing_else_is_installed(wheel, 
 def test_importing_it_imports_no_other_package(tmp_path):
     imported = set(run(sys.executable, "-I", "-c", IMPORTS, cwd=tmp_path).split())
     assert imported - sys.stdlib_module_names - RUNTIME == {"optax_adadelta"}
+
+
+AGAIN = """
+import importlib, pickle, sys
+
+import jax, jax.numpy as jnp
+import optax_adadelta
+
+params = jnp.ones(3)
+
+
+def states():
+    named = optax_adadelta.adadelta(), optax_adadelta.stochastic_round()
+    yield optax_adadelta.diagnostics.averages(named[0].init(params))
+    for optimizer in named:
+        yield optimizer.init(params)
+
+
+def check():
+    for state in states():
+        step = jax.jit(lambda state: jax.tree.map(lambda leaf: leaf + 1, state))
+        data = jax.export.export(step)(state).serialize()
+        assert type(jax.export.deserialize(data).call(state)) is type(state)
+        assert type(pickle.loads(pickle.dumps(state))) is type(state)
+    # A state from before is still one.
+    optimizer = optax_adadelta.adadelta()
+    assert optimizer.update(params, old)[1].count == 1
+    assert pickle.loads(pickle.dumps(old)).count == 0
+
+
+old = optax_adadelta.adadelta().init(params)
+check()
+names = [name for name in sys.modules if name.partition(".")[0] == "optax_adadelta"]
+for name in names:
+    importlib.reload(sys.modules[name])
+importlib.reload(optax_adadelta)
+check()
+for name in names:
+    del sys.modules[name]
+import optax_adadelta
+check()
+"""
+
+
+def test_it_can_be_reloaded_and_imported_again():
+    run(sys.executable, "-c", AGAIN, cwd=ROOT)
+
+
+def test_a_class_of_states_is_registered_once_and_used_again():
+    state = optax_adadelta.AdadeltaState
+    same, other = (
+        collections.namedtuple("AdadeltaState", fields)
+        for fields in (state._fields, state._fields[:3])
+    )
+    register = exportable("optax_adadelta.AdadeltaState")
+    assert register(same) is state
+    # Another version of the package has other fields.
+    assert register(other) is other
+    assert register(same) is state
 
 
 def test_its_version_is_the_one_in_pyproject():

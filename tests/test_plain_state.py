@@ -221,6 +221,34 @@ def test_a_donated_state_is_updated_in_place(bits):
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves((old.e_g, old.e_x)))
 
 
+@BITS
+@pytest.mark.parametrize("way", ["eager", "jit", "without jit"])
+def test_a_state_shares_no_memory_with_itself_or_with_an_argument(bits, way):
+    eps = jnp.float32(EPS)
+    optimizer = adadelta(eps=eps, state_bits=bits)
+    grads = {"w": normal((64, 32)), "b": [normal((40,)), normal(())]}
+
+    def places(tree):
+        return [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(tree)]
+
+    with jax.disable_jit(way == "without jit"):
+        init, update = (
+            jax.jit(f) if way == "jit" else f for f in (optimizer.init, optimizer.update)
+        )
+        first = init(grads)
+        updates, second = update(grads, first, grads)
+    for state in (first, second):
+        found = places(state)
+        assert len(set(found)) == len(found)
+        assert not set(found) & set(places((eps, grads, updates)))
+    assert not set(places(first)) & set(places(second))
+    step = jax.jit(lambda state: optimizer.update(grads, state)[1], donate_argnums=0)
+    for state in (first, second):
+        assert int(step(state).count) == 1 + (state is second)
+    assert float(eps) == pytest.approx(EPS)
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((updates, grads)))
+
+
 @functools.cache
 def stepper(bits):
     optimizer = adadelta(state_bits=bits)
@@ -289,16 +317,6 @@ def test_public_names_belong_to_public_modules(module):
 def test_what_functions_return_belongs_to_public_modules():
     assert type(averages(trained(8))).__module__ == "optax_adadelta.diagnostics"
     assert type(adadelta().init({})).__module__ == "optax_adadelta"
-
-
-def test_a_pickle_that_0_1_0_made_is_read():
-    state = jax.tree.map(np.asarray, trained(None))
-    old = pickle.dumps(tuple(state)[:3], protocol=0)
-    named = b"coptax_adadelta._transform\nAdadeltaState\n"
-    # What 0.1.0 wrote: its class, applied to the three fields that it had.
-    found = pickle.loads(named + old[:-1] + b"R.")
-    assert type(found) is AdadeltaState
-    same_bits(found, state)
 
 
 def test_what_diagnostics_return_can_be_exported():

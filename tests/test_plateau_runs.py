@@ -1,5 +1,6 @@
 """Runs whose eps falls on a plateau: what changes in the tree, and what stays as it is."""
 
+import collections
 import math
 import pickle
 
@@ -11,7 +12,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from states import BITS, same_bits, same_types
 
-from optax_adadelta import PlateauState, adadelta, reduce_eps_on_plateau
+from optax_adadelta import AdadeltaState, PlateauState, adadelta, reduce_eps_on_plateau
 
 EPS = 2.0**-20
 INJECTED = optax.inject_hyperparams(adadelta, static_args="state_bits")
@@ -156,7 +157,18 @@ def as_dicts(node):
     return tuple(map(as_dicts, node)) if isinstance(node, tuple) else node
 
 
-@pytest.mark.parametrize("container", [lambda tree: tree, as_dicts])
+# As the class of before the package was imported again.
+OTHER_CLASS = collections.namedtuple("AdadeltaState", AdadeltaState._fields)
+
+
+def of_another_class(tree):
+    def is_ours(part):
+        return isinstance(part, AdadeltaState)
+
+    return jax.tree.map(lambda x: OTHER_CLASS(*x) if is_ours(x) else x, tree, is_leaf=is_ours)
+
+
+@pytest.mark.parametrize("container", [lambda tree: tree, as_dicts, of_another_class])
 @pytest.mark.parametrize("bits", [None, 8])
 def test_parameters_of_other_optimizers_may_have_the_names_of_the_fields(container, bits):
     named = {name: jnp.ones(2) for name in ("count", "e_g", "e_x", "unit")}
@@ -245,11 +257,57 @@ def test_trees_that_cannot_go_back_are_refused():
     for tree in ((jnp.ones(3), state), (jnp.ones(2, jnp.bfloat16), state), (state,)):
         with pytest.raises(ValueError, match=r"init again with this tree"):
             plateau.update(tree, watch, value=1.0)
-    with pytest.raises(TypeError, match=r"leaf at \[0\]\['activation'\] is a .*eqx\.filter"):
-        plateau.init(({"activation": jax.nn.relu, "w": jnp.ones(2)}, state))
     key = jax.random.key(0)
     (back, _), _ = plateau.update((key, state), plateau.init((key, state)), value=NAN)
     assert back == key
+
+
+def test_a_whole_model_and_its_counters_go_back(compiled):
+    fixed = {"f": jax.nn.relu, "name": "mlp", "names": np.array(["a"]), "flag": False, "rate": 0.5}
+    w = jnp.ones(2)
+    state = optax.inject_hyperparams(adadelta)(eps=EPS).init(w)
+    tree = {**fixed, "w": w, "step": 0, "host": np.float64(1), "state": state}
+    plateau = reduce_eps_on_plateau(0.5, restore_best=True)
+    watch = plateau.init(tree)
+
+    @jax.jit
+    def count(step):
+        return step + 1
+
+    before = None
+    for value, step in ((2.0, 1), (1.0, 2), (3.0, 2), (NAN, 2), (0.5, 3)):
+        tree = {**tree, "step": count(tree["step"]), "host": 2.0 * tree["host"]}
+        tree, watch = plateau.update(tree, watch, value=value)
+        assert (tree["step"], tree["host"]) == (step, 2.0**step)
+        assert {name: tree[name] for name in fixed} == fixed
+        assert {name: watch.best[name] for name in fixed} == fixed
+        before = compiled() if value == 1.0 else before
+    assert compiled() == before
+    assert watch.best["step"] == 3
+    # Without jit, steps are counted in Python.
+    (after, _), step = plateau.update({**tree, "step": 5}, watch, value=1.0), tree["step"]
+    assert after["step"] == step
+    with pytest.raises(ValueError, match="init again with this tree"):
+        plateau.update({**tree, "f": 1.0}, watch, value=1.0)
+
+
+@BITS
+@pytest.mark.parametrize("restore", [False, True])
+def test_what_it_returns_may_be_donated_and_what_it_got_may_be_used_again(bits, restore):
+    w = jnp.arange(2.0)
+    ours = INJECTED(eps=EPS, state_bits=bits).init({"w": w})
+    eps = ours.hyperparams["eps"]  # and one array in two places, as tied weights are
+    tree = {"w": w, "tied": w, "ours": ours, "other": ours._replace(hyperparams={"eps": eps})}
+    plateau = reduce_eps_on_plateau(0.5, restore_best=restore)
+    watch = plateau.init(tree)
+    for value in (1.0, NAN):
+        after, next_watch = plateau.update(tree, watch, value=value)
+        lowered = [optax.tree.get(after[name], "eps") for name in ("ours", "other")]
+        new = jax.tree.leaves((next_watch, after if restore else lowered))
+        old = {id(x): x for x in jax.tree.leaves((tree, watch))}.values()
+        places = [x.unsafe_buffer_pointer() for x in (*new, *old)]
+        assert len(set(places)) == len(places)
+        watch = next_watch
 
 
 def roundtrip_flax(tree, new, tmp_path):
@@ -313,3 +371,42 @@ def test_nnx_keeps_its_optimizer(whole):
             optimizer.opt_state = tree
     assert optimizer.opt_state.hyperparams["eps"].get_value() == EPS / 2
     assert optimizer.opt_state.inner_state.count.get_value() == 2
+
+
+@pytest.mark.frameworks
+@pytest.mark.usefixtures("optax_promotes")
+def test_a_linen_train_state_goes_back_as_a_whole():
+    train_state = pytest.importorskip("flax.training.train_state")
+    state = train_state.TrainState.create(
+        apply_fn=jnp.dot, params={"w": jnp.ones(2)}, tx=INJECTED(eps=EPS)
+    )
+    plateau = reduce_eps_on_plateau(0.5, restore_best=True)
+    watch = plateau.init(state)
+    step = jax.jit(lambda state: state.apply_gradients(grads=state.params), donate_argnums=0)
+    best = state
+    for value in (2.0, 1.0, 3.0):
+        state = step(state)
+        best = jax.device_get(state) if value < 3.0 else best
+        state, watch = plateau.update(state, watch, value=value)
+    assert eps_of(state.opt_state) == EPS / 2
+    same_bits((state.step, state.params, watch.best), (best.step, best.params, best))
+    same_bits(state.opt_state.inner_state, best.opt_state.inner_state)
+    step(state)
+
+
+@pytest.mark.frameworks
+@pytest.mark.usefixtures("optax_promotes")
+def test_a_whole_equinox_model_goes_back():
+    eqx = pytest.importorskip("equinox")
+    model = eqx.nn.Sequential([eqx.nn.Linear(2, 2, key=jax.random.key(0)), eqx.nn.Dropout(0.5)])
+    optimizer = INJECTED(eps=EPS)
+    plateau = reduce_eps_on_plateau(0.5, restore_best=True)
+    tree = model, optimizer.init(eqx.filter(model, eqx.is_inexact_array))
+    watch = plateau.init(tree)
+    update = eqx.filter_jit(lambda tree, watch, value: plateau.update(tree, watch, value=value))
+    moved = jax.tree.map(lambda x: x + 1 if eqx.is_array(x) else x, tree)
+    for back in (plateau.update(moved, watch, value=NAN), update(moved, watch, jnp.array(NAN))):
+        (found, state), watch = back
+        assert eqx.tree_equal(found, model)
+        assert eqx.tree_equal(watch.best[0], model)
+        assert eps_of(state) == (EPS + 1) / 2

@@ -6,9 +6,17 @@ import numpy as np
 import optax
 import pytest
 from reference import algorithm_1, gradients
+from states import BITS, same_bits
 
 from optax_adadelta import adadelta
-from optax_adadelta.diagnostics import effective_learning_rate, find_state, sample, summaries
+from optax_adadelta.diagnostics import (
+    averages,
+    choose_coordinates,
+    effective_learning_rate,
+    find_state,
+    sample,
+    summaries,
+)
 
 GRADIENTS = gradients("scales", 30, 8)
 
@@ -98,6 +106,30 @@ def test_arguments_are_checked():
         effective_learning_rate(state, 1e-6, learning_rate=-1.0)
     with pytest.raises(TypeError, match="eps"):
         effective_learning_rate(state)
+
+
+READERS = {
+    "averages": lambda state, updates: averages(state),
+    "choose_coordinates": lambda state, updates: choose_coordinates(state, 2),
+    "effective_learning_rate": lambda state, updates: effective_learning_rate(state, 1e-6),
+    "sample": lambda state, updates: sample(state, updates, choose_coordinates(state, 2), 1e-6),
+    "summaries": lambda state, updates: summaries(state, 1e-6),
+}
+
+
+@BITS
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+def test_a_training_state_with_a_whole_model_is_read_and_may_be_donated(read, bits):
+    params = {"w": jnp.ones(3), "frozen": None, "masked": optax.MaskedNode()}
+    optimizer = adadelta(state_bits=bits)
+    updates, state = optimizer.update(params, optimizer.init(params), params)
+    whole = {**params, "frozen": {"f": jax.nn.relu, "n": 3, "ids": jnp.arange(2)}, "masked": "no"}
+    expected = jax.device_get(read(state, updates))
+    found = read({"model": whole, "state": state}, {**whole, "w": updates["w"]})
+    jax.jit(lambda *given: given, donate_argnums=(0, 1))(state, updates)  # as the next step
+    assert state.count.is_deleted()
+    assert state.e_g["w"].is_deleted()
+    same_bits(jax.device_get(found), expected)
 
 
 DIAGNOSTICS = {

@@ -8,11 +8,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AxisType, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
-from states import BITS, CODE, EPS, assert_agree, like, normal, same_bits, same_types, stepped
+from states import (
+    BITS,
+    CODE,
+    EPS,
+    apart,
+    assert_agree,
+    like,
+    normal,
+    same_bits,
+    same_types,
+    stepped,
+)
 
-from optax_adadelta import AdadeltaState, adadelta
+from optax_adadelta import AdadeltaState, adadelta, reduce_eps_on_plateau, stochastic_round
 from optax_adadelta.diagnostics import averages, effective_learning_rate
 
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
@@ -205,3 +216,152 @@ def test_a_parameter_whose_sum_over_an_axis_is_pending_gets_an_ordinary_state(bi
         assert state.e_g.sharding.is_equivalent_to(ordinary, 2)
         _, after = jax.jit(optimizer.update)(jax.device_put(jnp.ones((8, 4)), ordinary), state)
     same_types(after, state)
+
+
+EPSILONS = jnp.geomspace(1e-8, 1e-5, 8)
+
+
+def hyperparameters(eps):
+    return 1e5 * eps, 0.9 + 1e3 * eps, eps, 1e2 * eps
+
+
+def with_numbers(eps, bits):
+    return adadelta(*hyperparameters(eps), state_bits=bits)
+
+
+def with_schedules(eps, bits):
+    values = hyperparameters(eps)
+    return adadelta(*(lambda count, v=v: v + 0 * count for v in values), state_bits=bits)
+
+
+def injected(eps, bits):
+    return optax.inject_hyperparams(adadelta, "state_bits")(eps=eps, state_bits=bits)
+
+
+def population(make, bits, mesh, params_vary=True, eps_varies=True, steps=3):
+    """A function from an eps per device and the parameters to the states after a scan."""
+
+    def train(epsilons, params):
+        eps = epsilons[0] if eps_varies else jnp.float32(EPS)
+        if params_vary:
+            params = jax.lax.pcast(params, "x", to="varying")
+        optimizer = make(eps, bits)
+
+        def step(state, g):
+            grads = jax.tree.map(lambda p: g * p, params)
+            return optimizer.update(grads, state, params)[1], None
+
+        gradients = jnp.arange(1.0, 1.0 + steps)
+        state, _ = jax.lax.scan(step, optimizer.init(params), gradients)
+        return jax.tree.map(lambda leaf: leaf[None], state)
+
+    return jax.jit(jax.shard_map(train, mesh=mesh, in_specs=(P("x"), P()), out_specs=P("x")))
+
+
+@BITS
+@pytest.mark.parametrize("make", [with_numbers, with_schedules, injected])
+@pytest.mark.parametrize("params_vary", [True, False])
+@pytest.mark.parametrize("eps_varies", [True, False])
+def test_shard_map_scans_whatever_varies(bits, make, params_vary, eps_varies, mesh):
+    # Schedules and optax.inject_hyperparams mix dtypes.
+    with jax.numpy_dtype_promotion("standard"):
+        train = population(make, bits, mesh, params_vary, eps_varies)
+        found = jax.eval_shape(train, EPSILONS, params())
+        alone = jax.eval_shape(make(EPS, bits).init, params())
+    assert jax.tree.map(lambda leaf: leaf.shape[1:], found) == jax.tree.map(np.shape, alone)
+
+
+@BITS
+def test_devices_with_an_eps_each_train_as_each_does_alone(bits, mesh):
+    states = population(with_numbers, bits, mesh)(EPSILONS, params())
+    for i, eps in enumerate(EPSILONS):
+        expected = with_numbers(eps, bits).init(params())
+        for g in (1.0, 2.0, 3.0):
+            grads = jax.tree.map(lambda p, g=g: g * p, params())
+            _, expected = with_numbers(eps, bits).update(grads, expected, params())
+        found = jax.tree.map(lambda leaf, i=i: leaf[i], states)
+        same_types(found, expected)
+        assert int(found.count) == 3
+        assert apart(averages(found), averages(expected), eps) < 1e-5 + 2 * CODE[bits]
+
+
+@BITS
+def test_a_state_per_device_is_scanned_with_one_eps(bits, mesh):
+    """The count and the unit vary here, because they come from a stack of states."""
+    optimizer = adadelta(state_bits=bits)
+    first = optimizer.init(params())
+    stack = jax.tree.map(lambda leaf: jnp.stack([leaf] * 8), first)
+
+    def train(stack):
+        def step(state, _):
+            return optimizer.update(params(), state)[1], None
+
+        state, _ = jax.lax.scan(step, jax.tree.map(lambda leaf: leaf[0], stack), length=2)
+        return jax.tree.map(lambda leaf: leaf[None], state)
+
+    states = jax.jit(jax.shard_map(train, mesh=mesh, in_specs=P("x"), out_specs=P("x")))(stack)
+    assert states.count.tolist() == [2] * 8
+
+
+@BITS
+def test_scalars_of_sharded_parameters_are_the_same_everywhere(bits, mesh):
+    """So a state that shard_map returns can have P() for them."""
+    specs = {"w": P(None, "x"), "b": P("x")}
+    init = jax.shard_map(
+        adadelta(state_bits=bits).init,
+        mesh=mesh,
+        in_specs=(specs,),
+        out_specs=AdadeltaState(P(), specs, specs, P()),
+    )
+    same_bits(jax.jit(init)(params()), adadelta(state_bits=bits).init(params()))
+
+
+def in_host(tree):
+    return {leaf.sharding.memory_kind for leaf in jax.tree.leaves(tree)} == {"pinned_host"}
+
+
+@BITS
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("of", ["array", "tracer", "abstract"])
+def test_a_state_in_host_memory_is_there_as_a_whole(bits, devices, of, mesh, compiled):
+    if jax.__version_info__ < (0, 10) and of == "tracer":
+        pytest.skip("before 0.10 JAX ignores the memory of a result on a CPU")
+    place = NamedSharding(mesh, P("x"), memory_kind="pinned_host")
+    if devices == 1:
+        place = SingleDeviceSharding(jax.devices()[0], memory_kind="pinned_host")
+    optimizer, grads = optax.chain(adadelta(state_bits=bits), stochastic_round()), params()
+    given = jax.device_put(grads, place)
+    init = jax.jit(optimizer.init) if of == "tracer" else optimizer.init
+    if of == "abstract":
+        given = jax.tree.map(lambda p: p.update(sharding=place), jax.eval_shape(params))
+    state = init(given)
+    assert in_host(state)
+    same_types(state, optimizer.init(grads))
+    expected = optimizer.init(grads)
+    same_bits(jax.device_get(state), jax.device_get(expected))
+
+    def step(state, grads):
+        state = jax.device_put(state, jax.memory.Space.Device)
+        updates, state = optimizer.update(grads, state, grads)
+        return updates, jax.device_put(state, jax.memory.Space.Host)
+
+    places = jax.tree.map(lambda leaf: leaf.sharding, state)
+    step = jax.jit(step, out_shardings=(None, places))
+    for i in range(3):
+        before = compiled()
+        updates, state = step(state, grads)
+        assert i == 0 or compiled() == before
+        expected_updates, expected = optimizer.update(grads, expected, grads)
+    assert in_host(state)
+    chex.assert_trees_all_close(updates, expected_updates, rtol=1e-5)
+
+
+def test_scalars_are_on_the_device_unless_all_arrays_are_in_host_memory(mesh):
+    host = NamedSharding(mesh, P(), memory_kind="pinned_host")
+    given = {"w": jax.device_put(jnp.ones(8), host), "b": jnp.ones(8)}
+    state = adadelta(state_bits=8).init(given)
+    assert in_host((state.e_g["w"], state.e_x["w"]))
+    assert not in_host((state.count, state.unit))
+    injected_state = injected(EPS, 8).init(given)
+    assert not in_host(reduce_eps_on_plateau().init(injected_state))
+    assert in_host(reduce_eps_on_plateau().init(jax.device_put(injected_state, host)))

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from states import BITS
 
 from optax_adadelta import StochasticRoundState, adadelta, stochastic_round
 from optax_adadelta._dither import dither_at, third
@@ -77,6 +78,35 @@ def test_steps_far_below_the_last_place_follow_the_float32_path(built, dtype):
     assert np.abs(got - expected).max() < (3 if few else 2.5) * place
 
 
+@BITS
+@pytest.mark.parametrize("dtype", [ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2])
+def test_8_bit_floats_are_trained_if_updates_are_added_as_the_docstring_says(dtype, bits):
+    place = float(jnp.finfo(dtype).eps)
+    start = np.linspace(1.1, 1.9, 2000).astype(dtype)
+    gradient = np.where(np.arange(2000) % 3 == 0, np.float32(-1), np.float32(1))
+
+    def moved(optimizer, dtype):
+        def step(carry, _):
+            p, state = carry
+            # Updates of 8 bits would be too coarse, so the gradients have 32.
+            u, state = optimizer.update(gradient, state, p)
+            return ((p.astype(u.dtype) + u).astype(p.dtype), state), None
+
+        p = jnp.asarray(start, dtype)
+        (p, _), _ = jax.lax.scan(step, (p, optimizer.init(p)), length=200)
+        assert p.dtype == dtype
+        return np.float64(p) - np.float64(start)
+
+    rule = adadelta(2 * place, state_bits=bits)
+    assert (moved(rule, dtype) == 0).all()
+    got = moved(optax.chain(rule, stochastic_round()), dtype)
+    expected = moved(rule, np.float32)
+    assert (np.abs(expected) > 1.5 * place).all()
+    np.testing.assert_allclose((got * gradient).mean(), (expected * gradient).mean(), rtol=0.05)
+    # Above 2 the places are twice as wide.
+    assert np.abs(got - expected).max() < 5 * place
+
+
 @jax.jit
 @functools.partial(jax.vmap, in_axes=(None, None, 0))
 def landed(p, u, count):
@@ -130,7 +160,9 @@ def test_what_is_not_finite_is_as_in_a_plain_sum_and_with_no_update_nothing_move
     # At the last of these counts the number of the last element is the smallest.
     bits = int(third(dither_at(np.uint32(0), 0).bits(p.shape))[-1]) - 2**31
     counts = np.append(np.uint32(COUNTS), np.uint32(-bits * pow(0x9E3779B9, -1, 2**32) % 2**32))
-    np.testing.assert_array_equal(np.float32(landed(p.astype(dtype), u, counts)), np.float32(expected))
+    np.testing.assert_array_equal(
+        np.float32(landed(p.astype(dtype), u, counts)), np.float32(expected)
+    )
     beyond = landed(p[9:11].astype(dtype), p[9:11] / 2**12, COUNTS)
     assert set(np.abs(np.float32(beyond)).ravel()) == {most, END[dtype]}
     far = landed(p[9:11].astype(dtype), p[9:11], COUNTS)

@@ -19,7 +19,7 @@ _STORAGES: dict[int | None, Storage] = {
 _RELATIVE = _STORAGES | {16: SixteenBits(octaves=128), 8: EightBits(WIDE_S_GRID)}
 
 
-def storage_with(state_bits: int | None, *, relative: bool) -> Storage:
+def storage_with(state_bits: int | None, *, relative: bool = False) -> Storage:
     """Returns the storage that `state_bits` names; `relative` says what eps is relative to."""
     return (_RELATIVE if relative else _STORAGES)[state_bits]
 

@@ -72,7 +72,7 @@ class EightBits(Quantized):
     def encode_trace(self, trace, eps, dither):
         size = (jnp.abs(trace) / _trace_unit(eps).astype(trace.dtype)).astype(jnp.float32) + 1
         codes = _TRACE_GRID.encode(size, NEAREST if dither is None else centered(dither))
-        return (codes + (trace < 0) * np.int32(_NEGATIVE)).astype(jnp.uint8)
+        return jnp.where(trace < 0, codes + np.int32(_NEGATIVE), codes).astype(jnp.uint8)
 
     def decode_trace(self, codes, eps):
         size = (_TRACE_GRID.decode(codes & np.uint8(_NEGATIVE - 1)) - 1) * _trace_unit(eps)

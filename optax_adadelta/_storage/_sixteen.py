@@ -24,7 +24,7 @@ class SixteenBits(Quantized):
     dtypes = (np.dtype(np.uint16),)
 
     def __init__(self, octaves: int) -> None:
-        """Makes a storage that has as many octaves for E[g^2] + 1: 64, or 128 with half the codes."""
+        """Makes a storage with as many octaves for E[g^2] + 1: 64, or 128 with half the codes."""
         self.largest = 2.0 ** min(octaves, 127)
         # Right shifts of the bits of a float32.
         self._shifts = Averages(np.int32({64: 13, 128: 14}[octaves]), np.int32(12))

@@ -1,5 +1,6 @@
 """NumPy arrays from what other libraries have: tensors, variables, numbers."""
 
+import sys
 from typing import Any
 
 import jax.numpy as jnp
@@ -7,23 +8,41 @@ import numpy as np
 
 
 def as_numpy(value: Any) -> np.ndarray:
-    """Returns a copy of a tensor, a variable, an array or a number. bfloat16 becomes float32."""
+    """Returns the NumPy array of a tensor, a variable, an array or a number, copied if it must be.
+
+    bfloat16 becomes float32.
+    """
     if hasattr(value, "detach"):  # a torch tensor, on any device
         value = value.detach().cpu()
         # bfloat16 tensors have no NumPy array.
         value = value.float() if str(value.dtype) == "torch.bfloat16" else value
-    array = np.array(np.asarray(value))  # a variable of Keras cannot copy
+    array = np.asarray(value)
     return array.astype(np.float32) if array.dtype == jnp.bfloat16 else array
 
 
 def is_complex(array: Any) -> bool:
     """Returns whether an array, tensor or variable is complex."""
-    return "complex" in str(array.dtype if hasattr(array, "dtype") else np.asarray(array).dtype)
+    dtype = array.dtype if hasattr(array, "dtype") else np.asarray(array).dtype
+    return dtype.kind == "c" if isinstance(dtype, np.dtype) else "complex" in str(dtype)
 
 
-def is_inexact(leaf: Any) -> bool:
-    """Returns whether a leaf is or becomes an array of floating-point or complex numbers."""
-    return as_numpy(leaf).dtype.kind in "fc"
+def as_tensor(value: Any) -> Any:
+    """Returns an array as a tensor, which torch requires, if torch is imported."""
+    torch = sys.modules.get("torch")
+    if torch is None or hasattr(value, "detach"):
+        return value
+    return torch.from_numpy(np.array(as_numpy(value)))
+
+
+def empty_like(value: Any) -> np.ndarray:
+    """Returns an array with the shape and dtype that `value` has in NumPy, in almost no memory."""
+    like = as_numpy(value)
+    return np.broadcast_to(np.zeros((), like.dtype), like.shape)
+
+
+def real_size(array: np.ndarray) -> int:
+    """Returns how many real numbers are in an array."""
+    return array.size * (1 + is_complex(array))
 
 
 def reals(array: np.ndarray) -> np.ndarray:

@@ -1,39 +1,50 @@
 """Which element goes where, when a function of the user's converts the parameters.
 
 The function is called with the numbers of the elements in place of their values. So a function that
-does more than move them is noticed, and no average is ever cast or scaled.
+does more than move them is noticed, and no average is ever cast or scaled. Models are large, so the
+numbers are made and read in parts, and kept in few bytes.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from optax_adadelta.convert._arrays import as_numpy, from_reals, is_complex, is_inexact, reals
+from optax_adadelta._dtypes import dtype_of
+from optax_adadelta.convert._arrays import as_numpy, from_reals, is_complex, real_size, reals
+from optax_adadelta.convert._owned import chosen_sharding
 from optax_adadelta.convert._problems import refuse
 
 # bfloat16 has every integer up to this one, so the function may cast to it. A digit has 8 bits.
 _BASE = 256
+_PART = 2**18  # as many elements are handled at once
+
+
+class Kind(NamedTuple):
+    """What is known of a leaf without its values."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    sharding: jax.sharding.Sharding | None  # if one was chosen
 
 
 class Leaf(NamedTuple):
     """A leaf of what the function returns."""
 
-    name: str
-    like: Any  # with the leaf's type, dtype and sharding; its values mean nothing
+    kind: Kind
     positions: np.ndarray  # where the elements come from, among the real numbers of all inputs
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the leaf."""
-        return self.positions.shape[: -1 if is_complex(self.like) else None]
 
     def of(self, numbers: np.ndarray) -> np.ndarray:
         """Returns the leaf for other numbers in the inputs."""
-        dtype = np.result_type(numbers.dtype, np.complex64 if is_complex(self.like) else numbers)
-        return from_reals(numbers[self.positions], dtype)
+        picked = np.empty(self.positions.shape, numbers.dtype)
+        values, positions = picked.reshape(-1), self.positions.reshape(-1)
+        for part in _parts(positions.size):
+            values[part] = numbers[positions[part]]
+        complex_dtype = np.result_type(numbers, np.complex64)
+        return from_reals(picked, complex_dtype if is_complex(self.kind) else numbers.dtype)
 
 
 def moved(
@@ -44,7 +55,7 @@ def moved(
     build: Callable[[list[np.ndarray]], Any],
     optional: frozenset[str] = frozenset(),
 ) -> tuple[list[Leaf], Any]:
-    """Returns the leaves of what `function` returns, and their tree.
+    """Returns the leaves of what `function` returns, and the structure of their tree.
 
     Args:
       function: takes a tree and returns a tree with the same elements.
@@ -54,46 +65,46 @@ def moved(
       build: makes the tree that it takes from its leaves.
       optional: the names of leaves that it may leave out.
     """
-    sizes = [reals(array).size for array in inputs]
-    starts = np.cumsum([0, *sizes])
-    # Elements are numbered from 1, so that scaling changes every number.
-    numbers = [
-        start + 1 + np.arange(reals(array).size).reshape(reals(array).shape)
-        for start, array in zip(starts, inputs, strict=False)
+    starts = np.cumsum([0, *map(real_size, inputs)])
+
+    def called_with(digit):
+        tree = _call(
+            function,
+            called,
+            build([_filled(a, start, digit) for a, start in zip(inputs, starts, strict=False)]),
+        )
+        return [_read(*leaf) for leaf in jax.tree.leaves_with_path(tree)], jax.tree.structure(tree)
+
+    # A function that only moves elements also moves what each lacks to the largest digit. Elements
+    # are numbered from 1, so that scaling changes every number.
+    seen, structure = called_with(lambda numbers: _BASE - 1 - numbers % _BASE)
+    places = math.ceil(max(int(starts[-1]), 1).bit_length() / 8)
+    bytes_of = [
+        None if lack is None else np.zeros((*lack.shape, 4 if places <= 4 else 8), np.uint8)
+        for _, lack in seen
     ]
-
-    def called_with(values):
-        arrays = zip(values, inputs, strict=True)
-        return _call(function, called, build([from_reals(v, a.dtype) for v, a in arrays]))
-
-    # A function that only moves elements also moves what each lacks to the largest digit.
-    tree = called_with([_BASE - 1 - number % _BASE for number in numbers])
-    lacks = [_digits(leaf) for leaf in jax.tree.leaves(tree)]
-    digits: list[list[np.ndarray | None]] = []
-    largest = max(int(starts[-1]), 1)
-    for place in range(math.ceil(largest.bit_length() / 8)):
-        tree = called_with([number // _BASE**place % _BASE for number in numbers])
-        digits.append([_digits(leaf) for leaf in jax.tree.leaves(tree)])
-    leaves: list[Leaf] = []
-    problems: list[str] = []
-    with_paths = jax.tree.leaves_with_path(tree)
-    for (path, like), lack, *parts in zip(with_paths, lacks, *digits, strict=True):
-        name = jax.tree_util.keystr(path, simple=True, separator="/") or "the top"
-        positions = _positions(lack, parts, starts[-1])
-        if positions is not None:
-            leaves.append(Leaf(name, like, positions))
-        elif is_inexact(like):
-            problems.append(f"{name}: has other values than those that were given")
-        else:
-            dtype = as_numpy(like).dtype
-            problems.append(
-                f"{name}: {dtype} is not floating-point; return trained parameters only"
-            )
+    for i in range(places):
+        digits, _ = called_with(lambda numbers, i=i: numbers // _BASE**i % _BASE)
+        for leaf, (_, digit) in enumerate(digits):
+            found = bytes_of[leaf]
+            if found is None or digit is None or (i == 0 and _differ(seen[leaf][1], digit)):
+                bytes_of[leaf] = None
+            else:
+                found[..., i] = digit
+    positions = [_positions(found, starts[-1]) for found in bytes_of]
+    leaves = [Leaf(kind, p) for (kind, _), p in zip(seen, positions, strict=True) if p is not None]
+    problems = [
+        f"{kind.name}: has other values than those that were given"
+        if kind.dtype.kind in "fcV"
+        else f"{kind.name}: {kind.dtype} is not floating-point; return trained parameters only"
+        for (kind, _), found in zip(seen, positions, strict=True)
+        if found is None
+    ]
     refuse(
         f"{called} must only rename, transpose, reshape, split or join arrays",
         problems or _not_once(leaves, names, starts, optional),
     )
-    return leaves, tree
+    return leaves, structure
 
 
 def _call(function: Callable[[Any], Any], called: str, tree: Any) -> Any:
@@ -108,40 +119,68 @@ def _call(function: Callable[[Any], Any], called: str, tree: Any) -> Any:
         raise
 
 
-def _digits(leaf: Any) -> np.ndarray | None:
-    """Returns the digits in a leaf, or None if something in it is not a digit."""
-    if not is_inexact(leaf):
-        return None
-    found = reals(as_numpy(leaf))
+def _parts(size: int) -> Iterator[slice]:
+    """Yields slices that together are all elements of an array."""
+    for start in range(0, size, _PART):
+        yield slice(start, min(start + _PART, size))
+
+
+def _filled(like: np.ndarray, start: int, digit: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Returns an array like this one with a digit of the numbers of its elements."""
+    numbers = np.empty(real_size(like), like.real.dtype)
+    for part in _parts(numbers.size):
+        numbers[part] = digit(start + 1 + np.arange(part.start, part.stop))
+    return numbers.view(like.dtype).reshape(like.shape)
+
+
+def _read(path: jax.tree_util.KeyPath, leaf: Any) -> tuple[Kind, np.ndarray | None]:
+    """Returns the kind of a leaf and its digits, or None if something in it is not a digit."""
+    name = jax.tree_util.keystr(path, simple=True, separator="/") or "the top"
+    array = as_numpy(leaf)
+    if array.dtype.kind not in "fc":
+        return Kind(name, array.shape, array.dtype, None), None
+    dtype = array.dtype if hasattr(leaf, "detach") else dtype_of(leaf)
+    found = reals(array)
     with np.errstate(invalid="ignore"):
-        digits = np.asarray(found).astype(np.uint8)
-    return digits if np.array_equal(digits, found) else None
+        digits = found.astype(np.uint8)
+    known = np.array_equal(digits, found)
+    return Kind(name, array.shape, dtype, chosen_sharding(leaf)), digits if known else None
 
 
-def _positions(
-    lack: np.ndarray | None, digits: list[np.ndarray | None], count: int
-) -> np.ndarray | None:
+def _differ(lack: np.ndarray | None, digits: np.ndarray) -> bool:
+    return lack is None or not np.array_equal(lack, _BASE - 1 - digits)
+
+
+def _positions(found: np.ndarray | None, count: int) -> np.ndarray | None:
     """Returns where the elements of a leaf come from, or None if they are not those given."""
-    known = [digit for digit in digits if digit is not None]
-    if lack is None or len(known) < len(digits) or not np.all(lack == _BASE - 1 - known[0]):
+    if found is None:
         return None
-    places = [digit * np.int64(_BASE**i) for i, digit in enumerate(known)]
-    positions = np.asarray(sum(places) - 1)
-    return positions if np.all((positions >= 0) & (positions < count)) else None
+    positions = found.view(f"<u{found.shape[-1]}")[..., 0]
+    positions -= 1  # makes the largest integer of 0
+    return positions if not positions.size or positions.max() < count else None
 
 
 def _not_once(leaves, names, starts, optional) -> list[str]:
-    problems = []
     used = np.zeros(starts[-1], bool)
-    last = np.zeros(starts[-1], np.int64)
     for leaf in leaves:
-        here = np.arange(leaf.positions.size).reshape(leaf.positions.shape)
-        last[leaf.positions] = here
-        if used[leaf.positions].any() or not np.all(last[leaf.positions] == here):
-            problems.append(f"{leaf.name}: has elements that are used more than once")
-        used[leaf.positions] = True
+        positions = leaf.positions.reshape(-1)
+        for part in _parts(positions.size):
+            used[positions[part]] = True
+    repeated = sum(leaf.positions.size for leaf in leaves) > np.count_nonzero(used)
+    problems = _repeated(leaves, used.size) if repeated else []
     for name, start, end in zip(names, starts, starts[1:], strict=False):
-        unused = np.sum(~used[start:end])
+        unused = end - start - np.count_nonzero(used[start:end])
         if unused and name not in optional:
             problems.append(f"{name}: {unused} of {end - start} elements are left out")
+    return problems
+
+
+def _repeated(leaves: list[Leaf], size: int) -> list[str]:
+    problems = []
+    used = np.zeros(size, bool)
+    for leaf in leaves:
+        once = np.unique(leaf.positions)
+        if once.size < leaf.positions.size or used[once].any():
+            problems.append(f"{leaf.kind.name}: has elements that are used more than once")
+        used[once] = True
     return problems

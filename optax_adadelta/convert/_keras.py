@@ -93,7 +93,7 @@ def from_keras(
     else:
         pairs, problems = _variables(source, parameters)
         refuse("The optimizer's state cannot be converted", problems)
-        arrays = {n: Averages(*map(as_numpy, pair)) for n, pair in pairs.items()}
+        arrays = {name: Averages(*pair) for name, pair in pairs.items()}
         count = updates_made(as_numpy(_iteration(source)), _batches_per_update(source))
     refuse("The optimizer's state cannot be converted", averages_problems(parameters, arrays))
     return state_of(Named(count, arrays), to_params)
@@ -146,7 +146,7 @@ def to_keras(
     refuse("The state does not fit the optimizer", problems)
     for name, pair in found.averages.items():
         for variable, average in zip(targets[name], pair, strict=True):
-            variable.assign(as_numpy(average))
+            variable.assign(np.array(as_numpy(average)))
     _iteration(optimizer).assign(found.count * _batches_per_update(optimizer))
 
 

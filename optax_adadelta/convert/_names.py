@@ -1,7 +1,10 @@
 """The names of the parameters, in the order of the optimizer."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+import numpy as np
 
 from optax_adadelta._storage import Averages
 from optax_adadelta.convert._problems import refuse
@@ -22,10 +25,14 @@ def groups_of(names: Any) -> list[dict[str, Any]]:
     items = list(names.items() if isinstance(names, Mapping) else names)
     several = bool(items) and all(map(_is_group, items))
     groups = [list(map(_pair, _items(group))) for group in (items if several else [items])]
-    known = [name for group in groups for name, _ in group]
-    twice = sorted({name for name in known if known.count(name) > 1})
-    refuse("Each name must be there once", [f"{name}: is there more than once" for name in twice])
+    check_unique(name for group in groups for name, _ in group)
     return [dict(group) for group in groups]
+
+
+def check_unique(names: Iterable[str]) -> None:
+    """Raises an error that lists the names that are there more than once, if there are any."""
+    twice = sorted(name for name, times in Counter(names).items() if times > 1)
+    refuse("Each name must be there once", [f"{name}: is there more than once" for name in twice])
 
 
 def shape_problems(
@@ -42,19 +49,23 @@ def shape_problems(
 def averages_problems(parameters: Mapping[str, Any], averages: Mapping[str, Averages]) -> list[str]:
     """Returns a line for each parameter whose shape is not that of its two averages."""
     return shape_problems(
-        parameters, {name: pair.e_g.shape for name, pair in averages.items()}, "its averages"
+        parameters, {name: _shape(pair.e_g) for name, pair in averages.items()}, "its averages"
     ) + [
-        f"{name}: E[g^2] has shape {e_g.shape}, E[dx^2] {e_x.shape}"
+        f"{name}: E[g^2] has shape {_shape(e_g)}, E[dx^2] {_shape(e_x)}"
         for name, (e_g, e_x) in averages.items()
-        if e_g.shape != e_x.shape
+        if _shape(e_g) != _shape(e_x)
     ]
 
 
 def difference(found: Iterable[str], expected: Iterable[str], whose: str) -> list[str]:
     """Returns a line for each name that is missing or too many."""
-    found, expected = list(found), list(expected)
-    missing = [f"{name}: missing in {whose}" for name in expected if name not in set(found)]
-    return missing + [f"{name}: only in {whose}" for name in found if name not in set(expected)]
+    found, expected = dict.fromkeys(found), dict.fromkeys(expected)  # sets with an order
+    missing = [f"{name}: missing in {whose}" for name in expected if name not in found]
+    return missing + [f"{name}: only in {whose}" for name in found if name not in expected]
+
+
+def _shape(array: Any) -> tuple[int, ...]:
+    return tuple(np.shape(array))
 
 
 def _is_group(item: Any) -> bool:

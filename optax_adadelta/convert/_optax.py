@@ -8,11 +8,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_adadelta._averages import averages
+from optax_adadelta._averages import read_averages
 from optax_adadelta._state import AdadeltaState, find_state
 from optax_adadelta._validation import dtype_of_averages
+from optax_adadelta.convert._matching import name_of, places_in, shown
 from optax_adadelta.convert._names import difference
+from optax_adadelta.convert._owned import owned, owned_at
 from optax_adadelta.convert._problems import place, refuse
+from optax_adadelta.convert._storage_bits import without_wrappers
 
 
 def from_optax(state: Any, *, count: jax.typing.ArrayLike | None = None) -> AdadeltaState:
@@ -25,8 +28,8 @@ def from_optax(state: Any, *, count: jax.typing.ArrayLike | None = None) -> Adad
         has not counted them: it counts only for a schedule or for injected hyperparameters.
 
     Returns:
-      An :class:`.AdadeltaState` in full precision. If the optimizer is more than :func:`.adadelta`,
-      put it into the state of that optimizer:
+      An :class:`.AdadeltaState` in full precision, of copies. If the optimizer is more than
+      :func:`.adadelta`, put it into the state of that optimizer:
       ``carry_over(from_optax(state), optimizer.init(params))``.
 
     Raises:
@@ -61,10 +64,10 @@ def from_optax(state: Any, *, count: jax.typing.ArrayLike | None = None) -> Adad
                 f"The averages at {place(path)} are complex. Optax"
                 " averages g^2, not |g|^2, so they cannot be converted. Start with a new state."
             )
-        return jnp.asarray(average, dtype_of_averages(path, average))
+        return owned(jnp.asarray(average, dtype_of_averages(path, average)))
 
     e_g, e_x = (jax.tree.map_with_path(converted, tree) for tree in (found.e_g, found.e_x))
-    return AdadeltaState(jnp.asarray(count, jnp.int32), e_g, e_x)
+    return AdadeltaState(owned(jnp.asarray(count, jnp.int32)), e_g, e_x)
 
 
 def to_optax(state: Any, new_state: Any) -> Any:
@@ -78,7 +81,8 @@ def to_optax(state: Any, new_state: Any) -> Any:
 
     Returns:
       ``new_state`` with the averages, cast to the dtypes that they have there: those of the
-      parameters. All its fields called ``count`` get the number of updates made so far.
+      parameters. All its fields called ``count`` get the number of updates made so far. All arrays
+      are copies.
 
     Raises:
       ValueError: the parameters or their shapes do not match, which the error lists; or one of the
@@ -94,27 +98,28 @@ def to_optax(state: Any, new_state: Any) -> Any:
       >>> new_state = to_optax(state, optimizer.init(params))
       >>> updates, new_state = optimizer.update(params, new_state, params)
     """
-    count, target, found = find_state(state).count, _only(new_state), averages(state)
-    given, expected = _by_path(found.e_g), _by_path(target.e_g)
-    problems = difference(given, expected, "state")
+    old, target = without_wrappers(find_state(state)), _only(new_state)
+    found = read_averages(old)
+    e_g, e_x, expected = (places_in(t).trained for t in (found.e_g, found.e_x, target.e_g))
+    problems = difference(map(shown, e_g), map(shown, expected), "state")
     problems += [
-        f"{path}: has shape {given[path].shape} in state, {like.shape} in new_state"
-        for path, like in expected.items()
-        if path in given and given[path].shape != like.shape
+        f"{shown(name)}: has shape {e_g[name].shape} in state, {like.shape} in new_state"
+        for name, like in expected.items()
+        if name in e_g and e_g[name].shape != like.shape
     ]
     refuse("The averages do not fit", problems)
-    structure = jax.tree.structure(target.e_g)
 
-    def cast(tree, like):
-        leaves = zip(jax.tree.leaves(tree), jax.tree.leaves(like), strict=True)
-        return structure.unflatten([leaf.astype(other.dtype) for leaf, other in leaves])
+    def filled(by_name, like):
+        return jax.tree.map_with_path(
+            lambda path, leaf: owned_at(by_name[name_of(path)].astype(leaf.dtype), leaf), like
+        )
 
-    filled = target._replace(e_g=cast(found.e_g, target.e_g), e_x=cast(found.e_x, target.e_x))
+    written = target._replace(e_g=filled(e_g, target.e_g), e_x=filled(e_x, target.e_x))
 
     def replaced(path, part):
         if _is_optax_state(part):
-            return filled
-        return count.astype(part.dtype) if _is_count(path, part) else part
+            return written
+        return owned_at(old.count.astype(part.dtype) if _is_count(path, part) else part, part)
 
     return jax.tree.map_with_path(replaced, new_state, is_leaf=_is_optax_state)
 
@@ -122,19 +127,22 @@ def to_optax(state: Any, new_state: Any) -> Any:
 def _is_count(path: jax.tree_util.KeyPath, leaf: Any) -> bool:
     """Returns whether a leaf counts updates: a whole number in a field with this name."""
     return (
-        getattr(path[-1] if path else None, "name", None) == "count"
+        _field(path) == "count"
         and not _is_optax_state(leaf)
         and jnp.ndim(leaf) == 0
         and jnp.issubdtype(leaf.dtype, jnp.integer)
     )
 
 
+def _field(path: jax.tree_util.KeyPath) -> str | None:
+    fields = [getattr(key, "name", None) for key in path]
+    if fields[-1:] == ["value"]:  # of the variable of Flax NNX that wraps the field
+        fields.pop()
+    return fields[-1] if fields else None
+
+
 def _with_paths(state: Any) -> list[tuple[jax.tree_util.KeyPath, Any]]:
     return jax.tree.leaves_with_path(state, is_leaf=_is_optax_state)
-
-
-def _by_path(tree: Any) -> dict[str, Any]:
-    return {place(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
 def _is_optax_state(part: Any) -> bool:

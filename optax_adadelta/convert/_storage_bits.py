@@ -7,13 +7,24 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from optax_adadelta._averages import map_averages
+from optax_adadelta._averages import map_averages, units_of
+from optax_adadelta._dtypes import whole_count
+from optax_adadelta._equation import Epsilons
 from optax_adadelta._hyperparameters import at_step, check_limits, number_or_schedule
 from optax_adadelta._sharding import scalar_sharding
-from optax_adadelta._state import AdadeltaState, is_adadelta_state
-from optax_adadelta._storage import Averages, Storage, checked_state_bits, storage_with, unit_of
+from optax_adadelta._state import AdadeltaState, is_adadelta_state, none_found
+from optax_adadelta._storage import (
+    Averages,
+    Storage,
+    checked_state_bits,
+    storage_with,
+    storages_of,
+    unit_of,
+)
+from optax_adadelta.convert._owned import chosen_sharding, in_device_memory, owned, owned_at
 
 
 def with_state_bits(
@@ -39,7 +50,7 @@ def with_state_bits(
 
     Returns:
       The same state, with the averages of each :class:`.AdadeltaState` stored as
-      ``adadelta(state_bits=state_bits)`` stores them.
+      ``adadelta(state_bits=state_bits)`` stores them. All arrays are copies.
 
     Raises:
       TypeError: the arrays of ``state`` have dtypes that no storage has, or ``dtype`` is neither
@@ -59,47 +70,108 @@ def with_state_bits(
       2 uint8
     """
     eps = None if eps is None else number_or_schedule("eps", eps)
-    check_limits(
-        {"rho": 1.0, "eps": 1.0 if eps is None else eps},
-        storage_with(checked_state_bits(state_bits)),
-    )
+    state_bits = checked_state_bits(state_bits)
+    check_limits({"rho": 1.0, "eps": 1.0 if eps is None else eps}, storage_with(state_bits))
     if jnp.dtype(dtype) not in storage_with(None).dtypes:
         raise TypeError(
             f"dtype must be float32 or float64; got {jnp.dtype(dtype)}. In full precision, averages"
             " have no other dtype, whatever the dtype of the parameters."
         )
-    storage = storage_with(state_bits)
     parts, structure = jax.tree.flatten(state, is_leaf=is_adadelta_state)
     if not any(map(is_adadelta_state, parts)):
-        raise ValueError(
-            f"There is no AdadeltaState in {structure}. Pass the state of an optimizer that"
-            " contains adadelta or scale_by_adadelta."
-        )
-    converted = [_converted(p, storage, eps, dtype) if is_adadelta_state(p) else p for p in parts]
+        raise none_found(state)
+    converted = [
+        _converted(part, state_bits, eps, jnp.dtype(dtype))
+        if is_adadelta_state(part)
+        else owned(part)
+        for part in parts
+    ]
     return jax.tree.unflatten(structure, converted)
 
 
-def _converted(state: AdadeltaState, storage: Storage, eps, dtype) -> AdadeltaState:
+def _converted(state: AdadeltaState, state_bits: int | None, eps, dtype) -> AdadeltaState:
+    bare = without_wrappers(state)
+    storage = storage_with(state_bits, relative=bare.scale is not None)
     unit = None
     if storage.quantized:
-        stored = state.unit if eps is None else at_step("eps", eps, state.count)
+        stored = bare.unit if eps is None else at_step("eps", eps, in_device_memory(bare.count))
         if stored is None:
             raise ValueError(
                 "eps is None, but quantized averages are relative to it: call with_state_bits("
                 "state, state_bits, eps=...) with the eps of the optimizer."
             )
-        unit = jax.device_put(unit_of(stored), scalar_sharding(state))
+        place = chosen_sharding(bare.count) or scalar_sharding(state)
+        unit = jax.device_put(unit_of(in_device_memory(stored)), place)
+    on_device = bare._replace(scale=in_device_memory(bare.scale), unit=in_device_memory(bare.unit))
+    before = units_of(on_device)
+    after = units_of(on_device._replace(unit=None if unit is None else in_device_memory(unit)))
+    new_units = iter(after)
 
-    def convert(old: Storage, stored: Averages) -> Averages:
-        return _converted_leaf(old, storage, jnp.dtype(dtype), stored, state.unit, unit)
+    def convert(old: Storage, stored: Averages, units: Epsilons | None) -> Averages:
+        return converted_leaf(old, storage, dtype, stored, units, next(new_units))
 
-    e_g, e_x = map_averages(convert, state)
-    return AdadeltaState(state.count, e_g, e_x, unit)
+    e_g, e_x = map_averages(convert, on_device)
+    traces, structure = jax.tree.flatten(bare.trace)
+    leaves = zip(storages_of(bare), traces, before, after, strict=True) if traces else ()
+    traces = [converted_trace(old, storage, dtype, trace, *units) for old, trace, *units in leaves]
+
+    def wrapped(scalar):
+        return None if scalar is None else jax.tree.structure(state.count).unflatten([scalar])
+
+    return AdadeltaState(
+        count=wrapped(owned(whole_count(bare.count))),
+        e_g=e_g,
+        e_x=e_x,
+        unit=wrapped(unit),
+        trace=structure.unflatten(traces),
+        scale=owned(state.scale),
+    )
+
+
+def without_wrappers(state: AdadeltaState) -> AdadeltaState:
+    """Returns a state whose scalars are arrays and not variables, which Flax NNX makes of them."""
+    (count,) = jax.tree.leaves(state.count)
+    unit, scale = (next(iter(jax.tree.leaves(x)), None) for x in (state.unit, state.scale))
+    return state._replace(count=count, unit=unit, scale=scale)
+
+
+def converted_leaf(
+    old: Storage,
+    new: Storage,
+    dtype: np.dtype,
+    stored: Averages,
+    before: Epsilons | None,
+    after: Epsilons | None,
+) -> Averages:
+    """Returns the stored averages of a leaf as another storage has them, or in other units."""
+    operands = jax.tree.map(in_device_memory, (stored, before, after))
+    return Averages(*map(owned_at, _converted_leaf(old, new, dtype, *operands), stored))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _converted_leaf(old: Storage, new: Storage, dtype, stored: Averages, old_unit, unit):
-    averages = old.read(stored, old_unit)
+def _converted_leaf(old: Storage, new: Storage, dtype: np.dtype, stored, before, after):
+    averages = old.read(stored, before)
     if old.quantized:
         averages = Averages(*(average.astype(dtype) for average in averages))
-    return new.write(averages, unit)
+    return new.write(averages, after)
+
+
+def converted_trace(
+    old: Storage,
+    new: Storage,
+    dtype: np.dtype,
+    trace: Any,
+    before: Epsilons | None,
+    after: Epsilons | None,
+) -> Any:
+    """Returns the stored trace of a leaf likewise."""
+    operands = jax.tree.map(in_device_memory, (trace, before, after))
+    return owned_at(_converted_trace(old, new, dtype, *operands), trace)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _converted_trace(old: Storage, new: Storage, dtype: np.dtype, trace, before, after):
+    numbers = old.read_trace(trace, before)
+    if old.quantized and not jnp.iscomplexobj(trace):
+        numbers = numbers.astype(dtype)
+    return new.write_trace(numbers, after)

@@ -12,8 +12,14 @@ import optax
 from optax_adadelta._hyperparameters import at_step, number_or_schedule
 from optax_adadelta._state import AdadeltaState
 from optax_adadelta._storage import Averages
-from optax_adadelta.convert._arrays import as_numpy
-from optax_adadelta.convert._names import averages_problems, difference, groups_of, named
+from optax_adadelta.convert._arrays import as_numpy, as_tensor, empty_like
+from optax_adadelta.convert._names import (
+    averages_problems,
+    check_unique,
+    difference,
+    groups_of,
+    named,
+)
 from optax_adadelta.convert._problems import refuse
 from optax_adadelta.convert._trees import Named, averages_of, state_of
 
@@ -88,30 +94,23 @@ def from_torch(
     groups = _groups(optimizer_state_dict)
     keys = [key for group in groups for key in group["params"]]
     parameters = _parameters(groups, keys, names)
-    states = {
-        name: optimizer_state_dict["state"].get(key)
-        for key, name in zip(keys, parameters, strict=True)
-    }
-    problems = [
-        f"state {key}: belongs to no parameter"
-        for key in optimizer_state_dict["state"]
-        if key not in keys
-    ]
+    states, known = optimizer_state_dict["state"], set(keys)
+    problems = [f"state {key}: belongs to no parameter" for key in states if key not in known]
     steps = [0]
     averages: dict[str, Averages] = {}
     fresh: set[str] = set()
-    for name, like in parameters.items():
-        state = states[name]
+    for key, (name, like) in zip(keys, parameters.items(), strict=True):
+        state = states.get(key)
         if not state:
             fresh.add(name)
             if like is not None:
-                zeros = np.zeros(tuple(like.shape), as_numpy(like).dtype)
+                zeros = empty_like(like)
                 averages[name] = Averages(zeros, zeros)
         elif {"step", *_AVERAGES} != set(state):
             problems.append(f"{name}: its state has {sorted(state)}, not step and {_AVERAGES}")
         else:
             steps.append(int(as_numpy(state["step"])))
-            averages[name] = Averages(*(as_numpy(state[field]) for field in _AVERAGES))
+            averages[name] = Averages(*(state[field] for field in _AVERAGES))
     problems += averages_problems(parameters, averages)
     refuse("The state cannot be converted", problems)
     # torch skips parameters without a gradient, so the largest count is that of the run.
@@ -138,7 +137,7 @@ def to_torch(
         storage. It may contain several if each is for other parameters, as with
         :func:`optax.multi_transform`.
       to_tensors: takes the tree of parameters, with NumPy arrays in it, and returns a mapping from
-        parameter name to torch tensor. None in place of a tensor means that the parameter has no
+        parameter name to tensor or array. None in place of one means that the parameter has no
         state.
       names: the parameters with their names, in the order in which the optimizer got them:
         ``model.named_parameters()``, or a mapping. For several groups, a list with such for each.
@@ -150,8 +149,8 @@ def to_torch(
       weight_decay: as for :func:`.adadelta`.
 
     Returns:
-      A dict for ``optimizer.load_state_dict``. It holds copies. torch casts the averages to the
-      dtypes of its parameters.
+      A dict for ``optimizer.load_state_dict``. It has copies, which are tensors if torch is
+      imported. torch casts the averages to the dtypes of its parameters.
 
     Raises:
       TypeError: ``to_tensors`` does not return a mapping, or a hyperparameter is not a number.
@@ -183,8 +182,8 @@ def to_torch(
         "state": {
             indices[name]: {
                 "step": float(found.count),
-                "square_avg": pair.e_g,
-                "acc_delta": pair.e_x,
+                "square_avg": as_tensor(pair.e_g),
+                "acc_delta": as_tensor(pair.e_x),
             }
             for name, pair in found.averages.items()
         },
@@ -278,6 +277,11 @@ def _parameters(groups, keys: list[Any], names: Any) -> dict[str, Any]:
             " parameters that the optimizer got, in the same order."
         )
     if own is not None:
+        check_unique(own)
+        if len(own) != len(keys):
+            raise ValueError(
+                f"The optimizer has {len(keys)} parameters, but its state has {len(own)} names."
+            )
         refuse("The names do not match", difference(given, own, "names") if given else [])
         return {name: given.get(name) for name in own}
     if len(given) != len(keys):

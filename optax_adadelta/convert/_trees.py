@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_adadelta._averages import averages
+from optax_adadelta._averages import read_averages
 from optax_adadelta._state import (
     AdadeltaState,
     adadelta_states,
@@ -17,10 +17,19 @@ from optax_adadelta._state import (
     initial_state,
 )
 from optax_adadelta._storage import Averages, storage_with
-from optax_adadelta.convert._arrays import from_reals, is_complex, reals
-from optax_adadelta.convert._elements import moved
+from optax_adadelta.convert._arrays import (
+    as_numpy,
+    empty_like,
+    from_reals,
+    is_complex,
+    real_size,
+    reals,
+)
+from optax_adadelta.convert._elements import Leaf, moved
 from optax_adadelta.convert._names import difference, shape_problems
+from optax_adadelta.convert._owned import chosen_sharding, owned_at
 from optax_adadelta.convert._problems import refuse
+from optax_adadelta.convert._storage_bits import without_wrappers
 
 _LARGEST_COUNT = np.iinfo(np.int32).max
 
@@ -37,28 +46,69 @@ def state_of(saved: Named, to_params: Callable[[dict[str, np.ndarray]], Any]) ->
     """Returns the state with these averages, for the tree that `to_params` makes of them."""
     names = list(saved.averages)
     pairs = list(saved.averages.values())
-    e_gs = [pair.e_g for pair in pairs]
+    inputs = [empty_like(pair.e_g) for pair in pairs]
 
     def by_name(arrays):
         return dict(zip(names, arrays, strict=True))
 
     try:
-        leaves, tree = moved(to_params, "to_params", e_gs, names, by_name, optional=saved.fresh)
+        leaves, structure = moved(
+            to_params, "to_params", inputs, names, by_name, optional=saved.fresh
+        )
     except KeyError as error:
         raise ValueError(
             f"to_params asks for {error}, but the parameters with averages are {names}. If it has"
             " not been trained yet, give its shape: pass the parameters with their names, not the"
             " names alone. If the optimizer does not train it, leave it out of the tree."
         ) from error
-    structure = jax.tree.structure(tree)
-    fresh = initial_state(storage_with(None), _split(tree))
-    filled = []
-    for field, arrays in zip((fresh.e_g, fresh.e_x), zip(*pairs, strict=True), strict=True):
-        numbers = np.concatenate([np.zeros(0, np.float32), *(reals(a).ravel() for a in arrays)])
-        values = _split(structure.unflatten([leaf.of(numbers) for leaf in leaves]))
-        filled.append(jax.tree.map(_placed, values, field))
-    count = _placed(np.array(min(saved.count, _LARGEST_COUNT)), fresh.count)
-    return AdadeltaState(count, *filled)
+    params = structure.unflatten(map(_parameter, leaves))
+    fresh = initial_state(storage_with(None), params)
+    count = np.array(min(saved.count, _LARGEST_COUNT), np.int32)
+    filled = (
+        _filled(field, _numbers(inputs, [pair[i] for pair in pairs]), leaves)
+        for i, field in enumerate((fresh.e_g, fresh.e_x))
+    )
+    return AdadeltaState(owned_at(count, fresh.count), *filled)
+
+
+def _parameter(leaf: Leaf) -> Any:
+    """Returns what stands for a parameter in init: with no elements, so that it takes no memory."""
+    kind, dtype = leaf.kind, leaf.kind.dtype
+    shape = (0,) * len(kind.shape)
+    if not is_complex(kind):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=kind.sharding)
+    real = jax.ShapeDtypeStruct(shape, jnp.finfo(dtype).dtype, sharding=kind.sharding)
+    return _pair()(real, real)
+
+
+def _numbers(likes: list[np.ndarray], arrays: list[Any]) -> np.ndarray:
+    """Returns all real numbers in some arrays, one after another."""
+    if len(arrays) == 1:
+        return reals(as_numpy(arrays[0])).ravel()
+    dtype = np.result_type(np.float32, *(like.real.dtype for like in likes))
+    numbers = np.empty(sum(map(real_size, likes)), dtype)
+    start = 0
+    for array in arrays:
+        values = reals(as_numpy(array)).ravel()
+        numbers[start : start + values.size] = values
+        start += values.size
+    return numbers
+
+
+def _filled(field: Any, numbers: np.ndarray, leaves: list[Leaf]) -> Any:
+    """Returns a tree of averages with these numbers, like those in `field`."""
+    likes, structure = jax.tree.flatten(field)
+    values = (part for leaf in leaves for part in _real_parts(leaf.of(numbers)))
+    return structure.unflatten(
+        [
+            jax.device_put(np.asarray(value, like.dtype), chosen_sharding(like))
+            for value, like in zip(values, likes, strict=True)
+        ]
+    )
+
+
+def _real_parts(array: np.ndarray) -> tuple[np.ndarray, ...]:
+    return (array.real, array.imag) if is_complex(array) else (array,)
 
 
 def averages_of(
@@ -85,9 +135,9 @@ def averages_of(
         return dict(made)
 
     leaves, made = moved(mapping, called, given, paths, structure.unflatten)
-    kinds = {leaf.name: leaf.like for leaf in leaves}
-    shapes = {leaf.name: leaf.shape for leaf in leaves}
-    problems = difference(made, parameters, f"what {called} returns")
+    kinds = {leaf.kind.name: leaf.kind for leaf in leaves}
+    shapes = {name: kind.shape for name, kind in kinds.items()}
+    problems = difference(made.unflatten(kinds), parameters, f"what {called} returns")
     problems += shape_problems(parameters, shapes, f"what {called} returns")
     problems += [
         f"{name}: the parameter is complex, and its averages here are real. Only with"
@@ -109,7 +159,8 @@ def _whole(state: Any) -> AdadeltaState:
     parts = list(adadelta_states(state).values())
     if len(parts) < 2:
         parts = [find_state(state)]
-    read = [averages(part) for part in parts]
+    parts = [without_wrappers(part) for part in parts]
+    read = [read_averages(part) for part in parts]
     if len(parts) == 1:
         return AdadeltaState(parts[0].count, *read[0])
     try:
@@ -143,11 +194,6 @@ def _pair() -> Any:
     return type(state.inner_state)
 
 
-def _split(tree: Any) -> Any:
-    """Returns a tree with the two parts of each complex array, as Optax has them."""
-    return jax.tree.map(lambda a: _pair()(a.real, a.imag) if is_complex(a) else a, tree)
-
-
 def _joined(tree: Any) -> Any:
     """Returns a tree of NumPy arrays in which such parts are complex again."""
 
@@ -158,9 +204,3 @@ def _joined(tree: Any) -> Any:
         return from_reals(parts, np.result_type(parts, np.complex64))
 
     return jax.tree.map(join, tree, is_leaf=lambda leaf: isinstance(leaf, _pair()))
-
-
-def _placed(values: np.ndarray, like: jax.Array) -> jax.Array:
-    """Returns the values with the dtype, and where it was chosen the sharding, of `like`."""
-    array = jnp.asarray(values, like.dtype)
-    return jax.device_put(array, like.sharding) if like.committed else array

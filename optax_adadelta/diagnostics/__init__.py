@@ -10,8 +10,8 @@ Public names:
   Averages, Sample: the named tuples that ``averages`` and ``sample`` return.
 """
 
-from optax_adadelta._averages import Averages, averages
 from optax_adadelta._state import find_state
+from optax_adadelta.diagnostics._averages import Averages, averages
 from optax_adadelta.diagnostics._plots import plot_curves, plot_samples
 from optax_adadelta.diagnostics._rates import effective_learning_rate
 from optax_adadelta.diagnostics._samples import Sample, choose_coordinates, sample

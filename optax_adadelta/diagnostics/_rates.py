@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_adadelta._averages import averages
+from optax_adadelta._averages import read_averages
 from optax_adadelta._equation import Epsilons, rms_ratio
 from optax_adadelta._hyperparameters import Value, at_step, number_or_schedule
 from optax_adadelta._scale import epsilons
@@ -23,8 +23,8 @@ def effective_learning_rate(
         \alpha \frac{\sqrt{E[\Delta x^2]_t + \epsilon}}{\sqrt{E[g^2]_t + \epsilon}}
 
     It starts at :math:`\alpha` and returns there when the gradients die away, because
-    :math:`\epsilon` then dominates both roots. Schedules have their values of the step that made the
-    state; before the first step, those of the first.
+    :math:`\epsilon` then dominates both roots. Schedules have their values of the step that made
+    the state; before the first step, those of the first.
 
     Args:
       state: an :class:`.AdadeltaState`, or the state of any optimizer that contains exactly one,
@@ -60,7 +60,7 @@ def effective_learning_rate(
     """
     found = find_state(state)
     eps, rate = settings_at(last_step(found), eps, learning_rate)
-    e_g, e_x = averages(found)
+    e_g, e_x = read_averages(found)
     structure = jax.tree.structure(e_g)
     leaves = zip(jax.tree.leaves(e_g), jax.tree.leaves(e_x), strict=True)
     return structure.unflatten(

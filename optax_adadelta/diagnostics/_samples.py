@@ -139,7 +139,8 @@ def sample(
         read = storage.read(stored, units)
         seen[name] = effective_rates(*read, epsilons_at(i, eps, found.scale, read.e_g.dtype), rate)
         steps[name] = gathered(update, tuple(indices))
-    return Sample(jnp.asarray(found.count), seen, steps)
+    # A copy, because the next step may donate the state.
+    return Sample(jnp.array(found.count), seen, steps)
 
 
 def _check(

@@ -1,4 +1,4 @@
-"""The data of the experiments, downloaded once into a cache folder, with verified checksums."""
+"""The data of the studies, downloaded once into a cache folder, with verified checksums."""
 
 import argparse
 import gzip

@@ -1,18 +1,20 @@
-"""The programs for an H100 and a TPU v5e: how they are read, their bounds, what was found."""
+"""Programs for GPUs and TPUs: how they are read, their bounds, what was found."""
 
 import functools
-import json
 import sys
 
 import pytest
-import scripts
+from scripts import module
 
-MODULE = scripts.module("studies.accelerators")
-READER = scripts.module("studies._lib.programs")
+pytestmark = pytest.mark.scripts
+
+READER, WORKERS = module("studies._lib.programs"), module("studies._lib.workers")
+ACCELERATORS, MANY = module("studies.accelerators"), module("studies.many_devices")
+RESULTS, PROBLEM = module("studies._lib.results"), module("studies._lib.cards").problem
 CARDS = ("H100", "TPU v5e")
-BEGIN, END = f"<!-- {MODULE.PART} -->", f"<!-- /{MODULE.PART} -->"
 # Bytes per float32 parameter: gradient, parameter and state are read, the last two are written.
 FLOORS = {"float32": 28, "16 bits": 20, "8 bits": 16}
+STATE = {"float32": 8, "16 bits": 4, "8 bits": 2}
 ON_H100 = {"float32": 28.1, "16 bits": 20.1, "8 bits": 16.5}
 
 GPU = """HloModule jit_step, is_scheduled=true
@@ -142,74 +144,57 @@ for number, what in enumerate(json.load(sys.stdin)):
 """
 
 
-@pytest.mark.scripts
 @pytest.mark.parametrize("together", [False, True])
-def test_a_case_that_ends_its_process_is_a_failure_and_the_rest_goes_on(
-    together, tmp_path, monkeypatch
-):
+def test_a_case_that_ends_its_process_is_a_failure_and_the_rest_goes_on(together, tmp_path):
     worker = tmp_path / "worker.py"
     worker.write_text(WORKER, encoding="utf-8")
-    monkeypatch.setattr(MODULE, "WORKER", [sys.executable, str(worker)])
     cases = ["good", "good", "abort", "stall", "exit", "good"]
-    first, second, aborted, stalled, ended, last = MODULE.compiled(cases, together)
+    command = [sys.executable, str(worker)]
+    first, second, aborted, stalled, ended, last = WORKERS.compiled(command, cases, together)
     assert first == last == {"first in its process": True}
     assert second == {"first in its process": not together}
     assert aborted == {"failed": "SIGABRT: Check failed: a == b"}
-    assert stalled == {"failed": f"no program after {MODULE.LIMIT} s"}
+    assert stalled == {"failed": f"no program after {WORKERS.LIMIT} s"}
     assert ended == {"failed": "exit 1: no such thing"}
 
 
-def test_a_compiler_of_another_version_is_refused(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["accelerators.py"])
+def test_a_compiler_of_another_version_is_refused(monkeypatch):
     versions = {"libtpu": "1", "nvidia-cuda-nvcc-cu12": "2", "jax-cuda12-pjrt": "0.0.1"}
     monkeypatch.setattr("importlib.metadata.version", versions.__getitem__)
-    with pytest.raises(SystemExit):
-        MODULE.main()
-    assert "jax-cuda12-pjrt 0.0.1 does not match jaxlib" in capsys.readouterr().err
-
-
-def made_up():
-    """A report of one small and one large leaf."""
-    facts = {"leaves": 1, "parameters on a device": 1, "kernels on leaves": 1, "bytes": 28}
-    facts |= {"scratch": 2, "copies": 0, "collectives": 0, "compile": 0.25}
-    many = facts | {"parameters on a device": 8192, "bytes": 28 * 8192, "scratch": 4096}
-    cases = {"()": dict.fromkeys(MODULE.RULES, facts)}
-    cases["(8192,)"] = dict.fromkeys(MODULE.RULES, many) | {"8 bits": {"failed": "SIGABRT"}}
-    odd = {"(7,)": dict.fromkeys(MODULE.STORAGES, facts)}
-    report = {"command": "made up", "machine": "none", "versions": {"jax": "0.0.1"}}
-    return report | {"cards": {"H100": {"cases": cases, "odd shapes": odd}}}
+    with pytest.raises(SystemExit, match=r"jax-cuda12-pjrt 0\.0\.1 does not match jaxlib"):
+        WORKERS.measure("accelerators", [], None, together=False)
 
 
 def test_a_table_shows_what_failed_and_no_bytes_of_few_parameters():
-    text = MODULE.tables(made_up())
+    facts = {"leaves": 1, "parameters on a device": 1, "kernels on leaves": 1, "bytes": 28}
+    facts |= {"scratch": 2, "copies": 0, "collectives": 0, "compile": 0.25}
+    many = facts | {"parameters on a device": 8192, "bytes": 28 * 8192, "scratch": 4096}
+    cases = {"()": dict.fromkeys(ACCELERATORS.RULES, facts)}
+    cases["(8192,)"] = dict.fromkeys(ACCELERATORS.RULES, many) | {"8 bits": {"failed": "SIGABRT"}}
+    odd = {"(7,)": dict.fromkeys(ACCELERATORS.STORAGES, facts)}
+    text = ACCELERATORS.table("H100", {"cases": cases, "odd shapes": odd})
     assert "| () | 1 / 1 / 1 / 1 | - / - / - / - |" in text
     assert "| (8192,) | 1 / 1 / fails / 1 | 28.0 / 28.0 / fails / 28.0 | 0.5 / 0.5 / f" in text
     assert "8 bits: (7,). Failed: (8192,) with 8 bits (SIGABRT)." in text
 
 
-def test_the_table_goes_into_the_page_and_nothing_else_changes(tmp_path, monkeypatch):
-    page, output = tmp_path / "performance.md", tmp_path / "accelerators.json"
-    page.write_text(f"a\n{BEGIN}\nold\n{END}\nb\n", encoding="utf-8")
-    output.write_text(json.dumps(made_up()), encoding="utf-8")
-    monkeypatch.setattr(MODULE, "PAGE", page)
-    monkeypatch.setattr(sys, "argv", ["accelerators.py", "--table", "--output", str(output)])
-    MODULE.main()
-    assert page.read_text("utf-8") == f"a\n{BEGIN}\n{MODULE.tables(made_up())}\n{END}\nb\n"
-
-
 @pytest.fixture(params=CARDS)
 def card(request):
     """The name of a card whose compiler is installed."""
-    if problem := MODULE.problem(request.param):
+    if problem := PROBLEM(request.param):
         pytest.skip(problem)
     return request.param
+
+
+def compiled(cases):
+    return WORKERS.compiled("accelerators", cases, together=True)
 
 
 @functools.cache
 def programs(card, setting):
     """What is compiled for a setting with each storage."""
-    cases = [MODULE.Case(card, rule, *MODULE.SETTINGS[setting]) for rule in MODULE.STORAGES]
-    return dict(zip(MODULE.STORAGES, MODULE.compiled(cases, together=True), strict=True))
+    setting = ACCELERATORS.SETTINGS[setting]
+    return dict(zip(FLOORS, compiled([(card, rule, *setting) for rule in FLOORS]), strict=True))
 
 
 def check_bounds(card, setting, rule, facts):
@@ -233,49 +218,33 @@ def test_a_step_is_one_kernel_per_leaf_and_moves_little_more_than_it_must(card, 
 
 @pytest.mark.accelerators
 def test_leaves_with_equally_many_columns_exchange_nothing(card):
-    cases = [MODULE.Case(card, rule, [(512,), (128, 512)], devices=4) for rule in MODULE.STORAGES]
-    assert [facts["collectives"] for facts in MODULE.compiled(cases, together=True)] == [0, 0, 0]
+    shapes = [(512,), (128, 512)]
+    cases = [(card, rule, shapes, "float32", "alone", 4) for rule in FLOORS]
+    assert [facts["collectives"] for facts in compiled(cases)] == [0, 0, 0]
 
 
 @pytest.mark.accelerators
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", FLOORS)
 def test_every_shape_compiles(card, rule):
-    cases = [MODULE.Case(card, rule, [shape]) for shape in MODULE.ODD]
-    found = zip(MODULE.ODD, MODULE.compiled(cases, together=True), strict=True)
+    cases = [(card, rule, [shape]) for shape in ACCELERATORS.ODD]
+    found = zip(ACCELERATORS.ODD, compiled(cases), strict=True)
     assert {shape: facts["failed"] for shape, facts in found if "failed" in facts} == {}
 
 
-@pytest.mark.accelerators
-@pytest.mark.scripts
-@pytest.mark.skipif(any(map(MODULE.problem, CARDS)), reason="a compiler is not installed")
-def test_at_smoke_size_every_card_and_rule_is_compiled(tmp_path):
-    printed, report = scripts.benchmark("accelerators", tmp_path / "accelerators.json")
-    assert {"jaxlib", "libtpu", "jax-cuda12-pjrt"} <= set(report["versions"])
-    assert list(report["cards"]) == list(CARDS)
-    for found in report["cards"].values():
-        assert list(found["cases"]) == list(MODULE.SMOKE)
-        assert all(list(case) == list(MODULE.RULES) for case in found["cases"].values())
-        assert all(facts["compile"] > 0 for facts in found["cases"]["(8192,)"].values())
-    assert printed.count("| (8192,) | 1 / 1 / 1 / ") == 2
-    assert printed.count("Failed: none.") == 2
+def committed(name):
+    return RESULTS.load_all(name)[name]["cards"]
 
 
-def committed():
-    return json.loads(MODULE.OUTPUT.read_text("utf-8"))
-
-
-def test_the_committed_results_are_of_every_case_and_none_failed():
-    report = committed()
-    assert "--smoke" not in report["command"]
-    assert list(report["cards"]) == list(CARDS)
-    for found in report["cards"].values():
-        assert list(found["cases"]) == list(MODULE.SETTINGS)
-        assert list(found["odd shapes"]) == list(map(str, MODULE.ODD))
-        for section, rules in (("cases", MODULE.RULES), ("odd shapes", MODULE.STORAGES)):
-            for case in found[section].values():
-                assert list(case) == list(rules)
-                assert not any("failed" in facts for facts in case.values())
+@pytest.mark.parametrize("card", CARDS)
+def test_the_committed_results_are_of_every_case_and_none_failed(card):
+    found = committed("accelerators")[card]
+    assert list(found["cases"]) == list(ACCELERATORS.SETTINGS)
+    assert list(found["odd shapes"]) == list(map(str, ACCELERATORS.ODD))
+    for section, rules in (("cases", ACCELERATORS.RULES), ("odd shapes", ACCELERATORS.STORAGES)):
+        for case in found[section].values():
+            assert list(case) == list(rules)
+            assert not any("failed" in facts for facts in case.values())
 
 
 BOUNDED = ["(8192,)", "(784, 500)", "(3, 3, 64, 128)", "(50304, 768)", "(4096, 2048)"]
@@ -285,16 +254,83 @@ BOUNDED = ["(8192,)", "(784, 500)", "(3, 3, 64, 128)", "(50304, 768)", "(4096, 2
 @pytest.mark.parametrize("setting", [*BOUNDED, "(4096, 2048), four devices"])
 @pytest.mark.parametrize("card", CARDS)
 def test_the_committed_results_are_within_the_bounds(card, setting, rule):
-    check_bounds(card, setting, rule, committed()["cards"][card]["cases"][setting][rule])
+    check_bounds(card, setting, rule, committed("accelerators")[card]["cases"][setting][rule])
 
 
 @pytest.mark.parametrize(("rule", "most"), [("16 bits", 2.5), ("8 bits", 4)])
 @pytest.mark.parametrize("setting", ["(784, 500)", "(4096, 2048)"])
 def test_quantized_state_takes_the_tpu_compiler_a_few_times_as_long(setting, rule, most):
-    case = committed()["cards"]["TPU v5e"]["cases"][setting]
+    case = committed("accelerators")["TPU v5e"]["cases"][setting]
     assert case[rule]["compile"] < most * case["float32"]["compile"]
 
 
-def test_the_page_shows_the_committed_results():
-    page = MODULE.PAGE.read_text("utf-8")
-    assert MODULE.filled(page, MODULE.PART, MODULE.tables(committed())) == page
+EXCHANGES = """HloModule jit_step
+
+ENTRY %main (p: f32[2], q: f32[4]) -> f32[8] {
+  %p = f32[2]{0} parameter(0)
+  %q = f32[4]{0} parameter(1)
+  %gather = ((f32[2]{0}, f32[4]{0}), (f32[8]{0}, f32[16]{0})) all-gather-start(%p, %q)
+  %sum = f32[2]{0} all-reduce-start(%p), to_apply=%add
+  %scatter = f32[1]{0} reduce-scatter(%q), to_apply=%add
+  ROOT %done = (f32[8]{0}, f32[16]{0}) all-gather-done(%gather)
+}
+"""
+
+
+def test_each_result_of_an_operation_between_devices_counts_once():
+    assert READER.collectives(EXCHANGES) == {
+        ("all-gather", "f32", (8,)): 1,
+        ("all-gather", "f32", (16,)): 1,
+        ("all-reduce", "f32", (2,)): 1,
+        ("reduce-scatter", "f32", (1,)): 1,
+    }
+
+
+@pytest.mark.parametrize("way", MANY.WAYS)
+@pytest.mark.parametrize("card", CARDS)
+def test_in_the_committed_results_no_step_moves_more_between_devices_than_sgd(card, way):
+    case = committed("many_devices")[card][way]
+    assert list(case) == list(MANY.RULES)
+    mixed = card == "H100" and way == "fully sharded and tensor parallel"
+    for storage, size in STATE.items():
+        facts, sgd = case[storage], case["sgd"]
+        assert facts["collectives"] == sgd["collectives"] != {}
+        assert facts["stored"] == size * facts["on a device"]
+        more = (facts["moved"] - sgd["moved"]) / facts["on a device"]
+        # There the layouts of gradients and updates differ. Elsewhere at most the updates are
+        # stored once more.
+        assert more <= 2 * size + (18 if mixed else 8.2)
+        assert facts["copies"] <= sgd["copies"] + (2 if mixed else 0)
+
+
+def test_the_table_counts_what_sgd_does_not_do():
+    found = committed("many_devices")
+    found["H100"]["ZeRO-1"]["8 bits"]["collectives"]["all-gather s32[512]"] = 1
+    found["TPU v5e"]["ZeRO-1"]["sgd"] = {"failed": "SIGABRT"}
+    text = "".join(MANY.table(card, ways) for card, ways in found.items())
+    assert "| ZeRO-1 | 3 all-gather, 3 reduce-scatter | 0 / 0 / 1 |" in text
+    assert "| ZeRO-1 | fails with sgd |" in text
+
+
+ESTIMATE = module("studies._estimate")
+
+
+@pytest.mark.parametrize("storage", STATE)
+@pytest.mark.parametrize(("dtype", "size"), [("bfloat16", 2), ("float32", 4)])
+def test_compiled_programs_move_the_bytes_that_the_estimate_counts(dtype, size, storage):
+    assert ESTIMATE.state_bytes(storage) == STATE[storage]
+    counted = ESTIMATE.moved_bytes(dtype, storage)
+    assert counted == 3 * size + 2 * STATE[storage]
+    report = RESULTS.load_all("accelerators")["accelerators"]
+    found = ESTIMATE.compiled_bytes(report, dtype, storage)
+    assert found == pytest.approx([counted, counted], rel=2e-3)
+
+
+def test_the_estimate_is_what_one_computes_by_hand():
+    # 70e9 / 256 = 273,437,500 parameters on a device; 22 bytes each at 3.35e12 per second.
+    h100, v5e = ESTIMATE.CHIPS["H100"], ESTIMATE.CHIPS["TPU v5e"]
+    assert ESTIMATE.least_seconds("bfloat16", "float32", h100) == pytest.approx(1.7957e-3, rel=1e-4)
+    assert ESTIMATE.least_seconds("bfloat16", "8 bits", v5e) == pytest.approx(3.3387e-3, rel=1e-4)
+    # 6 * 70e9 * 8192 = 3.44064e15 operations; 0.4 * 989e12 and 0.4 * 197e12 per second.
+    assert ESTIMATE.training_seconds(h100) == pytest.approx(8.6973, rel=1e-4)
+    assert ESTIMATE.training_seconds(v5e) == pytest.approx(43.663, rel=1e-4)
