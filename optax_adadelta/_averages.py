@@ -3,9 +3,10 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
 from optax_adadelta._equation import Epsilons
-from optax_adadelta._scale import epsilons, mean_squares
+from optax_adadelta._scale import epsilons
 from optax_adadelta._state import AdadeltaState
 from optax_adadelta._storage import Averages, Storage, storages_of
 
@@ -38,5 +39,5 @@ def units_of(state: AdadeltaState) -> list[Epsilons | None]:
         return [None] * count
     if state.scale is None:
         return [epsilons(unit, None)] * count
-    units = epsilons(unit, mean_squares(state.scale))
-    return [Epsilons(units.g[i], units.x[i]) for i in range(count)]
+    units = epsilons(unit, state.scale)
+    return list(map(Epsilons, jnp.unstack(units.g), jnp.unstack(units.x)))

@@ -27,7 +27,13 @@ class Operands(NamedTuple):
 
     def astype(self, dtype: np.dtype) -> "Operands":
         """Returns the operands in `dtype`."""
-        return Operands(*(None if x is None else x.astype(dtype) for x in self))
+        return Operands(
+            rate=self.rate.astype(dtype),
+            rho=self.rho.astype(dtype),
+            eps=self.eps.astype(dtype),
+            weight_decay=self.weight_decay.astype(dtype),
+            momentum=None if self.momentum is None else self.momentum.astype(dtype),
+        )
 
 
 def operands(sign: float, values: Mapping[str, Value]) -> Operands:

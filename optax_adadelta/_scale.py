@@ -41,36 +41,31 @@ def _mean_square(leaf: jax.Array) -> jax.Array:
     return replicated(jnp.sum(jnp.square(size))) / np.float32(max(leaf.size, 1))
 
 
-def mean_squares(scale: jax.Array) -> jax.Array:
-    """Returns the square of the scale of each array."""
+def epsilons(eps: Scalar, scale: jax.Array | None) -> Epsilons:
+    """Returns both epsilons of :func:`.adadelta`, or vectors of those of each array."""
+    if scale is None:
+        return Epsilons(eps, eps)
     # A scale that cannot be right gives NaN, and no step that looks right.
     valid = (scale > 0) & jnp.isfinite(scale)
-    return jnp.square(jnp.where(valid, scale, np.float32(np.nan)))
-
-
-def epsilons(eps: Scalar, squares: jax.Array | None) -> Epsilons:
-    """Returns both epsilons of :func:`.adadelta`, or vectors of those of each array."""
-    if squares is None:
-        return Epsilons(eps, eps)
-    squares = squares.astype(eps.dtype)
+    squares = jnp.square(jnp.where(valid, scale, np.float32(np.nan)).astype(eps.dtype))
     return Epsilons(jnp.full_like(squares, EPS_G) / squares, eps * squares)
 
 
-def places(squares: jax.Array) -> list[jax.Array]:
+def places(scale: jax.Array) -> list[jax.Array]:
     """Returns the place of each array in such a vector: 0, 1, and so on."""
-    count = len(squares)
+    count = len(scale)
     if not count:
         return []
     return jax.lax.platform_dependent(
-        squares, cpu=_unknown_places, default=lambda _: list(jnp.arange(count, dtype=jnp.int32))
+        scale, cpu=_unknown_places, default=lambda _: list(jnp.arange(count, dtype=jnp.int32))
     )
 
 
-def _unknown_places(squares: jax.Array) -> list[jax.Array]:
+def _unknown_places(scale: jax.Array) -> list[jax.Array]:
     # XLA compiles loops that are alike once. On CPU it would write each place into the loops that
     # use it, so that no two were alike, if it could know the number.
-    one = jnp.where(jnp.isinf(squares[0]), np.float32(2), np.float32(1))
+    one = jnp.where(jnp.isinf(scale[0]), np.float32(2), np.float32(1))
     found = [one - 1]
-    for _ in squares[1:]:
+    for _ in scale[1:]:
         found.append(found[-1] / one + 1)
     return [place.astype(jnp.int32) for place in found]

@@ -19,7 +19,7 @@ from optax_adadelta._hyperparameters import (
 )
 from optax_adadelta._operands import operands
 from optax_adadelta._sharding import has_manual_axes
-from optax_adadelta._state import AdadeltaState, initial_state, trees_of, varying_with_scalars
+from optax_adadelta._state import initial_state, trees_of, varying_with_scalars
 from optax_adadelta._state_checks import check_arguments, check_fields
 from optax_adadelta._storage import checked_state_bits, storage_with
 from optax_adadelta._update import update_tree
@@ -74,9 +74,7 @@ def transformation(
             return state
         return varying_with_scalars(state, _at(values, state.count))
 
-    def update(
-        updates: optax.Updates, state: AdadeltaState, params: Any = None, **extra_args: Any
-    ) -> tuple[optax.Updates, AdadeltaState]:
+    def update(updates, state, params=None, **extra_args):
         del extra_args
         check_arguments(updates, state)
         check_fields(state, trace="momentum" in values, relative=relative)

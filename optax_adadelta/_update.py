@@ -10,7 +10,7 @@ import optax
 from optax_adadelta._dither import dither_at
 from optax_adadelta._equation import Constants
 from optax_adadelta._operands import Operands
-from optax_adadelta._scale import epsilons, mean_squares, places
+from optax_adadelta._scale import epsilons, places
 from optax_adadelta._sharding import varying_with
 from optax_adadelta._state import AdadeltaState, trees_of
 from optax_adadelta._storage import Averages, Quantization, Storage, gain_of, storages_of, unit_of
@@ -41,20 +41,19 @@ def update_tree(
     storages = storages_of(state)
     averages = list(map(Averages, jax.tree.leaves(state.e_g), jax.tree.leaves(state.e_x)))
     traces = [None] * len(gs) if state.trace is None else jax.tree.leaves(state.trace)
-    squares = None if state.scale is None else mean_squares(state.scale)
     wides = [s.dtype(g, stored.e_g) for s, g, stored in zip(storages, gs, averages, strict=True)]
     # Cast once per dtype, not once per leaf.
     cast = {wide: operands.astype(wide) for wide in dict.fromkeys(wides)}
     constants = {
-        wide: Constants.of(own.rho, epsilons(own.eps, squares)) for wide, own in cast.items()
+        wide: Constants.of(own.rho, epsilons(own.eps, state.scale)) for wide, own in cast.items()
     }
     quantization = unit = None
     if state.unit is not None:
         unit = varying_with(unit_of(operands.eps), state.unit)
         quantization = Quantization(
-            before=epsilons(state.unit, squares),
-            after=epsilons(unit, squares),
-            gain=None if squares is None else gain_of(epsilons(unit, squares)),
+            before=epsilons(state.unit, state.scale),
+            after=epsilons(unit, state.scale),
+            gain=None if state.scale is None else gain_of(epsilons(unit, state.scale)),
             dither=dither_at(seed, state.count),
         )
     leaves = [
@@ -65,7 +64,7 @@ def update_tree(
             storages,
             dtypes or [g.dtype for g in gs],
             wides,
-            [None] * len(gs) if squares is None else places(squares),
+            [None] * len(gs) if state.scale is None else places(state.scale),
             decayed or [None] * len(gs),
             gs,
             averages,
@@ -110,16 +109,16 @@ def _update_leaf(
             (constants, quantization),
         )
     dx, stored = storage.step(g, stored, constants, quantization)
-    if trace is not None:
+    if trace is not None and operands.momentum is not None:
         momentum = operands.momentum.astype(wide)
         velocity, trace = storage.step_trace(g, dx, trace, momentum, quantization)
         if nesterov:
             # XLA on CPU would store dx, which two results need, in an array of its own. It computes
             # dx twice if it does not know that both are the same.
-            again = jax.lax.platform_dependent(
+            again, averages = jax.lax.platform_dependent(
                 g, stored, trace, cpu=storage.disguised, default=lambda g, stored, _: (g, stored)
             )
             velocity = momentum * velocity
-            velocity += storage.delta(*again, constants, quantization)
+            velocity += storage.delta(again, averages, constants, quantization)
         dx = velocity
     return (operands.rate.astype(wide) * dx).astype(dtype), *stored, trace

@@ -95,7 +95,7 @@ def test_a_chain_of_optax_parts_gives_the_same_path(bits):
     found, _ = updates_of(nadadelta(state_bits=bits), start, grads)
     path, other = (np.sum(np.float64(steps), axis=0) for steps in (found, expected))
     error = np.sum((path - other) ** 2) / np.sum(other**2)
-    assert error < {None: 1e-9, 16: 1e-5, 8: 1e-2}[bits]
+    assert error < {None: 1e-9, 16: 5e-5, 8: 3e-2}[bits]
 
 
 @BITS
@@ -119,8 +119,8 @@ def test_scaling_an_array_scales_its_path_bit_for_bit(bits, factor):
 
 
 @BITS
-@pytest.mark.parametrize("factor", [1000.0, 1e-3])
-def test_scaling_the_loss_does_not_change_the_path(bits, factor):
+@pytest.mark.parametrize(("factor", "bound"), [(1000.0, 1e-9), (1e-3, 2e-5)])
+def test_scaling_the_loss_hardly_changes_the_path(bits, factor, bound):
     start, grads = params(), gradients("normal", 100, SIZE)
     optimizer = nadadelta(state_bits=bits)
     paths = [
@@ -130,7 +130,8 @@ def test_scaling_the_loss_does_not_change_the_path(bits, factor):
         for scale in (1.0, factor)
     ]
     error = np.sum((paths[1] - paths[0]) ** 2) / np.sum(paths[0] ** 2)
-    assert error < {None: 1e-9, 16: 1e-5, 8: 3e-2}[bits]
+    # What is left comes from the tiny number beside E[g^2], and from other codes.
+    assert error < {None: bound, 16: 5e-5, 8: 3e-2}[bits]
 
 
 def test_the_scale_is_the_root_mean_square_or_that_of_the_whole_tree():

@@ -59,9 +59,9 @@ class Storage(abc.ABC):
         stored = dtype if dtype in self.dtypes else self.dtypes[0]
         return Averages(zeros_like(p, stored), zeros_like(p, stored))
 
+    @abc.abstractmethod
     def init_trace(self, p: Any, dtype: np.dtype) -> jax.Array:
         """Returns a trace of zero for a parameter whose updates, in full width, have this dtype."""
-        return zeros_like(p, dtype)
 
     @abc.abstractmethod
     def dtype(self, g: jax.Array, e_g: jax.Array) -> np.dtype:
@@ -95,16 +95,15 @@ class Storage(abc.ABC):
     ) -> jax.Array:
         """Returns `dx` once more, from the averages after the step."""
 
+    @abc.abstractmethod
     def read_trace(self, trace: jax.Array, eps: Epsilons | None) -> jax.Array:
         """Returns a stored trace as numbers."""
-        del eps
-        return trace
 
+    @abc.abstractmethod
     def write_trace(self, trace: jax.Array, eps: Epsilons | None) -> jax.Array:
         """Returns a trace as it is stored, rounded to nearest."""
-        del eps
-        return trace
 
+    @abc.abstractmethod
     def step_trace(
         self,
         g: jax.Array,
@@ -114,15 +113,17 @@ class Storage(abc.ABC):
         quantization: Quantization | None,
     ) -> tuple[jax.Array, jax.Array]:
         """Returns `momentum * trace + dx`, as numbers and as it is stored."""
-        del g, quantization
-        trace = momentum * trace + dx
-        return trace, trace
 
+    @abc.abstractmethod
     def disguised(
         self, g: jax.Array, stored: Averages, trace: jax.Array
     ) -> tuple[jax.Array, Averages]:
         """Returns a gradient and the averages; a compiler does not see that they are the same."""
-        return g + jnp.zeros_like(trace) * trace, stored
+
+
+def disguised_gradient(g: jax.Array, trace: jax.Array) -> jax.Array:
+    """Returns `g`, in a form that a compiler cannot know to be `g`."""
+    return g + jnp.zeros_like(trace) * trace
 
 
 class Quantized(Storage):
@@ -179,14 +180,14 @@ class Quantized(Storage):
 
     def disguised(self, g, stored, trace):
         if jnp.iscomplexobj(trace):
-            return super().disguised(g, stored, trace)
+            return disguised_gradient(g, trace), stored
         zero = trace.astype(jnp.int32) >> self.bits
         codes = (code + zero.astype(code.dtype) for code in stored)
         return g + zero.astype(g.dtype), Averages(*codes)
 
     def step_trace(self, g, dx, trace, momentum, quantization):
         if jnp.iscomplexobj(dx):
-            return super().step_trace(g, dx, trace, momentum, quantization)
+            return 2 * (momentum * trace + dx,)
         return _without_derivative(self._step_trace, g, dx, trace, momentum, quantization)
 
     def _step_trace(self, g, dx, codes, momentum, quantization):

@@ -3,7 +3,8 @@
 import numpy as np
 
 from optax_adadelta._equation import clip_to_squarable, delta, equation
-from optax_adadelta._storage._base import Averages, Storage
+from optax_adadelta._sharding import zeros_like
+from optax_adadelta._storage._base import Averages, Storage, disguised_gradient
 
 
 class FullPrecision(Storage):
@@ -32,4 +33,22 @@ class FullPrecision(Storage):
 
     def delta(self, g, stored, constants, quantization):
         del quantization
-        return delta(*clip_to_squarable(g), *stored, constants)
+        return delta(*clip_to_squarable(g), stored.e_g, stored.e_x, constants)
+
+    def init_trace(self, p, dtype):
+        return zeros_like(p, dtype)
+
+    def read_trace(self, trace, eps):
+        del eps
+        return trace
+
+    def write_trace(self, trace, eps):
+        del eps
+        return trace
+
+    def step_trace(self, g, dx, trace, momentum, quantization):
+        del g, quantization
+        return 2 * (momentum * trace + dx,)
+
+    def disguised(self, g, stored, trace):
+        return disguised_gradient(g, trace), stored

@@ -115,14 +115,12 @@ def _converted(state: AdadeltaState, state_bits: int | None, eps, dtype) -> Adad
     leaves = zip(storages_of(bare), traces, before, after, strict=True) if traces else ()
     traces = [converted_trace(old, storage, dtype, trace, *units) for old, trace, *units in leaves]
 
-    def wrapped(scalar):
-        return None if scalar is None else jax.tree.structure(state.count).unflatten([scalar])
-
+    wrapper = jax.tree.structure(state.count)
     return AdadeltaState(
-        count=wrapped(owned(whole_count(bare.count))),
+        count=wrapper.unflatten([owned(whole_count(bare.count))]),
         e_g=e_g,
         e_x=e_x,
-        unit=wrapped(unit),
+        unit=None if unit is None else wrapper.unflatten([unit]),
         trace=structure.unflatten(traces),
         scale=owned(state.scale),
     )

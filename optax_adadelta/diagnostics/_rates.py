@@ -92,7 +92,7 @@ def settings_at(
 
 def epsilons_at(i: int, eps: Value, scale: jax.Array | None, dtype: np.dtype) -> Epsilons:
     """Returns both epsilons of the array that is number `i` in its state."""
-    return epsilons(jnp.asarray(eps, dtype), None if scale is None else jnp.square(scale[i]))
+    return epsilons(jnp.asarray(eps, dtype), None if scale is None else scale[i])
 
 
 def effective_rates(
