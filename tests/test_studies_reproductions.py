@@ -297,22 +297,6 @@ def test_a_network_is_trained_as_by_hand(images, optimizer, settings, update):
             np.testing.assert_allclose(errors[:, seed, epoch], expected, atol=200 / IMAGES + 1e-3)
 
 
-@pytest.mark.parametrize(
-    ("how", "deviations"),
-    [
-        ("Glorot uniform", [(2 / (a + b)) ** 0.5 for a, b in ((784, 500), (500, 300), (300, 10))]),
-        ("N(0, 0.01)", [0.01] * 3),
-        ("He normal", [(2 / inputs) ** 0.5 for inputs in (784, 500, 300)]),
-    ],
-)
-def test_first_weights(how, deviations):
-    layers = MNIST.network("ReLU", how).init(jax.random.key(0))
-    for layer, inputs, deviation in zip(layers.values(), (784, 500, 300), deviations, strict=True):
-        assert layer["w"].shape[0] == inputs
-        assert not layer["b"].any()
-        assert np.std(layer["w"]) == pytest.approx(deviation, rel=0.05)
-
-
 def column(settings, means):
     return {"settings": {"learning_rate": settings}, "errors": [[mean] for mean in means]}
 
@@ -374,19 +358,6 @@ def test_the_claims_are_measured_in_each_layer():
         ["0.00", "-0.90", "0.50"],
         ["0.00", "-0.90", "0.50"],
     ]
-
-
-def test_figure_2_is_of_the_tanh_network_s_own_steps(images):
-    found = FIGURES.figure_2(images, seeds=2, epochs=3)
-    samples, whole = found["samples"], found["whole"]
-    assert samples["count"].tolist() == [3, 6, 9]
-    for layer in ("layer 1", "layer 2", "layer 3"):
-        assert np.shape(samples["update"][f"{layer}/w"]) == (3, 10)
-        assert np.shape(whole[layer]["rate"]) == (2, 3)
-        assert (np.abs(whole[layer]["cosine"]) <= 1).all()
-        # The steps of ten elements are of the size of the whole matrix's.
-        few = np.sqrt(np.mean(np.square(samples["update"][f"{layer}/w"])))
-        assert 0.2 < few / np.mean(whole[layer]["update"][0]) < 5
 
 
 def test_the_paper_is_reproduced():
