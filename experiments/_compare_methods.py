@@ -1,25 +1,13 @@
 """The methods that `compare.py` compares, with and without tuning."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
-
 import jax
 import jax.numpy as jnp
 import optax
 
+from experiments._compare_nadadelta import BASELINES, BASELINES_TUNED, CANDIDATES, Method
 from optax_adadelta import adadelta
 
 FACTORS = tuple(10 ** (half / 2) for half in range(-2, 5))  # Times the usual learning rate.
-
-
-class Method(NamedTuple):
-    """A method, with its usual learning rate, and with what the user writes to have it."""
-
-    code: str
-    make: Callable[..., optax.GradientTransformation]  # Of the learning rate and the steps.
-    rate: float
-    # What is evaluated after the training, of the state and the parameters.
-    evaluated: Callable[[Any, Any], Any] = lambda state, params: params
 
 
 def cosine(rate, steps):
@@ -133,6 +121,7 @@ UNTUNED = {
         lambda rate, steps: optax.contrib.mechanize(optax.adam(rate)),
         1.0,
     ),
+    **BASELINES,
 }
 
 # What could make the default better, without a setting that the user has to choose.
@@ -190,8 +179,9 @@ TUNED = {
     "AdamW": ADAMW,
     "RMSProp": RMSPROP,
     "Adagrad": ADAGRAD,
+    **BASELINES_TUNED,
 }
-METHODS = {**UNTUNED, **IDEAS}
+METHODS = {**UNTUNED, **IDEAS, **CANDIDATES}
 # What is trained for longer on some of the tasks.
 LONGER = (
     "Adadelta",
