@@ -181,8 +181,8 @@ CANDIDATES = {
     **{f"A, rate {rate:g}": known(rate) for rate in (0.5, 1, 1.414, 2, 2.828, 4)},
     **{
         f"A, k {k:g}, rate {rate:g}": known(rate, k=k)
-        for k in (1e-12, 1e-10, 1e-9, 1e-8, 1e-7)
-        for rate in (1, 2)
+        for k in (1e-12, 1e-9, 1e-8, 1e-7)
+        for rate in (1, 1.414, 2, 2.828, 4)
     },
     **{
         f"B, share {share:g}, rate {rate:g}": known(rate, one_eps_per_array, share=share)
