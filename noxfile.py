@@ -56,7 +56,7 @@ def lowest(session: nox.Session) -> None:
 
 @nox.session
 def scripts(session: nox.Session) -> None:
-    """The examples, experiments and benchmarks, at their smallest sizes."""
+    """The examples and studies, at their smallest sizes."""
     session.install("-e", ".[test]")
     pytest(session, "-m", "scripts and not frameworks")
 

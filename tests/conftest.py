@@ -50,7 +50,7 @@ def x64():
 def kills():
     """The experiment that kills examples/distributed.py."""
     pytest.importorskip("orbax.checkpoint")
-    from experiments import kills
+    from studies import kills
 
     return kills
 

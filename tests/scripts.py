@@ -1,4 +1,4 @@
-"""Runs examples, experiments and benchmarks as users do, with made-up data from a local server."""
+"""Runs examples and studies as users do, with made-up data from a local server."""
 
 import contextlib
 import functools
@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
-BENCHMARKS = ROOT / "benchmarks"
+STUDIES = ROOT / "studies"
 # The other examples have tests of their own.
 WITHOUT_PICTURE = {"distributed", "from_torch", "log_to_tensorboard"}
 WITH_PICTURE = {path.stem for path in EXAMPLES.glob("*.py")} - WITHOUT_PICTURE
@@ -26,7 +26,7 @@ BARS = ("Training", "Drawing")
 WITH_CHECKSUMS = """
 import json, pathlib, runpy, sys
 import pooch
-from experiments import _data
+from studies._lib import data as _data
 _data.SHA256 = json.loads(sys.argv[1])
 pooch.os_cache = pathlib.Path(sys.argv[2]).joinpath
 sys.argv = sys.argv[3:]
@@ -72,7 +72,7 @@ class Data:
 
 
 def start(name, *arguments, data=None, promotion="strict"):
-    """Returns the finished process of an example, or of a module such as `experiments.airfoil`."""
+    """Returns the finished process of an example, or of a module such as `studies.airfoil`."""
     env = {**os.environ, "JAX_NUMPY_DTYPE_PROMOTION": promotion}
     command = [sys.executable]
     if data is not None:
@@ -111,7 +111,7 @@ def refusal(name, *arguments, data=None):
 
 def benchmark(name, output):
     """Returns what the benchmark printed at smoke size, and its results."""
-    done = start(f"benchmarks.{name}", "--smoke", "--output", output, promotion="standard")
+    done = start(f"studies.{name}", "--smoke", "--output", output, promotion="standard")
     assert done.returncode == 0, done.stderr
     return done.stdout, json.loads(output.read_text("utf-8"))
 
@@ -123,7 +123,7 @@ def numbers(pattern, printed):
 
 
 def module(name):
-    """Returns an example, or a module such as `experiments.airfoil`."""
+    """Returns an example, or a module such as `studies.airfoil`."""
     with warnings.catch_warnings():
         # Deprecations inside other packages.
         warnings.simplefilter("ignore")

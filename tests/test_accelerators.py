@@ -7,8 +7,8 @@ import sys
 import pytest
 import scripts
 
-MODULE = scripts.module("benchmarks.accelerators")
-READER = scripts.module("benchmarks._compiled")
+MODULE = scripts.module("studies.accelerators")
+READER = scripts.module("studies._lib.programs")
 CARDS = ("H100", "TPU v5e")
 BEGIN, END = f"<!-- {MODULE.PART} -->", f"<!-- /{MODULE.PART} -->"
 # Bytes per float32 parameter: gradient, parameter and state are read, the last two are written.

@@ -41,7 +41,7 @@ def smoke(files, tmp_path_factory, content):
     output = tmp_path_factory.mktemp("smoke") / "new" / "results"
     with files.served() as url:
         arguments = ("--smoke", "--data-url", url, "--output", output)
-        printed = scripts.run("experiments.airfoil", *arguments, data=files)
+        printed = scripts.run("studies.airfoil", *arguments, data=files)
     assert (files.cache / "optax_adadelta" / FILE).read_bytes() == content
     return output, printed
 
@@ -55,7 +55,7 @@ def results(smoke):
 @pytest.fixture(scope="module")
 def airfoil():
     """The helper module."""
-    return scripts.module("experiments._airfoil")
+    return scripts.module("studies._airfoil")
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +165,7 @@ def test_without_g(results):
         assert cost["ms"] > 0
     gradients = np.random.default_rng(1).normal(size=(60, 5)).astype(np.float32)
     expected = [dx for dx, _, _ in algorithm_1(gradients, 0.9, 1e-5)]
-    for form in scripts.module("experiments._airfoil_forms").FORMS.values():
+    for form in scripts.module("studies._airfoil_forms").FORMS.values():
         method = form(rho=0.9, eps=1e-5)
         state, updates = method.init(gradients[0]), []
         for g in gradients:
@@ -309,10 +309,10 @@ def test_pictures_and_drawing_again(smoke, results, tmp_path):
     # Where there is no data.
     nowhere = ("--data-dir", tmp_path)
     arguments = ("--smoke", "--draw-only", "--output", output, *nowhere)
-    assert scripts.run("experiments.airfoil", *arguments) == printed
+    assert scripts.run("studies.airfoil", *arguments) == printed
     assert {name: (output / name).read_bytes() for name in PICTURES} == before
     for part in results.values():
-        assert part["command"] == "python -m experiments.airfoil --smoke"
+        assert part["command"] == "python -m studies.airfoil --smoke"
 
 
 def test_a_wrong_file_is_refused_and_nothing_is_written(files, tmp_path):
@@ -320,7 +320,7 @@ def test_a_wrong_file_is_refused_and_nothing_is_written(files, tmp_path):
     wrong.sha256 = files.sha256
     arguments = ("--smoke", "--output", tmp_path / "new")
     with wrong.served() as url:
-        refused = scripts.refusal("experiments.airfoil", *arguments, "--data-url", url, data=wrong)
+        refused = scripts.refusal("studies.airfoil", *arguments, "--data-url", url, data=wrong)
     assert f"Could not download {FILE}:" in refused
     assert files.sha256[FILE] in refused
     assert not [*(tmp_path / "new").iterdir()]

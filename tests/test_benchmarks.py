@@ -5,11 +5,11 @@ import math
 import pytest
 import scripts
 
-from benchmarks._report import RESULTS, load, load_all
+from studies._lib.report import RESULTS, load, load_all
 
-STEP = scripts.module("benchmarks.step_report")
-CHAIN = scripts.module("benchmarks.chain")
-CASES = scripts.module("benchmarks._cases").CASES
+STEP = scripts.module("studies.step_report")
+CHAIN = scripts.module("studies.chain")
+CASES = scripts.module("studies._lib.trees").CASES
 REPORTS = load_all("step-cpu-*.json")
 
 
@@ -109,6 +109,6 @@ def test_the_page_shows_the_committed_results_of_clips_and_flat_parameters():
 def test_an_output_that_cannot_be_written_is_refused_before_anything_is_measured(tmp_path):
     (tmp_path / "file").write_text("What somebody keeps.")
     for output in (tmp_path, tmp_path / "file" / "results.json"):
-        message = scripts.refusal("benchmarks.overflow_guard", "--output", output)
+        message = scripts.refusal("studies.overflow_guard", "--output", output)
         assert message.startswith(f"Cannot write --output {output}: ")
         assert message.count("\n") == 1

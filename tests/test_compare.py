@@ -24,7 +24,7 @@ FACTORS = (0.1, 10**-0.5, 1, 10**0.5, 10, 10**1.5, 100)
 @pytest.fixture(scope="module")
 def compare():
     """The script."""
-    return scripts.module("experiments.compare")
+    return scripts.module("studies.compare")
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_a_short_run(tmp_path):
     data = scripts.Data(tmp_path / "data", {"airfoil_self_noise.dat": content})
     places = ("--data-dir", data.folder, "--output", tmp_path / "new" / "results")
     arguments = ("--smoke", "--only", "airfoil", "--methods", *SMOKED, *places)
-    printed = scripts.run("experiments.compare", *arguments, data=data, promotion="standard")
+    printed = scripts.run("studies.compare", *arguments, data=data, promotion="standard")
     assert "Not finished: digits" in printed
     report = json.loads((tmp_path / "new" / "results" / "airfoil-smoke.json").read_text())
     assert report["methods"].keys() == {*SMOKED}
@@ -124,8 +124,8 @@ def test_the_learning_rate_is_chosen_on_other_seeds_than_the_reported_ones(
 
 
 def test_networks_are_trained_as_in_a_plain_loop():
-    tasks = scripts.module("experiments._compare_tasks")
-    training = scripts.module("experiments._compare_training")
+    tasks = scripts.module("studies._lib.tasks")
+    training = scripts.module("studies._lib.training")
     rng = np.random.default_rng(0)
     x = rng.normal(size=(24, 3)).astype(np.float32)
     data = (x, x @ np.array([1, -2, 3], np.float32))
@@ -145,7 +145,7 @@ def test_networks_are_trained_as_in_a_plain_loop():
         batch=5,
         steps=13,
     )
-    method = scripts.module("experiments._compare_methods").Method(
+    method = scripts.module("studies._lib.methods").Method(
         "sgd", lambda rate, steps: optax.sgd(rate, momentum=0.9), 0.1
     )
     with jax.numpy_dtype_promotion("standard"):
@@ -168,7 +168,7 @@ def test_networks_are_trained_as_in_a_plain_loop():
 
 
 def test_no_example_comes_twice_in_an_epoch():
-    batches = scripts.module("experiments._compare_training").batches
+    batches = scripts.module("studies._lib.training").batches
     rows = batches(3, 22, 5, 11)
     assert rows.shape == (11, 5)
     for epoch in (rows[:4], rows[4:8], rows[8:]):
@@ -180,7 +180,7 @@ def test_no_example_comes_twice_in_an_epoch():
 
 def test_the_results_are_of_a_run_in_full(compare, found):
     for name, report in found.items():
-        assert report["command"] == "python -m experiments.compare"
+        assert report["command"] == "python -m studies.compare"
         assert {"jax", "optax", "optax_adadelta", "numpy", "python"} <= {*report["versions"]}
         assert {"date", "machine"} <= {*report}
         assert compare.complete(name, report)
@@ -213,7 +213,7 @@ def test_the_page_has_the_tables_of_the_results_and_shows_the_picture(compare, f
 def test_ranks_and_spreads_are_those_of_numpy_and_scipy(found, title, what, tuned):
     table = PAGE.partition(f"<!-- {title} -->\n")[2].partition("\n<!-- /")[0].splitlines()[2:]
     lines = {row[0]: row[1:] for row in ([c.strip() for c in r.split("|")[1:-1]] for r in table)}
-    labels = scripts.module("experiments._compare_report").NOT_TUNED
+    labels = scripts.module("studies._compare_report").NOT_TUNED
     plain = {label: name for name, label in labels.items()}
     plain = {name: plain.get(name, name) for name in lines}
     ranks = []

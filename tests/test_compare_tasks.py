@@ -36,13 +36,13 @@ def promotion():
 @pytest.fixture(scope="module")
 def methods():
     """The module of the methods."""
-    return module("experiments._compare_methods")
+    return module("studies._lib.methods")
 
 
 @pytest.fixture(scope="module")
 def tasks():
     """Every task, on made-up data where it would be downloaded."""
-    found, rng = module("experiments._compare_tasks"), np.random.default_rng(0)
+    found, rng = module("studies._lib.tasks"), np.random.default_rng(0)
 
     def images(count):
         pixels = rng.integers(256, size=(count, 784)).astype(np.uint8)
@@ -82,7 +82,7 @@ def test_training_validation_and_test_data_are_different_examples_of_all_that_th
 
 def test_the_data_drawn_or_split_here_is_the_same_every_time(tasks):
     for name in ("digits", "sorting", "characters"):
-        again = module("experiments._compare_tasks").TASKS[name](OPTIONS)
+        again = module("studies._lib.tasks").TASKS[name](OPTIONS)
         for part in ("train", "validation", "test"):
             for a, b in zip(getattr(tasks[name], part), getattr(again, part), strict=True):
                 np.testing.assert_array_equal(a, b)

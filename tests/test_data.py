@@ -22,7 +22,7 @@ def data(tmp_path):
 def examples_data(data, monkeypatch):
     """The examples' module, with the checksum of the made-up file and a cache of its own."""
     monkeypatch.setattr(pooch, "os_cache", data.cache.joinpath)
-    found = module("experiments._data")
+    found = module("studies._lib.data")
     found.SHA256 = data.sha256
     return found
 
@@ -100,7 +100,7 @@ def test_utterances_end_at_a_row_of_ones(monkeypatch, tmp_path):
         for frames in given
     )
     found = Data(tmp_path / "data", dict.fromkeys(("ae.train", "ae.test"), f"{text}\n".encode()))
-    data = module("experiments._data")
+    data = module("studies._lib.data")
     monkeypatch.setattr(data, "SHA256", found.sha256)
     monkeypatch.setattr(data, "VOWELS_SPEAKERS", {"ae.train": (2, 1), "ae.test": (0, 3)})
     (frames, lengths, speakers), test = data.vowels(options(found.folder))

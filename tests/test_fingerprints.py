@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import _fingerprints as fingerprints
-from benchmarks._report import DOCS, RESULTS, load, load_all
+from studies._lib import stamps as fingerprints
+from studies._lib.report import DOCS, RESULTS, load, load_all
 
 ROOT = fingerprints.ROOT
 PICTURES = sorted(path for path in DOCS.rglob("*") if path.suffix in (".png", ".gif"))
@@ -21,19 +21,19 @@ def data_of(program):
     """The results that a program draws from, and the command that draws."""
     if program.startswith("examples/"):
         name = program.removeprefix("examples/").removesuffix(".py")
-        return (), f"python -m experiments.gallery --only {name}"
-    if program == "benchmarks/step_report.py":
-        return load_all("step-cpu-*.json"), "python -m benchmarks.step_report"
-    if program == "benchmarks/_growth_report.py":
-        return [load(RESULTS / "growth.json")], "python -m benchmarks.growth --table"
-    if program == "experiments/kills.py":
+        return (), f"python -m studies.gallery --only {name}"
+    if program == "studies/step_report.py":
+        return load_all("step-cpu-*.json"), "python -m studies.step_report"
+    if program == "studies/_growth_report.py":
+        return [load(RESULTS / "growth.json")], "python -m studies.growth --table"
+    if program == "studies/kills.py":
         results = [load(DOCS / "many_devices" / "kills.json")]
-        return results, "python -m experiments.kills --draw-only"
-    if program == "experiments/compare.py":
+        return results, "python -m studies.kills --draw-only"
+    if program == "studies/compare.py":
         results = load_all("*.json", DOCS / "when_to_use")
-        return results, "python -m experiments.compare --draw-only"
-    name = program.removeprefix("experiments/").removesuffix(".py")
-    command = f"python -m experiments.gallery --draw-only --only {name}"
+        return results, "python -m studies.compare --draw-only"
+    name = program.removeprefix("studies/").removesuffix(".py")
+    command = f"python -m studies.gallery --draw-only --only {name}"
     return [load(DOCS / "gallery" / f"{name}.json")], command
 
 
@@ -69,7 +69,7 @@ def today():
 def test_timings_are_of_today_s_arithmetic(today):
     known = [(getattr(path, "stem", path), storage, found) for path, storage, found in timings()]
     old = {(name, storage) for name, storage, found in known if found != today[storage]}
-    assert old == OLD, "Measure again: python -m benchmarks.NAME, or experiments.airfoil"
+    assert old == OLD, "Measure again: python -m benchmarks.NAME, or studies.airfoil"
 
 
 def test_every_file_of_timings_has_a_fingerprint():
@@ -80,7 +80,7 @@ def test_every_file_of_timings_has_a_fingerprint():
 SOURCE = '''
 """What this is."""
 
-from benchmarks import _report
+from studies._lib import report as _report
 
 
 def area(side: float) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scripts import EXAMPLES, ROOT, WITH_PICTURE, check_picture, module
 
-gallery = module("experiments.gallery")
+gallery = module("studies.gallery")
 PAGE = gallery.PAGE.read_text(encoding="utf-8")
 # These have other pages.
 MODULES = {path.stem for path in (ROOT / "experiments").glob("[!_]*.py")} - {"compare", "kills"}
@@ -51,7 +51,7 @@ def test_the_page_shows_the_tables_of_the_results():
 
 
 def test_the_paper_is_reproduced():
-    tables, report = module("experiments.mnist_tables"), results("mnist_tables")
+    tables, report = module("studies.mnist_tables"), results("mnist_tables")
     columns = report["Table 2"]["columns"]
     for name, column in columns.items():
         for eps, paper in zip((1e-4, 1e-6, 1e-8), tables.PAPER["Table 2"][name][2:5], strict=True):
@@ -89,7 +89,7 @@ def test_one_command_runs_every_other_script(monkeypatch, capsys):
             text = capsys.readouterr().out
         else:
             assert given[:2] == ["-m", f"experiments.{name}"]
-            text = module("experiments._runner").parser_of(gallery.EXPERIMENTS[name]).format_help()
+            text = module("studies._lib.runner").parser_of(gallery.EXPERIMENTS[name]).format_help()
         known = set(re.findall(r"^  (--[a-z-]+)", text, re.MULTILINE))
         assert {"--output", "--smoke"} <= {word for word in given if word[:2] == "--"} <= known
 

@@ -9,12 +9,12 @@ import pytest
 import scripts
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from benchmarks import _estimate as estimate
-from benchmarks._report import RESULTS, load
+from studies import _estimate as estimate
+from studies._lib.report import RESULTS, load
 from optax_adadelta import adadelta
 
-GROWTH = scripts.module("benchmarks.growth")
-REPORT = scripts.module("benchmarks._growth_report")
+GROWTH = scripts.module("studies.growth")
+REPORT = scripts.module("studies._growth_report")
 BITS = {"float32": None, "16 bits": 16, "8 bits": 8}
 # Bytes of both averages of a parameter, and of the scalars of a state: the count and the unit.
 BYTES = {"float32": (8, 4), "16 bits": (4, 8), "8 bits": (2, 8), "optax": (8, 0)}

@@ -34,8 +34,8 @@ def test_at_smoke_size_our_column_holds(tmp_path):
 
 
 def test_the_committed_results_hold_and_are_of_every_peer():
-    report = json.loads((scripts.BENCHMARKS / "results" / "hazards.json").read_text("utf-8"))
-    assert set(scripts.module("benchmarks.hazards").PACKAGES) < set(report["versions"])
+    report = json.loads((scripts.STUDIES / "results" / "hazards.json").read_text("utf-8"))
+    assert set(scripts.module("studies.hazards").PACKAGES) < set(report["versions"])
     assert "not installed" not in json.dumps(report["results"])
     assert_ours_holds(report["results"])
     assert all(
@@ -46,7 +46,7 @@ def test_the_committed_results_hold_and_are_of_every_peer():
 
 
 def test_the_page_shows_the_committed_results():
-    module = scripts.module("benchmarks.hazards")
+    module = scripts.module("studies.hazards")
     report = json.loads(module.RESULTS.read_text("utf-8"))
     page = module.PAGE.read_text("utf-8")
     assert module.with_table(page, report) == page

@@ -1,4 +1,4 @@
-"""experiments/kills.py: processes that are killed, stopped or out of disk space, and restarts."""
+"""studies/kills.py: processes that are killed, stopped or out of disk space, and restarts."""
 
 import argparse
 import json

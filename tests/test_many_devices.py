@@ -5,7 +5,7 @@ import json
 import pytest
 import scripts
 
-MODULE = scripts.module("benchmarks.many_devices")
+MODULE = scripts.module("studies.many_devices")
 BYTES = {"float32": 8, "16 bits": 4, "8 bits": 2}  # of state, for each parameter
 
 
@@ -52,7 +52,7 @@ def test_each_result_of_an_operation_between_devices_counts_once():
 
 
 def committed():
-    return json.loads((scripts.BENCHMARKS / "results" / "many_devices.json").read_text("utf-8"))
+    return json.loads((scripts.STUDIES / "results" / "many_devices.json").read_text("utf-8"))
 
 
 def test_in_the_committed_results_no_step_moves_more_between_devices_than_sgd():

@@ -45,17 +45,17 @@ def data(tmp_path_factory):
 def mnist():
     # An experiment may promote ranks, as users do.
     with jax.numpy_rank_promotion("allow"):
-        yield module("experiments._mnist")
+        yield module("studies._mnist")
 
 
 @pytest.fixture(scope="module")
 def tables():
-    return module("experiments.mnist_tables")
+    return module("studies.mnist_tables")
 
 
 @pytest.fixture
 def loaded(data):
-    found = module("experiments._data")
+    found = module("studies._lib.data")
     found.SHA256 = data.sha256
     options = SimpleNamespace(data_dir=data.folder, data_url=None)
     return tuple(tuple(map(jnp.asarray, half)) for half in found.mnist(options))
@@ -180,13 +180,13 @@ def test_a_plateau_that_the_settings_cut_off_is_at_least_so_wide(tables):
 
 def test_the_rank_correlation_is_spearman_s():
     rows = np.array([[5.0, 4.0, 3.0, 2.0], [1.0, 10.0, 100.0, 1000.0], [1.0, 2.0, 4.0, 3.0]])
-    found = module("experiments.mnist_figures").rank_correlation(rows)
+    found = module("studies.mnist_figures").rank_correlation(rows)
     # 1 - 6 sum(d^2) / (n (n^2 - 1)), where two neighbours of four have changed places.
     assert found == pytest.approx([-1, 1, 1 - 6 * 2 / 60])
 
 
 def test_the_claims_are_measured_in_each_layer():
-    figures = module("experiments.mnist_figures")
+    figures = module("studies.mnist_figures")
     falling = np.geomspace(1, 1e-3, 40)
     layers = {}
     for number, (rate, numerator, cosine) in enumerate(
@@ -220,7 +220,7 @@ def smoke(data, tmp_path_factory):
     output = tmp_path_factory.mktemp("tables") / "new"
     with data.served() as url:
         arguments = ("--smoke", "--data-url", url, "--output", output)
-        run("experiments.mnist_tables", *arguments, data=data)
+        run("studies.mnist_tables", *arguments, data=data)
     return output, json.loads((output / "mnist_tables-smoke.json").read_text())
 
 
@@ -262,7 +262,7 @@ def test_the_same_setting_comes_out_alike_in_every_table(smoke, tables):
 
 def test_the_figures(data, smoke, tmp_path):
     arguments = ("--smoke", "--data-dir", data.folder, "--output", tmp_path)
-    run("experiments.mnist_figures", *arguments, data=data)
+    run("studies.mnist_figures", *arguments, data=data)
     report = json.loads((tmp_path / "mnist_figures-smoke.json").read_text())
     errors = report["Figure 1"]["errors"]
     assert list(errors) == ["SGD", "Momentum", "Adagrad", "Adadelta"]

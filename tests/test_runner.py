@@ -6,9 +6,9 @@ import sys
 import pytest
 from matplotlib.figure import Figure
 
-import benchmarks
-from benchmarks import _report
-from experiments import _runner
+import studies
+from studies._lib import report as _report
+from studies._lib import runner as _runner
 
 PARTS = {"one": 2, "two": 50}
 
@@ -21,7 +21,7 @@ class Made:
         self.loaded = 0
         self.fails = None
         self.experiment = _runner.Experiment(
-            module="experiments.airfoil",
+            module="studies.airfoil",
             description="An experiment.",
             epochs=PARTS,
             load=self.load,
@@ -72,7 +72,7 @@ def test_all_parts_are_made_drawn_and_printed(start, made, saved, tmp_path, caps
     report = saved()
     assert [(part["number"], part["epochs"]) for part in report.values()] == [(101, 2), (102, 50)]
     for part in report.values():
-        assert part["command"] == "python -m experiments.airfoil --seeds 3"
+        assert part["command"] == "python -m studies.airfoil --seeds 3"
         assert {"date", "machine", "versions", "arithmetic", "seeds"} < set(part)
         assert str(tmp_path) not in json.dumps(part)
     printed = capsys.readouterr().out
@@ -127,9 +127,9 @@ def test_a_missing_package_is_named():
 
 
 def test_a_package_that_is_missing_at_the_start_is_named():
-    benchmarks.require("numpy")
+    studies.require("numpy")
     with pytest.raises(SystemExit, match=r"^no_such_package_at_all is not installed\. Run: pip"):
-        benchmarks.require("numpy", "no_such_package_at_all")
+        studies.require("numpy", "no_such_package_at_all")
 
 
 def test_an_output_that_is_a_file_is_refused_before_the_data_is_loaded(start, made, tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scripts
 
-MODULE = scripts.module("benchmarks.state_error")
+MODULE = scripts.module("studies.state_error")
 BEGIN, END = f"<!-- {MODULE.PART} -->", f"<!-- /{MODULE.PART} -->"
 CODES = MODULE.codes
 BLOCKED = {

@@ -7,7 +7,7 @@ import sys
 import pytest
 import scripts
 
-MODULE = scripts.module("benchmarks.state_step")
+MODULE = scripts.module("studies.state_step")
 REPORTS = sorted(MODULE.RESULTS.glob("state_step-*.json"))
 BEGIN, END = f"<!-- {MODULE.PART} -->", f"<!-- /{MODULE.PART} -->"
 BYTES = {"float32": 8, "16 bits": 4, "8 bits": 2}

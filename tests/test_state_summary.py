@@ -2,7 +2,7 @@
 
 import scripts
 
-MODULE = scripts.module("benchmarks.state_summary")
+MODULE = scripts.module("studies.state_summary")
 
 
 def steps(machine, ratios):

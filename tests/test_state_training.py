@@ -19,12 +19,12 @@ FEW = ("16 bits", "8 bits")
 
 @pytest.fixture(scope="module")
 def script():
-    return scripts.module("benchmarks.state_training")
+    return scripts.module("studies.state_training")
 
 
 @pytest.fixture(scope="module")
 def tasks():
-    return scripts.module("benchmarks._tasks")
+    return scripts.module("studies._lib.storage_tasks")
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_at_smoke_size_few_bits_train_as_float32_does_but_not_the_same(tmp_path)
 
 @pytest.mark.scripts
 def test_without_its_files_mnist_is_refused_before_anything_is_trained(tmp_path):
-    message = scripts.refusal("benchmarks.state_training", "--data-dir", tmp_path)
+    message = scripts.refusal("studies.state_training", "--data-dir", tmp_path)
     assert "there is no train-images-idx3-ubyte.gz, train-labels" in message
 
 
