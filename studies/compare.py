@@ -108,7 +108,7 @@ def trainer_of(task: Task, name: str) -> Trainer:
     """Returns what trains a network for each seed, all in one compiled program."""
     method = METHODS[name]
     return Trainer(
-        task, lambda rate: method.make(rate, task.steps), method.evaluated, abreast=task.seeds
+        task, lambda rate: method.make(rate, task.steps), method.evaluated, abreast=task.abreast
     )
 
 

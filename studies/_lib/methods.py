@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_adadelta import adadelta
-from studies._lib.nadadelta import nadadelta, one_eps_per_array  # noqa: F401
+from studies._lib.nadadelta import first_gradient, nadadelta, one_eps_per_array  # noqa: F401
 
 FACTORS = tuple(10 ** (half / 2) for half in range(-2, 5))  # Times the usual learning rate.
 
@@ -171,6 +171,24 @@ IDEAS = {
     "falling eps": Method("falling_eps(rate, steps)"),
     "average of the last tenth": Method("averaged(adadelta(rate), steps)", 1.0, average_of),
 }
+# What was verified on the tasks of unseen.py: the choice and what came next to it.
+FINAL = {
+    "nadadelta": Method("nadadelta(late_fall(rate, steps), share=1e-5)"),
+    "nadadelta, averaged": Method("growing_average(nadadelta(rate, share=1e-5))", 0.5, average_of),
+    "nadadelta, averaged, rate 1": Method(
+        "growing_average(nadadelta(rate, share=1e-5))", 1.0, average_of
+    ),
+    "nadadelta, twice the rate": Method("nadadelta(late_fall(rate, steps), share=1e-5)", 2.0),
+    "nadadelta, k 1e-9": Method("nadadelta(late_fall(rate, steps), share=1e-5, k=1e-9)"),
+    "nadadelta, share 2e-5, k 1e-9": Method(
+        "nadadelta(late_fall(rate, steps), share=2e-5, k=1e-9)"
+    ),
+    "nadadelta, C": Method("first_gradient(late_fall(rate, steps), share=1e-5)"),
+    "nadadelta, C, averaged": Method(
+        "growing_average(first_gradient(rate, share=1e-5))", 0.5, average_of
+    ),
+    "nadadelta, B": Method("one_eps_per_array(late_fall(rate, steps), share=2e-5)"),
+}
 # What nadadelta could have been. With A, a rate of s is the same as a share of 5e-6 s^2.
 RATES = (0.5, 1, 1.414, 2, 2.828, 4)
 CANDIDATES = {
@@ -188,13 +206,29 @@ CANDIDATES = {
         for rate in (1, 2)
     },
     **{
-        f"A, averaged, rate {rate:g}": Method(
-            "growing_average(nadadelta(rate))", rate, average_of
+        f"C, k {k:g}, rate {rate:g}": Method(
+            f"first_gradient(late_fall(rate, steps), k={k:g})", rate
         )
-        for rate in (0.5, 1, 2)
+        for k in (1e-5, 1e-4, 1e-3)
+        for rate in RATES[1:]
+    },
+    **{
+        f"A, k {k:g}, averaged, rate {rate:g}": Method(
+            f"growing_average(nadadelta(rate, k={k:g}))", rate, average_of
+        )
+        for k in (1e-16, 1e-9)
+        for rate in (0.707, 1, 1.414)
+    },
+    **{
+        f"A, k 1e-09, {name}": Method(f"nadadelta(late_fall(rate, steps), k=1e-9, {code})", rate)
+        for name, code, rate in (
+            ("plain momentum", "nesterov=False", 1.414),
+            ("momentum 0.8", "momentum=0.8", 2.828),
+            ("momentum 0.95", "momentum=0.95", 0.707),
+        )
     },
 }
-METHODS = {**UNTUNED, **IDEAS, **CANDIDATES}
+METHODS = {**UNTUNED, **IDEAS, **FINAL, **CANDIDATES}
 # Whose learning rate is chosen, too.
 TUNED = ("Adadelta", "Adadelta, cosine", "Adam", "Adam, cosine", "AdamW", "RMSProp", "Adagrad")
 TUNED += ("SGD, momentum", "SGD, momentum, clipped", "NAdam")

@@ -1,4 +1,4 @@
-"""nadadelta as it was measured before it was built: a composition, and the form that was not chosen."""
+"""nadadelta as it was measured before it was built, and the form that was not chosen."""
 
 from collections.abc import Callable
 
@@ -57,5 +57,41 @@ def one_eps_per_array(rate, share=2e-5, rho=0.95, momentum=0.9, nesterov=True):
     return optax.chain(
         scale_by_two_eps(lambda r: (share * r**2, share * r**2), rho),
         optax.trace(momentum, nesterov=nesterov),
+        optax.scale_by_learning_rate(rate),
+    )
+
+
+def first_gradient(rate, share=5e-6, k=1e-4, rho=0.95, momentum=0.9):
+    """Returns form C: form A whose k is a share of the first gradient's mean square in all arrays.
+
+    Then small gradients mean plain descent, as in B, and nothing depends on the loss's scale.
+    """
+
+    def init(params):
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return root_mean_squares(params), zeros, zeros, -jnp.ones(())
+
+    def step(g, r, e_g, e_x, mean):
+        e_g = rho * e_g + (1 - rho) * g**2
+        ratio = (e_x + share * r**2) / (e_g + (k * mean + 1e-30) / r**2)
+        return jnp.sqrt(ratio) * g, e_g, rho * e_x + (1 - rho) * ratio * g**2
+
+    def update(grads, state, params=None):
+        r, e_g, e_x, mean = state
+        squares = sum(
+            jnp.sum((g * r) ** 2) for g, r in zip(*map(jax.tree.leaves, (grads, r)), strict=True)
+        )
+        first = squares / sum(g.size for g in jax.tree.leaves(grads))
+        mean = jnp.where(mean < 0, first, mean)
+        updates, e_g, e_x = jax.tree.transpose(
+            jax.tree.structure(grads),
+            jax.tree.structure((0, 0, 0)),
+            jax.tree.map(lambda *given: step(*given, mean), grads, r, e_g, e_x),
+        )
+        return updates, (r, e_g, e_x, mean)
+
+    return optax.chain(
+        optax.GradientTransformation(init, update),
+        optax.trace(momentum, nesterov=True),
         optax.scale_by_learning_rate(rate),
     )

@@ -40,9 +40,10 @@ def source_code(options: argparse.Namespace) -> Task:
         loss,
         lambda params, x: loss(params, x) / math.log(2),
         *parts,
-        batch=16,
+        batch=8,
         steps=1500,
         seeds=3,
+        abreast=None,
         source=hashlib.sha256(text).hexdigest(),
     )
 
@@ -71,7 +72,12 @@ def autoencoder(options: argparse.Namespace) -> Task:
     parts = [(x.reshape(len(x), -1),) for x, _ in half_size_mnist(options)]
     model = models.perceptron(196, 128, 64, 16, 64, 128, 196)
     return regression(
-        model, "root mean square error in %", 100.0, *((x, x) for (x,) in parts), batch=64, steps=1500
+        model,
+        "root mean square error in %",
+        100.0,
+        *((x, x) for (x,) in parts),
+        batch=64,
+        steps=1500,
     )
 
 
@@ -84,7 +90,9 @@ def friedman(options: argparse.Namespace) -> Task:
     table = ((x - 0.5) * math.sqrt(12)).astype(np.float32), ((y - mean) / deviation)
     parts = split((table[0], table[1].astype(np.float32)[:, None]), validation=1000, test=1000)
     model = models.perceptron(10, 64, 64, 1)
-    return regression(model, "root mean square error", float(deviation), *parts, batch=32, steps=2000)
+    return regression(
+        model, "root mean square error", float(deviation), *parts, batch=32, steps=2000
+    )
 
 
 def half_size_mnist(options: argparse.Namespace) -> list[Data]:
