@@ -1,6 +1,6 @@
 """Studies: scripts that measure and draw, run as `python -m studies.NAME` from the repository root.
 
-README.md lists them. What they share is in `_lib`; what begins with `_` beside them is of one study.
+README.md lists them. What they share is in `_lib`.
 """
 
 from importlib.util import find_spec

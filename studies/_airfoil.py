@@ -8,6 +8,7 @@ import numpy as np
 import optax
 
 from optax_adadelta.diagnostics import plot_curves
+from studies._lib.training import batches
 
 ROWS = 1500
 BATCH = 10
@@ -37,13 +38,6 @@ def start(seed: int, size: int) -> np.ndarray:
     return w.astype(np.float32)
 
 
-def batches(seed: int, epochs: int, rows: int) -> np.ndarray:
-    """Returns the rows of each minibatch, shuffled again in every epoch."""
-    rng, steps = np.random.default_rng(seed), rows // BATCH
-    order = [rng.permutation(rows)[: steps * BATCH].reshape(steps, BATCH) for _ in range(epochs)]
-    return np.concatenate(order).astype(np.int32)
-
-
 def loss(w: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
     """Returns half the mean squared error."""
     return jnp.mean((x @ w - y) ** 2) / 2
@@ -61,6 +55,7 @@ def train(
     Returns the losses on all rows before the first step and after each, [settings, seeds, steps].
     """
     x, y = map(jnp.asarray, data)
+    steps = epochs * (len(y) // BATCH)
 
     def run(setting, w, batches):
         method = optimizer(**setting)
@@ -79,7 +74,7 @@ def train(
     losses = over_settings(
         {name: jnp.asarray(values, jnp.float32) for name, values in settings.items()},
         jnp.stack([start(seed, x.shape[1]) for seed in range(seeds)]),
-        jnp.stack([batches(seed, epochs, len(y)) for seed in range(seeds)]),
+        jnp.stack([batches(seed, len(y), BATCH, steps) for seed in range(seeds)]),
     )
     return np.nan_to_num(np.minimum(losses, DIVERGED), nan=DIVERGED)
 

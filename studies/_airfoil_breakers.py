@@ -12,9 +12,9 @@ import numpy as np
 import optax
 from matplotlib.figure import Figure
 
-from studies._lib.report import markdown
-from studies._airfoil import BATCH, EPS, RHO, draw_lines, train
 from optax_adadelta import adadelta
+from studies._airfoil import BATCH, EPS, RHO, draw_lines, train
+from studies._lib.results import Report, markdown
 
 SCALES = [10.0**n for n in range(-3, 5)]
 CURVATURES = [0.5, 1.0, 1.5, 1.9, 2.1, 2.5, 4.0, 10.0, 30.0, 100.0, 1000.0]
@@ -22,6 +22,17 @@ RARITIES = [2, 5, 10, 30, 100, 300, 1000]
 SPIKES = [10.0**n for n in range(9)]
 CLIP = 10.0
 DISTANCE = 100.0
+
+
+def path(optimizer, gradient, w, steps: int) -> jax.Array:
+    """Returns the parameters before each step and after the last; `gradient` is one of w and t."""
+
+    def step(at, t):
+        w, state = at
+        updates, state = optimizer.update(gradient(w, t), state)
+        return (w + updates, state), w
+
+    return jax.lax.scan(step, (w, optimizer.init(w)), jnp.arange(steps + 1))[1]
 
 
 def other_units(scale, eps) -> optax.GradientTransformation:
@@ -32,7 +43,7 @@ def other_units(scale, eps) -> optax.GradientTransformation:
     return optax.chain(optax.scale(scale), adadelta(rho=RHO, eps=eps), optax.scale(1 / scale))
 
 
-def scale(data, seeds: int, epochs: int) -> dict:
+def scale(data, seeds: int, epochs: int) -> Report:
     """The parameters are much larger or smaller than one."""
     x = np.array(SCALES)
     settings = {"scale": [*x, *x], "eps": [EPS] * len(x) + list(EPS * x**2)}
@@ -44,65 +55,46 @@ def scale(data, seeds: int, epochs: int) -> dict:
     return {"x": SCALES, "lines": lines}
 
 
-def curvature(data, steps: int) -> dict:
+def curvature(data, steps: int) -> Report:
     """Every step sees all rows, so the gradients go to zero; the features set the curvature."""
     x, y = (part.astype(np.float64) for part in data)
     hessian, best = x.T @ x / len(y), np.linalg.lstsq(x, y)[0]
-    largest = np.linalg.eigvalsh(hessian).max()
+    factors = np.float32(np.sqrt(CURVATURES / np.linalg.eigvalsh(hessian).max()))
     x, y, hessian, best = (jnp.asarray(part, jnp.float32) for part in (x, y, hessian, best))
 
-    def run(factor, learning_rate):
-        optimizer = adadelta(learning_rate, rho=RHO, eps=EPS)
+    def excess(factor, rate):
+        def gradient(w, t):
+            return factor * x.T @ (factor * x @ w - y) / len(y)
 
-        def step(at, _):
-            w, state = at
-            grads = factor * x.T @ (factor * x @ w - y) / len(y)
-            updates, state = optimizer.update(grads, state)
-            w = w + updates
-            off = factor * w - best
-            return (w, state), off @ hessian @ off / 2
+        w = path(adadelta(rate, rho=RHO, eps=EPS), gradient, jnp.zeros(len(best)), steps)
+        off = factor * w[-steps // 10 :] - best
+        return jnp.max(jnp.sum(off @ hessian * off, axis=1) / 2)
 
-        w = jnp.zeros(len(best))
-        excess = jax.lax.scan(step, (w, optimizer.init(w)), length=steps)[1]
-        return excess[-steps // 10 :].max()
-
-    rates = {
-        "learning rate 1": 1.0,
-        "learning rate 0.1": 0.1,
-        "falling from 1 to 0": optax.cosine_decay_schedule(1.0, steps),
-    }
-    factors = jnp.sqrt(jnp.asarray(CURVATURES, jnp.float32) / largest.astype(np.float32))
-    lines = {
-        name: jax.jit(jax.vmap(partial(run, learning_rate=rate)))(factors).tolist()
-        for name, rate in rates.items()
-    }
+    rates = {"learning rate 1": 1.0, "learning rate 0.1": 0.1}
+    rates["falling from 1 to 0"] = optax.cosine_decay_schedule(1.0, steps)
+    lines = {n: jax.jit(jax.vmap(partial(excess, rate=r)))(factors) for n, r in rates.items()}
+    lines = {name: line.tolist() for name, line in lines.items()}
     return {"x": CURVATURES, "lines": lines, "steps": steps}
 
 
-def rare(steps: int) -> dict:
+def rare(steps: int) -> Report:
     """The targets are n once in n steps and zero otherwise, so their mean is 1."""
 
-    def run(n, optimizer):
-        def step(at, t):
-            w, state = at
-            target = jnp.where(t % n == n // 2, n.astype(jnp.float32), 0.0)
-            updates, state = optimizer.update(w - target, state)
-            return (w + updates, state), w
+    def mean(n, optimizer):
+        def gradient(w, t):
+            return w - jnp.where(t % n == n // 2, n.astype(jnp.float32), 0.0)
 
-        w = jnp.zeros(())
-        path = jax.lax.scan(step, (w, optimizer.init(w)), jnp.arange(steps))[1]
-        return path[-steps // 5 :].mean()
+        return path(optimizer, gradient, jnp.zeros(()), steps - 1)[-steps // 5 :].mean()
 
     methods = {f"rho {rho}": adadelta(rho=rho, eps=EPS) for rho in (0.9, 0.99, 0.9999)}
     methods["Adagrad"] = optax.adagrad(0.1, initial_accumulator_value=0.0)
-    lines = {
-        name: jax.jit(jax.vmap(partial(run, optimizer=method)))(jnp.asarray(RARITIES)).tolist()
-        for name, method in methods.items()
-    }
+    n = jnp.asarray(RARITIES)
+    means = {name: jax.jit(jax.vmap(partial(mean, optimizer=m)))(n) for name, m in methods.items()}
+    lines = {name: line.tolist() for name, line in means.items()}
     return {"x": RARITIES, "lines": lines, "steps": steps}
 
 
-def spike(data, seeds: int, epochs: int) -> dict:
+def spike(data, seeds: int, epochs: int) -> Report:
     """One gradient is far too large, after a tenth of the training."""
     step = epochs * (len(data[1]) // BATCH) // 10
 
@@ -120,7 +112,7 @@ def spike(data, seeds: int, epochs: int) -> dict:
     return {"x": SPIKES, "lines": lines, "step": step}
 
 
-def noise(data, seeds: int, epochs: int, optimum: float) -> dict:
+def noise(data, seeds: int, epochs: int, optimum: float) -> Report:
     """Minibatches disagree on where the gradient is zero."""
     steps = epochs * (len(data[1]) // BATCH)
     falling = optax.cosine_decay_schedule(1.0, steps)
@@ -131,25 +123,18 @@ def noise(data, seeds: int, epochs: int, optimum: float) -> dict:
     return {"x": list(range(epochs + 1)), "lines": lines}
 
 
-def sparse(most: int) -> dict:
+def sparse(most: int) -> Report:
     """The gradient of (w - DISTANCE)^2 / 2 is zero in 99 of 100 steps."""
 
-    def run(gap, rho):
-        optimizer = adadelta(rho=rho, eps=EPS)
+    def visits(gap, rho):
+        def gradient(w, t):
+            return jnp.where(t % gap == 0, w - DISTANCE, 0.0)
 
-        def visit(at, _):
-            w, state = at
-            updates, state = optimizer.update(w - DISTANCE, state)
-            state = jax.lax.fori_loop(
-                1, gap, lambda _, state: optimizer.update(jnp.zeros(()), state)[1], state
-            )
-            return (w + updates, state), w
-
-        w = jnp.zeros(())
-        return jax.jit(lambda: jax.lax.scan(visit, (w, optimizer.init(w)), length=most)[1])()
+        optimizer, steps = adadelta(rho=rho, eps=EPS), most * gap - 1
+        return jax.jit(lambda: path(optimizer, gradient, jnp.zeros(()), steps)[::gap])()
 
     runs = {"every step": (1, RHO), "1 in 100": (100, RHO), "1 in 100, rho 0.999": (100, 0.999)}
-    paths = {name: np.asarray(run(*setting)) for name, setting in runs.items()}
+    paths = {name: np.asarray(visits(*setting)) for name, setting in runs.items()}
     arrived = {name: np.flatnonzero(path > 0.9 * DISTANCE)[:1] for name, path in paths.items()}
     thin = most // 100
     return {
@@ -159,7 +144,7 @@ def sparse(most: int) -> dict:
     }
 
 
-def run(data, seeds: int, epochs: int, optimum: float, smoke: bool) -> dict:
+def run(data, seeds: int, epochs: int, optimum: float, smoke: bool) -> Report:
     """Returns the results of every problem."""
     return {
         "scale": scale(data, seeds, epochs),
@@ -171,8 +156,7 @@ def run(data, seeds: int, epochs: int, optimum: float, smoke: bool) -> dict:
     }
 
 
-def draw(found: dict) -> Figure:
-    """Returns the picture, a panel for each problem."""
+def draw(found: Report) -> Figure:
     figure = Figure(figsize=(9.5, 5.6), dpi=96, layout="constrained")
     panels = {
         "scale": ("a. Parameters of another scale", "scale", "loss / scale²"),
@@ -198,7 +182,7 @@ def draw(found: dict) -> Figure:
     return figure
 
 
-def table(found: dict) -> str:
+def table(found: Report) -> str:
     """Returns what goes wrong in each problem, and the cure, as Markdown."""
 
     def at(problem, x):
@@ -213,11 +197,8 @@ def table(found: dict) -> str:
     still, annealed = (line[-1] for line in found["noise"]["lines"].values())
     dense, seldom, cured = (n or "none" for n in found["sparse"]["arrived"].values())
     scaled, to_zero = "eps times scale²", "a learning rate that falls to 0"
-    above, correct, clip = (
-        "loss above least squares",
-        "mean found (correct: 1)",
-        f"clip to {CLIP:g}",
-    )
+    above, correct = "loss above least squares", "mean found (correct: 1)"
+    clip = f"clip to {CLIP:g}"
     usually, epochs = f"loss ({usual:.3f} without it)", found["noise"]["x"][-1]
     arrival = f"gradients to 90 % of the way ({dense} if dense)"
     rows = [

@@ -1,12 +1,10 @@
 """Tables and the picture of compare.py."""
 
-from typing import Any
-
 import numpy as np
 from matplotlib.figure import Figure
 
 from studies._lib.methods import IDEAS, LONGER, METHODS, TUNED, UNTUNED
-from studies._lib.results import markdown
+from studies._lib.results import Report, Reports, markdown
 
 ADADELTAS = ("Adadelta", "Adadelta, cosine", "Adadelta, eps 1e-4")
 NOT_TUNED = {
@@ -18,21 +16,21 @@ NOT_TUNED = {
 COLORS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#777777")
 MARKERS = "osD^vPX"
 WORST_DRAWN = 20.0  # Times the best error. Worse ones are drawn there.
-Group = dict[str, list[dict[str, Any]]]  # From a method to its results on each task.
+Group = dict[str, list[Report]]  # From a method to its results on each task.
 
 
-def untuned(found: dict[str, Any]) -> Group:
+def untuned(found: Reports) -> Group:
     """Returns the methods with their usual settings."""
     return {name: [report["methods"][name] for report in found.values()] for name in UNTUNED}
 
 
-def ideas(found: dict[str, Any]) -> Group:
+def ideas(found: Reports) -> Group:
     """Returns Adadelta with its usual settings and with each idea."""
     names = (*ADADELTAS, *IDEAS)
     return {name: [report["methods"][name] for report in found.values()] for name in names}
 
 
-def tuned(found: dict[str, Any]) -> Group:
+def tuned(found: Reports) -> Group:
     """Returns the methods with tuned learning rates, and Adadelta without tuning."""
     group = {name: [report["tuned"][name] for report in found.values()] for name in TUNED}
     usual = untuned(found) | ideas(found)
@@ -41,8 +39,8 @@ def tuned(found: dict[str, Any]) -> Group:
 
 def means(group: Group, what: str = "test error") -> np.ndarray:
     """Returns [methods, tasks] means of the seeds. They are infinite where a seed diverged."""
-    runs = [[result[what] for result in results] for results in group.values()]
-    return np.nan_to_num(np.array(runs, float), nan=np.inf).mean(axis=-1)
+    runs = [[np.mean(np.array(r[what], float)) for r in results] for results in group.values()]
+    return np.nan_to_num(runs, nan=np.inf)
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
@@ -68,7 +66,7 @@ def spread(runs: list[float | None]) -> str:
     return f"{mean:.{digits}f} ± {deviation:.{digits}f}"
 
 
-def ranked(found: dict[str, Any], group: Group, what: str) -> str:
+def ranked(found: Reports, group: Group, what: str) -> str:
     """Returns the table of ranks and values, the best mean rank first."""
     order = ranks(means(group, what))
     rows = []
@@ -82,7 +80,7 @@ def ranked(found: dict[str, Any], group: Group, what: str) -> str:
     return markdown(["", "mean rank", "worst", *found], rows)
 
 
-def table_of_ideas(found: dict[str, Any]) -> str:
+def table_of_ideas(found: Reports) -> str:
     """Returns the table of ideas, each compared with the default."""
     group = ideas(found)
     values = means(group)
@@ -96,7 +94,7 @@ def table_of_ideas(found: dict[str, Any]) -> str:
     return markdown(["", "error / default's", "better on", *found], rows)
 
 
-def table_of_longer(found: dict[str, Any]) -> str:
+def table_of_longer(found: Reports) -> str:
     """Returns the errors after more steps, after those of the usual ones."""
     tasks = {name: report for name, report in found.items() if report["longer"]}
     head = [f"{name}, {how}" for name in tasks for how in ("usual steps", "five times the steps")]
@@ -109,7 +107,7 @@ def table_of_longer(found: dict[str, Any]) -> str:
     return markdown(["", *head], rows)
 
 
-def table_of_rates(found: dict[str, Any]) -> str:
+def table_of_rates(found: Reports) -> str:
     """Returns the table of the chosen learning rates. A star marks an end of the range tried."""
     rows = []
     for name in TUNED:
@@ -123,7 +121,7 @@ def table_of_rates(found: dict[str, Any]) -> str:
     return markdown(["", *found], rows)
 
 
-def table_of_tasks(found: dict[str, Any]) -> str:
+def table_of_tasks(found: Reports) -> str:
     """Returns what the tasks are."""
     rows = []
     for name, report in found.items():
@@ -135,8 +133,7 @@ def table_of_tasks(found: dict[str, Any]) -> str:
     return markdown([*head, "parameters", "batch", "steps"], rows)
 
 
-def tables(found: dict[str, Any]) -> dict[str, str]:
-    """Returns the tables as Markdown."""
+def tables(found: Reports) -> dict[str, str]:
     methods = [[name, f"`{method.code}`", f"{method.rate:g}"] for name, method in METHODS.items()]
     return {
         "untuned": ranked(found, untuned(found), "test error"),
@@ -151,8 +148,7 @@ def tables(found: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def draw(found: dict[str, Any]) -> Figure:
-    """Returns the picture: each method's errors, divided by the best of any method on the task."""
+def draw(found: Reports) -> Figure:
     groups = {
         "Usual settings": untuned(found),
         "Tuned learning rate": tuned(found),

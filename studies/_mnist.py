@@ -1,7 +1,6 @@
-"""The paper's networks on MNIST. One compiled program trains many of them."""
+"""The paper's networks on MNIST: how they begin, and how many of them are trained."""
 
 import argparse
-import itertools
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,7 +11,10 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from studies._lib import data as _data
+from studies._lib.data import mnist
+from studies._lib.models import HE, Model, perceptron
+from studies._lib.tasks import Data, Task, classifier
+from studies._lib.training import Trainer, batches
 
 SIZES = (784, 500, 300, 10)
 BATCH = 100
@@ -24,7 +26,7 @@ ABREAST = None if jax.default_backend() == "cpu" else 64
 INITS = {
     "Glorot uniform": jax.nn.initializers.glorot_uniform(),
     "N(0, 0.01)": jax.nn.initializers.normal(0.01),
-    "He normal": jax.nn.initializers.he_normal(),
+    "He normal": HE,
 }
 ACTIVATIONS = {"ReLU": jax.nn.relu, "tanh": jnp.tanh}
 METHODS = {
@@ -47,113 +49,52 @@ class Column(NamedTuple):
     init: str = "Glorot uniform"
 
 
-def load(options: argparse.Namespace):
-    """Returns (images in [0, 255], labels) for training and for testing, few with --smoke."""
-    train, test = _data.mnist(options)
-    if options.smoke:
-        train, test = ([part[:SMOKE_IMAGES] for part in half] for half in (train, test))
-    return jax.tree.map(jnp.asarray, (tuple(train), tuple(test)))
+def load(given: argparse.Namespace) -> tuple[Data, Data]:
+    """Returns (images in [0, 1], labels) for training and for testing, few with --smoke."""
+    few = slice(SMOKE_IMAGES if given.smoke else None)
+    train, test = ((x[few] / np.float32(255), y[few]) for x, y in mnist(given))
+    return train, test
 
 
-def init(key: jax.Array, how: str = "Glorot uniform") -> dict:
-    """Returns the layers, from the images up."""
-    shapes = list(itertools.pairwise(SIZES))
-    return {
-        f"layer {number}": {"w": INITS[how](key, shape), "b": jnp.zeros(shape[1])}
-        for number, (key, shape) in enumerate(
-            zip(jax.random.split(key, len(shapes)), shapes, strict=True), start=1
-        )
-    }
+def network(activation: str = "ReLU", init: str = "Glorot uniform") -> Model:
+    """Returns the paper's network."""
+    return perceptron(*SIZES, draw=INITS[init], activation=ACTIVATIONS[activation])
 
 
-def logits(params: dict, images: jax.Array, activation: str = "ReLU") -> jax.Array:
-    """Returns the scores of the ten digits for each image."""
-    x = images.astype(jnp.float32) / 255
-    *hidden, top = params.values()
-    for layer in hidden:
-        x = ACTIVATIONS[activation](x @ layer["w"] + layer["b"])
-    return x @ top["w"] + top["b"]
+def task_of(data: tuple[Data, Data], *how: str) -> Task:
+    """Returns the task of an epoch, with this activation and initial weights."""
+    train, test = data
+    nothing, steps = tuple(a[:0] for a in train), len(train[1]) // BATCH
+    return classifier(network(*how), train, nothing, test, batch=BATCH, steps=steps)
 
 
-def loss(params: dict, images: jax.Array, labels: jax.Array, activation: str = "ReLU"):
-    """Returns the mean cross entropy."""
-    scores = logits(params, images, activation)
-    return optax.softmax_cross_entropy_with_integer_labels(scores, labels).mean()
+def orders(seeds: int, epoch: int, task: Task) -> np.ndarray:
+    """Returns the minibatches of an epoch, [seeds, steps, batch]."""
+    size = len(task.train[1]), task.batch, task.steps
+    return np.stack([batches((seed, epoch), *size) for seed in range(seeds)])
 
 
-def error(params: dict, images: jax.Array, labels: jax.Array, activation: str = "ReLU"):
-    """Returns the test error in percent."""
-    return 100 * jnp.mean(logits(params, images, activation).argmax(axis=-1) != labels)
-
-
-def batches(seed: int, epoch: int, images: int) -> np.ndarray:
-    """Returns the minibatches of an epoch, a row of indices each."""
-    steps = images // BATCH
-    order = np.random.default_rng((seed, epoch)).permutation(images)[: steps * BATCH]
-    return order.reshape(steps, BATCH).astype(np.int32)
-
-
-def train(columns: Mapping[str, Column], data, seeds: int, epochs: int, name: str):
-    """Trains a network for each cell and seed, all in one compiled program.
+def train(
+    columns: Mapping[str, Column], data: tuple[Data, Data], seeds: int, epochs: int, name: str
+) -> dict[str, np.ndarray]:
+    """Trains a network for each cell and seed.
 
     The networks of a seed have the same initial weights and minibatches.
 
-    Yields:
-      after each epoch {column: test errors in percent, [cells, seeds]}.
+    Returns:
+      {column: test errors in percent after each epoch, [cells, seeds, epochs]}.
     """
-    data_train, data_test = data
-    images = len(data_train[1])
-    chunk = min(60, images // BATCH)
-
-    def over_nets(function):
-        """Returns a function of the columns' nets that maps over the nets of each."""
-
-        def over_column(column, nets, *args):
-            return jax.lax.map(lambda net: function(column, net, *args), nets, batch_size=ABREAST)
-
-        return lambda nets, *args: {
-            name: over_column(column, nets[name], *args) for name, column in columns.items()
-        }
-
-    def start(column, net):
-        params = init(jax.random.key(net["seed"]), column.init)
-        return net | {"at": (params, column.optimizer(**net["settings"]).init(params))}
-
-    def advance(column, net, data, indices):
-        optimizer = column.optimizer(**net["settings"])
-
-        def step(at, batch):
-            params, state = at
-            x, y = (part[batch] for part in data)
-            grads = jax.grad(loss)(params, x, y, column.activation)
-            updates, state = optimizer.update(grads, state, params)
-            return (optax.apply_updates(params, updates), state), None
-
-        return net | {"at": jax.lax.scan(step, net["at"], indices[net["seed"]])[0]}
-
-    def test(column, net, data):
-        return error(net["at"][0], *data, column.activation)
-
-    start = jax.jit(over_nets(start))
-    advance = partial(jax.jit, donate_argnums=0)(over_nets(advance))
-    test = jax.jit(over_nets(test))
-
-    nets = {}
-    for c, column in columns.items():
-        (cells,) = {len(values) for values in column.settings.values()}
-        nets[c] = {
-            "settings": {
-                argument: jnp.repeat(jnp.asarray(values, jnp.float32), seeds)
-                for argument, values in column.settings.items()
-            },
-            "seed": jnp.tile(jnp.arange(seeds), cells),
-        }
-    nets = start(nets)
-    with tqdm(total=epochs * (images // BATCH), desc=f"Training, {name}", unit="step") as bar:
-        for epoch in range(epochs):
-            indices = np.stack([batches(seed, epoch, images) for seed in range(seeds)])
-            for first in range(0, indices.shape[1], chunk):
-                nets = advance(nets, data_train, indices[:, first : first + chunk])
-                jax.block_until_ready(nets)  # So the bar shows finished steps.
-                bar.update(min(chunk, indices.shape[1] - first))
-            yield {c: np.reshape(e, (-1, seeds)) for c, e in test(nets, data_test).items()}
+    found = {}
+    with tqdm(total=epochs * len(columns), desc=f"Training, {name}", unit="epoch") as bar:
+        for c, column in columns.items():
+            task = task_of(data, column.activation, column.init)
+            (cells,) = {len(values) for values in column.settings.values()}
+            settings = {a: np.repeat(values, seeds) for a, values in column.settings.items()}
+            trainer = Trainer(task, column.optimizer, abreast=ABREAST)
+            each = (np.tile(orders(seeds, epoch, task), (cells, 1, 1)) for epoch in range(epochs))
+            errors = []
+            for at, _ in trainer.run(settings, np.tile(range(seeds), cells), each):
+                errors.append(np.reshape(trainer.evaluate(at)["test error"], (cells, seeds)))
+                bar.update()
+            found[c] = np.stack(errors, axis=-1)
+    return found

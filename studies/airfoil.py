@@ -2,10 +2,11 @@
 
 A linear model predicts the noise of an airfoil from five properties, all standardized. Adadelta
 (rho 0.9, eps 1e-5) trains it for two epochs in minibatches of 10. After that come the book's four
-exercises, each with a picture and a table:
+exercises, all but one with a picture and a table:
 
 1. What does rho do?
-2. Is the algorithm the same, and cheaper, without g', as one root of a quotient of averages?
+2. Is the algorithm the same, and cheaper, without g', as one root of a quotient of averages? Its
+   answer stands in docs/gallery.md.
 3. Is Adadelta really free of learning rates? Six problems that break it, each with its cure.
 4. How do Adagrad, RMSProp and Adam compare?
 
@@ -24,12 +25,12 @@ import numpy as np
 import optax
 from matplotlib.figure import Figure
 
-from studies._lib import report as _report
-from studies import _airfoil_breakers, _airfoil_forms
-from studies._lib import data as _data
-from studies._airfoil import COLORS, EPS, GOOD, RHO, draw_lines, least_squares, prepare, train
-from studies._lib.runner import Experiment, run
 from optax_adadelta import adadelta
+from studies import _airfoil_breakers
+from studies._airfoil import COLORS, EPS, GOOD, RHO, draw_lines, least_squares, prepare, train
+from studies._lib.data import airfoil as read_airfoil
+from studies._lib.results import Report, markdown
+from studies._lib.study import in_parts, run
 
 THIN = 5  # Of the losses after every step, every fifth is saved.
 RHOS = [0.5, 0.8, 0.9, 0.95, 0.99, 0.999]
@@ -46,7 +47,7 @@ GRIDS = {
 }
 
 
-def experiment(data, seeds: int, epochs: int) -> dict:
+def experiment(data, seeds: int, epochs: int) -> Report:
     """Returns the losses with the book's eps and with a tenth of it."""
     epsilons = [EPS, EPS / 10]
     losses = train(partial(adadelta, rho=RHO), {"eps": epsilons}, data, seeds, epochs)
@@ -58,7 +59,7 @@ def experiment(data, seeds: int, epochs: int) -> dict:
     }
 
 
-def vary_rho(data, seeds: int, epochs: int) -> dict:
+def vary_rho(data, seeds: int, epochs: int) -> Report:
     """Exercise 1: returns the losses for every rho."""
     losses = train(partial(adadelta, eps=EPS), {"rho": RHOS}, data, seeds, epochs)
     return {
@@ -68,7 +69,7 @@ def vary_rho(data, seeds: int, epochs: int) -> dict:
     }
 
 
-def compare_methods(data, seeds: int, epochs: int) -> dict:
+def compare_methods(data, seeds: int, epochs: int) -> Report:
     """Exercise 4: returns the final losses of each method over its grid."""
     found = {}
     for name, (optimizer, setting, values) in GRIDS.items():
@@ -77,7 +78,7 @@ def compare_methods(data, seeds: int, epochs: int) -> dict:
     return {"methods": found}
 
 
-def make(part: str, data, options: argparse.Namespace) -> dict:
+def make(part: str, data, options: argparse.Namespace) -> Report:
     """Returns the results of a part."""
     few = (data, options.seeds, options.epochs)
     # Optax's own Adam and schedules, as of 0.2.8, need implicit promotion.
@@ -86,15 +87,13 @@ def make(part: str, data, options: argparse.Namespace) -> dict:
             return experiment(*few)
         if part == "rho":
             return vary_rho(*few)
-        if part == "forms":
-            return _airfoil_forms.run(*few, options.smoke)
         if part == "breakers":
             return _airfoil_breakers.run(*few, least_squares(*data), options.smoke)
         return compare_methods(*few)
 
 
-def pictures(found: dict) -> dict[str, Figure]:
-    """Returns the five pictures."""
+def pictures(found: Report) -> dict[str, Figure]:
+    """Returns the four pictures."""
     optimum, epochs = found["experiment"]["least squares"], found["experiment"]["epochs"]
 
     def panels():
@@ -150,7 +149,6 @@ def pictures(found: dict) -> dict[str, Figure]:
     return {
         "airfoil": first,
         "airfoil_rho": second,
-        "airfoil_forms": _airfoil_forms.draw(found["forms"]),
         "airfoil_breakers": _airfoil_breakers.draw(found["breakers"]),
         "airfoil_methods": third,
     }
@@ -161,8 +159,7 @@ def above(final: list, optimum: float, statistic: Callable) -> np.ndarray:
     return statistic(final, axis=1) - optimum
 
 
-def tables(found: dict) -> dict[str, str]:
-    """Returns the tables as Markdown."""
+def tables(found: Report) -> dict[str, str]:
     optimum, part = found["experiment"]["least squares"], found["experiment"]
     rows = [
         ["least squares", f"{optimum:.4f}", ""],
@@ -172,7 +169,7 @@ def tables(found: dict) -> dict[str, str]:
         ends = f"{min(final):.4f} to {max(final):.4f}"
         rows.append([f"Adadelta, eps {eps:.0e}", f"{np.mean(final):.4f}", ends])
     head = ["", f"loss after {part['epochs']} epochs, mean of {part['seeds']} seeds", "range"]
-    first = _report.markdown(head, rows)
+    first = markdown(head, rows)
 
     part = found["rho"]
     rows = []
@@ -180,7 +177,7 @@ def tables(found: dict) -> dict[str, str]:
         first_steps, early = (EPS / (1 - rho)) ** 0.5, losses[20 // THIN]
         rows.append([f"{rho}", f"{first_steps:.2g}", f"{early:.3f}", f"{np.mean(final):.4f}"])
     head = ["rho", "size of the first steps", "loss after 20 steps", "final loss"]
-    second = _report.markdown(head, rows)
+    second = markdown(head, rows)
 
     rows = []
     for name, part in found["methods"]["methods"].items():
@@ -194,22 +191,22 @@ def tables(found: dict) -> dict[str, str]:
     return {
         "airfoil": first,
         "airfoil rho": second,
-        "airfoil forms": _airfoil_forms.table(found["forms"]),
         "airfoil breakers": _airfoil_breakers.table(found["breakers"]),
-        "airfoil methods": _report.markdown(head, rows),
+        "airfoil methods": markdown(head, rows),
     }
 
 
-EXPERIMENT = Experiment(
-    module="studies.airfoil",
-    description=__doc__,
-    epochs=dict.fromkeys(("experiment", "rho", "forms", "breakers", "methods"), 2),
-    load=lambda options: prepare(_data.airfoil(options)),
-    make=make,
-    pictures=pictures,
-    tables=tables,
+STUDY = in_parts(
+    "airfoil",
+    __doc__,
+    "gallery",
+    epochs=dict.fromkeys(("experiment", "rho", "breakers", "methods"), 2),
     smoke_epochs=2,
+    load=lambda given: prepare(read_airfoil(given)),
+    make=make,
+    tables=tables,
+    pictures=pictures,
 )
 
 if __name__ == "__main__":
-    _report.run(lambda: run(EXPERIMENT))
+    run(STUDY)

@@ -32,7 +32,6 @@ TASKS_LONGER, TIMES_LONGER = ("digits", "MNIST, dense", "airfoil"), 5
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options."""
     text = f"tasks to train, of {', '.join(map(repr, TASKS))}; the others stay as they are"
     parser.add_argument(
         "--only", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK", help=text
@@ -67,7 +66,6 @@ def unfinished(reports: Reports) -> list[str]:
 
 
 def measure(given: argparse.Namespace, results: Results) -> None:
-    """Trains all methods on the tasks, and saves the results of each as soon as they are there."""
     # Optax's own Adam and schedules, as of 0.2.8, need implicit promotion.
     with jax.numpy_dtype_promotion("standard"):
         for name in given.only:
@@ -135,7 +133,6 @@ def tuned(trainer: Trainer, rate: float, bar: tqdm) -> Report:
 
 
 def tables(reports: Reports) -> dict[str, str]:
-    """Returns the tables of the page."""
     return _compare_report.tables(by_task(reports))
 
 

@@ -3,11 +3,12 @@
 Every optimizer gets the same gradients, rho and eps, with a learning rate of 1. Its updates are
 compared with Algorithm 1 of the paper in NumPy float64. Parameters are set to zero before each
 step, so the new parameter is the update itself, rounded once to its dtype. Packages that are not
-installed are left out. The committed results have all of them:
+installed are left out. The committed results have all of them.
 
-    pip install -e ".[peers]" && python -m studies.hazards
+Needs: pip install -e ".[peers]"
 """
 
+import argparse
 import functools
 import os
 import warnings
@@ -21,23 +22,9 @@ import optax
 from tqdm import tqdm
 
 import optax_adadelta
-from studies._lib.report import (
-    DOCS,
-    check_writable,
-    filled,
-    load,
-    markdown,
-    options,
-    provenance,
-    run,
-    save,
-)
-from studies._lib.report import RESULTS as FOLDER
+from studies._lib.results import Reports, Results, markdown
+from studies._lib.study import Study, run
 
-PAGE = DOCS / "numerics.md"
-RESULTS = FOLDER / "hazards.json"
-PART = "hazards"
-PACKAGES = ("optax_adadelta", "optax", "torch", "keras", "jax", "jaxlib", "numpy")
 HUGE_AT = 50
 NORMAL = np.random.default_rng(0).standard_normal
 
@@ -187,60 +174,39 @@ def measured(run, measure, reference, allowed):
         return f"refused ({type(error).__name__})"
 
 
-def run_all(smoke: bool) -> dict:
-    """The results of every hazard for every optimizer."""
-    results = {}
-    for name, measure, gradients, rho, eps, dtype in tqdm(HAZARDS, desc="Hazards", unit="hazard"):
+def measure(given: argparse.Namespace, results: Results) -> None:
+    results.load("hazards")
+    found = {}
+    for name, what, gradients, rho, eps, dtype in tqdm(HAZARDS, desc="Hazards", unit="hazard"):
         dtype = jnp.dtype(dtype)
-        g = gradients[:100] if smoke else gradients
+        g = gradients[:100] if given.smoke else gradients
         with np.errstate(all="ignore"):
             reference = list(exact(rounded(g, dtype), rho, eps))
-        row = {"measured": measure.__doc__.rstrip(".")}
-        if measure is steps_to_recover:
-            row["float64"] = measure(reference, reference)
+        row = {"measured": what.__doc__.rstrip(".")}
+        if what is steps_to_recover:
+            row["float64"] = what(reference, reference)
         for optimizer, steps in OPTIMIZERS.items():
-            given = functools.partial(steps, g, rho, eps, dtype)
-            row[optimizer] = measured(given, measure, reference, 0 <= rho < 1 and eps > 0)
-        results[name] = row
-    return results
+            made = functools.partial(steps, g, rho, eps, dtype)
+            row[optimizer] = measured(made, what, reference, 0 <= rho < 1 and eps > 0)
+        found[name] = row
+    results.save("hazards", {**results.made, "results": found})
 
 
-def table(report: dict) -> str:
-    """The results as Markdown."""
+def tables(reports: Reports) -> dict[str, str]:
     columns = ("float64", *OPTIMIZERS)
-    rows = [[name, *(cell(row.get(c)) for c in columns)] for name, row in report["results"].items()]
-    return markdown(["hazard", *columns], rows)
+    found = reports["hazards"]["results"]
+    rows = [[name, *(cell(row.get(c)) for c in columns)] for name, row in found.items()]
+    return {"hazards": markdown(["hazard", *columns], rows)}
 
 
 def cell(result: float | int | str | None) -> str:
-    """An error with one digit, a number of steps as such."""
+    """Returns an error with one digit, a number of steps as such."""
     if isinstance(result, float):
         return f"{result:.0e}"
     return f"{result:,} steps" if isinstance(result, int) else result or ""
 
 
-def with_table(page: str, report: dict) -> str:
-    """The page with its table made anew."""
-    return filled(page, PART, table(report))
-
-
-def main() -> None:
-    """Reads the options, measures, writes, and prints the results."""
-    parser = options(__spec__.name, __doc__, "hazards.json", PAGE)
-    given = parser.parse_args()
-
-    if given.table:
-        page = with_table(PAGE.read_text("utf-8"), load(given.output))
-        PAGE.write_text(page, encoding="utf-8")
-        print(f"The table is in {PAGE}")
-        return
-    check_writable(given.output)
-    report = provenance(parser, given, PACKAGES) | {"results": run_all(given.smoke)}
-    save(given.output, report)
-    print(table(report))
-    print("Errors are relative to float64. The JSON file says what is measured of each hazard.")
-    print(f"Results: {given.output}")
-
+STUDY = Study("hazards", __doc__, "numerics", measure, tables)
 
 if __name__ == "__main__":
-    run(main)
+    run(STUDY)

@@ -6,55 +6,33 @@ the program with that of SGD, which has no state: the operations between devices
 leaves, and the bytes that each device stores and moves. These are properties of the program.
 Nothing runs, so nothing is said of time on the card.
 
-    pip install -e ".[accelerators]" && python -m studies.many_devices
+It takes two minutes.
 
-CONTRIBUTING.md says how to install the extra. It takes two minutes.
+Needs: the extra `accelerators`, as README.md says
 """
 
 import argparse
-import json
 import math
-import sys
 from collections import Counter
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from tqdm import tqdm
 
-from studies._lib.cards import CARDS, devices_of, problem
+from studies._lib import workers
+from studies._lib.cards import CARDS, devices_of
 from studies._lib.programs import collectives, read_program
-from studies._lib.report import (
-    DOCS,
-    check_writable,
-    filled,
-    load,
-    markdown,
-    options,
-    provenance,
-    run,
-    save,
-)
-from studies.accelerators import PACKAGES, compiled, work
-from studies.step_report import versions
-from optax_adadelta import adadelta
+from studies._lib.results import Report, Reports, Results, markdown, said
+from studies._lib.storages import RULES as ALL
+from studies._lib.storages import STORAGES
+from studies._lib.study import Study, run
 
-PART = "many devices"
-PAGE = DOCS / "scaling.md"
-WORKER = [sys.executable, "-m", "studies.many_devices", "--work"]
 DEVICES = {"H100": 8, "TPU v5e": 16}
 MODEL = {"H100": 2, "TPU v5e": 4}  # devices along the axis "model" where there are two axes
-RULES = {
-    "sgd": optax.sgd(0.1),
-    "float32": adadelta(),
-    "16 bits": adadelta(state_bits=16),
-    "8 bits": adadelta(state_bits=8),
-}
-STORAGES = ("float32", "16 bits", "8 bits")
+RULES = {"sgd": optax.sgd(0.1), **{name: ALL[name] for name in STORAGES}}
 WIDTH, HIDDEN, BATCH = 1024, 4096, 4096
 Specs = dict[str, P]
 WHOLE: Specs = {"in": P(None, None), "bias": P(None), "out": P(None, None)}
@@ -80,7 +58,7 @@ WAYS = {
 }
 
 
-def compile_step(card: str, name: str, rule: str) -> dict[str, Any]:
+def compile_step(card: str, name: str, rule: str) -> Report:
     """Returns the facts of a compiled step of training."""
     way, optimizer, count = WAYS[name], RULES[rule], DEVICES[card]
     model = {"data": 1, "model": count, "both": MODEL[card]}[way.axes]
@@ -139,15 +117,13 @@ def compile_step(card: str, name: str, rule: str) -> dict[str, Any]:
     }
 
 
-def jobs(smoke: bool) -> Iterator[tuple[str, str, str]]:
-    """Yields the card, the way and the rule of all that is compiled."""
-    for card in CARDS:
-        for way in ("ZeRO-1",) if smoke else WAYS:
-            for rule in RULES:
-                yield card, way, rule
+def measure(given: argparse.Namespace, results: Results) -> None:
+    ways = ("ZeRO-1",) if given.smoke else WAYS
+    cases = [(card, way, rule) for card in CARDS for way in ways for rule in RULES]
+    workers.measure("many_devices", [(case, case) for case in cases], results, together=True)
 
 
-def table(card: str, found: dict[str, dict[str, dict[str, Any]]]) -> str:
+def table(card: str, found: Report) -> str:
     """Returns what was found for a card as Markdown."""
     rows = []
     for way, case in found.items():
@@ -175,39 +151,13 @@ def table(card: str, found: dict[str, dict[str, dict[str, Any]]]) -> str:
     return f"{DEVICES[card]} {card}, {' / '.join(STORAGES)}:\n\n{markdown(head, rows)}"
 
 
-def tables(report: dict[str, Any]) -> str:
-    """Returns all that was found as Markdown."""
-    said = f"{versions(report)}. Made by `{report['command']}`."
-    return "\n\n".join([said, *(table(card, found) for card, found in report["cards"].items())])
+def tables(reports: Reports) -> dict[str, str]:
+    report = reports["many_devices"]
+    parts = [table(card, found) for card, found in report["cards"].items()]
+    return {"many devices": "\n\n".join([f"{said(report)}.", *parts])}
 
 
-def main() -> None:
-    """Reads the options, compiles, writes, and prints the results."""
-    parser = options(__spec__.name, __doc__, "many_devices.json", PAGE)
-    parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.work:
-        work(json.load(sys.stdin), compile_step)
-        return
-    if given.table:
-        page = filled(PAGE.read_text("utf-8"), PART, tables(load(given.output)))
-        PAGE.write_text(page, encoding="utf-8")
-        print(f"{given.output} is in {PAGE}")
-        return
-    if problems := list(filter(None, map(problem, CARDS))):
-        parser.error("; ".join(problems) + " (CONTRIBUTING.md says how)")
-
-    jax.config.update("jax_platforms", "cpu")
-    check_writable(given.output)
-    report = provenance(parser, given, PACKAGES) | {"cards": {}}
-    todo = list(jobs(given.smoke))
-    results = compiled(todo, together=True, worker=WORKER)
-    for (card, way, rule), facts in zip(tqdm(todo, unit="case"), results, strict=True):
-        report["cards"].setdefault(card, {}).setdefault(way, {})[rule] = facts
-        save(given.output, report)
-    print(tables(report))
-    print(f"All of it: {given.output}")
-
+STUDY = Study("many_devices", __doc__, "scaling", measure, tables)
 
 if __name__ == "__main__":
-    run(main)
+    workers.work(compile_step) if workers.is_worker() else run(STUDY)

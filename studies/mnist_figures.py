@@ -25,10 +25,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from tqdm import trange
 
-from studies._lib import report as _report
-from studies import _mnist
-from studies._mnist import METHODS, Column
-from studies._lib.runner import Experiment, run
 from optax_adadelta import adadelta
 from optax_adadelta.diagnostics import (
     Sample,
@@ -39,6 +35,10 @@ from optax_adadelta.diagnostics import (
     plot_samples,
     sample,
 )
+from studies import _mnist
+from studies._lib.results import Report, markdown, rounded
+from studies._lib.study import in_parts, run
+from studies._mnist import METHODS, Column
 
 EPS = 1e-6
 COLUMNS = {
@@ -52,39 +52,33 @@ EVERY = 60
 LAYERS = ("layer 1", "layer 2", "layer 3")
 
 
-def figure_1(data, seeds: int, epochs: int) -> dict:
+def figure_1(data, seeds: int, epochs: int) -> Report:
     """Returns the test errors in percent, [seeds, epochs] for each method."""
-    each = list(_mnist.train(COLUMNS, data, seeds, epochs, "Figure 1"))
-    return {
-        "errors": {
-            name: np.stack([errors[name][0] for errors in each], axis=1).astype(float).round(2)
-            for name in COLUMNS
-        }
-    }
+    errors = _mnist.train(COLUMNS, data, seeds, epochs, "Figure 1")
+    return {"errors": {name: runs[0].astype(float).round(2) for name, runs in errors.items()}}
 
 
-def figure_2(data, seeds: int, epochs: int) -> dict:
+def figure_2(data, seeds: int, epochs: int) -> Report:
     """Returns samples of the first seed's run and, for each seed, means over whole matrices."""
-    optimizer = adadelta(rho=0.95, eps=EPS)
-    (images, labels), _ = data
-    coordinates = choose_coordinates(optimizer.init(_mnist.init(jax.random.key(0))))
+    optimizer, task = adadelta(rho=0.95, eps=EPS), _mnist.task_of(data, "tanh")
+    coordinates = choose_coordinates(optimizer.init(task.model.init(jax.random.key(0))))
     coordinates = {f"{layer}/w": coordinates[f"{layer}/w"] for layer in LAYERS}
 
     def start(seed):
-        params = _mnist.init(jax.random.key(seed))
+        params = task.model.init(jax.random.key(seed))
         zeros = jax.tree.map(jnp.zeros_like, params)
         return params, optimizer.init(params), zeros, zeros
 
-    def watch(net, batches, images, labels):
+    def watch(net, indices, data):
         """Makes a step for each minibatch and looks at the last."""
 
         def step(net, batch):
             params, state, before, _ = net
-            grads = jax.grad(_mnist.loss)(params, images[batch], labels[batch], "tanh")
+            grads = jax.grad(task.loss)(params, *(a[batch] for a in data))
             updates, state = optimizer.update(grads, state, params)
             return (optax.apply_updates(params, updates), state, updates, before), None
 
-        net, _ = jax.lax.scan(step, net, batches)
+        net, _ = jax.lax.scan(step, net, indices)
         _, state, updates, before = net
         rates, averages = effective_learning_rate(state, EPS), find_state(state).e_x
         whole = {
@@ -102,19 +96,19 @@ def figure_2(data, seeds: int, epochs: int) -> dict:
 
     nets = jax.jit(jax.vmap(start))(jnp.arange(seeds))
     advance = partial(jax.jit, donate_argnums=0)(
-        lambda nets, batches, *data: jax.lax.map(lambda each: watch(*each, *data), (nets, batches))
+        lambda nets, indices, data: jax.lax.map(lambda each: watch(*each, data), (nets, indices))
     )
     seen = []
     for epoch in trange(epochs, desc="Training, Figure 2", unit="epoch"):
-        batches = np.stack([_mnist.batches(seed, epoch, len(labels)) for seed in range(seeds)])
-        for first in range(0, batches.shape[1], EVERY):
-            nets, now = advance(nets, batches[:, first : first + EVERY], images, labels)
+        order = _mnist.orders(seeds, epoch, task)
+        for first in range(0, order.shape[1], EVERY):
+            nets, now = advance(nets, order[:, first : first + EVERY], task.train)
             seen.append(jax.device_get(now))
     samples, whole = jax.tree.map(lambda *times: np.stack(times, axis=1), *seen)
     return {"samples": jax.tree.map(lambda array: array[0], samples)._asdict(), "whole": whole}
 
 
-def draw_1(content: dict) -> Figure:
+def draw_1(content: Report) -> Figure:
     """Returns the picture of the test errors."""
     figure = Figure(figsize=(8.5, 4.8), dpi=110, layout="constrained")
     errors = content["errors"]
@@ -134,7 +128,7 @@ def draw_1(content: dict) -> Figure:
     return figure
 
 
-def draw_2(content: dict) -> Figure:
+def draw_2(content: Report) -> Figure:
     """Returns the picture of effective learning rates and updates."""
     figure = Figure(figsize=(11, 5.6), dpi=110, layout="constrained")
     plot_samples(Sample(**arrays(content["samples"])), figure)
@@ -147,18 +141,12 @@ def draw_2(content: dict) -> Figure:
     return figure
 
 
-def arrays(tree: dict) -> dict:
+def arrays(tree: dict) -> Report:
     """Returns the tree, its keys in their order, with arrays for lists."""
     return {k: arrays(v) if isinstance(v, dict) else np.asarray(v) for k, v in tree.items()}
 
 
-def lists(tree: dict) -> dict:
-    """Returns the tree, its keys in their order, with lists of numbers of five digits."""
-    short = np.vectorize(lambda number: float(f"{number:.5g}"))
-    return {k: lists(v) if isinstance(v, dict) else short(v).tolist() for k, v in tree.items()}
-
-
-def table_1(content: dict) -> str:
+def table_1(content: Report) -> str:
     """Returns where the curves end, as Markdown."""
     rows = []
     for name, errors in arrays(content["errors"]).items():
@@ -166,10 +154,10 @@ def table_1(content: dict) -> str:
         row = [name, f"{last.mean():.2f}", f"{last.min():.2f} to {last.max():.2f}"]
         rows.append([*row, f"{PAPER[name]}", f"{means.min():.2f} (epoch {means.argmin() + 1})"])
     head = ["method", f"test error after {content['epochs']} epochs, %", "range of the seeds"]
-    return _report.markdown([*head, "paper", "lowest mean"], rows)
+    return markdown([*head, "paper", "lowest mean"], rows)
 
 
-def table_2(content: dict) -> str:
+def table_2(content: Report) -> str:
     """Returns what the claims of Section 4.3 are about, in means over the seeds, as Markdown."""
     rate, update, numerator, cosine = (
         np.stack([content["whole"][layer][what] for layer in LAYERS]).mean(axis=1)
@@ -188,7 +176,7 @@ def table_2(content: dict) -> str:
         "4. cosine of successive updates, last tenth": (cosine[:, -tenth:].mean(axis=1), "z.2f"),
     }
     rows = [[name, *(f"{v:{form}}" for v in values)] for name, (values, form) in measured.items()]
-    return _report.markdown(["claim, and what is measured", *LAYERS], rows)
+    return markdown(["claim, and what is measured", *LAYERS], rows)
 
 
 def rank_correlation(values: np.ndarray) -> np.ndarray:
@@ -199,28 +187,29 @@ def rank_correlation(values: np.ndarray) -> np.ndarray:
     return np.array([np.corrcoef(row, np.arange(len(row)))[0, 1] for row in ranks])
 
 
-def make(figure: str, data, options) -> dict:
+def make(figure: str, data, options) -> Report:
     """Returns the numbers of a figure."""
     function = {"Figure 1": figure_1, "Figure 2": figure_2}[figure]
-    return lists(function(data, options.seeds, options.epochs))
+    return rounded(function(data, options.seeds, options.epochs), digits=5)
 
 
-EXPERIMENT = Experiment(
-    module="studies.mnist_figures",
-    description=__doc__,
+STUDY = in_parts(
+    "mnist_figures",
+    __doc__,
+    "gallery",
     epochs=EPOCHS,
+    smoke_epochs=3,
     load=_mnist.load,
     make=make,
-    pictures=lambda found: {
-        "mnist_figure_1": draw_1(found["Figure 1"]),
-        "mnist_figure_2": draw_2(found["Figure 2"]),
-    },
     tables=lambda found: {
         "mnist figure 1": table_1(found["Figure 1"]),
         "mnist figure 2": table_2(found["Figure 2"]),
     },
-    smoke_epochs=3,
+    pictures=lambda found: {
+        "mnist_figure_1": draw_1(found["Figure 1"]),
+        "mnist_figure_2": draw_2(found["Figure 2"]),
+    },
 )
 
 if __name__ == "__main__":
-    _report.run(lambda: run(EXPERIMENT))
+    run(STUDY)

@@ -9,8 +9,8 @@ settings of each method.
 The network is 784-500-300-10 with ReLU, the loss is cross entropy, and a minibatch has 100 images
 with pixels in [0, 1]. Where the paper does not give a setting, this script uses what was usual at
 the time: the initial weights of Glorot and Bengio (2010), momentum 0.9, and Adagrad from zero. The
-networks of a seed have the same initial weights and minibatches. One compiled program trains all
-networks of a table. The four tables take an hour on two cores. Each is saved when it is done.
+networks of a seed have the same initial weights and minibatches. The four tables take an hour on
+two cores. Each is saved when it is done.
 
 Needs: pip install -e ".[examples]"
 """
@@ -23,12 +23,12 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from studies._lib import report as _report
-from studies import _mnist
-from studies._mnist import METHODS, Column
-from studies._lib.runner import Experiment, run
 from optax_adadelta import adadelta
 from optax_adadelta.diagnostics import plot_curves
+from studies import _mnist
+from studies._lib.results import Report, markdown
+from studies._lib.study import in_parts, run
+from studies._mnist import METHODS, Column
 
 RATES = [10.0**n for n in range(1, -6, -1)]
 EPSILONS = [10.0**n for n in range(0, -13, -2)]
@@ -72,16 +72,16 @@ PAPER = {
 }
 
 
-def make(table: str, data, options) -> dict:
+def make(table: str, data, options) -> Report:
     """Returns the table's settings and test errors, a list of seeds for each cell."""
     # Optax's Adam, as of 0.2.8, needs implicit promotion.
     with jax.numpy_dtype_promotion("standard"):
-        *_, errors = _mnist.train(TABLES[table], data, options.seeds, options.epochs, table)
+        errors = _mnist.train(TABLES[table], data, options.seeds, options.epochs, table)
     return {
         "columns": {
             name: {
                 "settings": dict(column.settings),
-                "errors": np.asarray(errors[name], float).round(2).tolist(),
+                "errors": errors[name][..., -1].astype(float).round(2).tolist(),
             }
             for name, column in TABLES[table].items()
         }
@@ -140,13 +140,13 @@ def heat_map(axes, columns: dict, paper: dict, title: str) -> None:
     axes.spines[:].set_visible(False)
 
 
-def halves(report: dict) -> tuple[dict, dict]:
+def halves(report: Report) -> tuple[dict, dict]:
     """Returns the columns by learning rate, and those of Adadelta by eps."""
     methods = {**report["Table 1"]["columns"], **report["Not in the paper"]["columns"]}
     return methods, report["Table 2"]["columns"]
 
 
-def draw_tables(report: dict) -> Figure:
+def draw_tables(report: Report) -> Figure:
     """Returns the picture of the tables as heat maps."""
     methods, adadelta_columns = halves(report)
     seeds, epochs = (report["Table 2"][name] for name in ("seeds", "epochs"))
@@ -158,7 +158,7 @@ def draw_tables(report: dict) -> Figure:
     return figure
 
 
-def draw_plateaus(report: dict) -> Figure:
+def draw_plateaus(report: Report) -> Figure:
     """Returns the picture of the errors by setting, and of the ranges of good settings."""
     methods, adadelta_columns = halves(report)
     figure = Figure(figsize=(12, 5), dpi=100, layout="constrained")
@@ -208,11 +208,10 @@ def beside_paper(table: str, columns: dict) -> str:
             printed = PAPER[table].get(name, nothing)[at]
             row += [spread(column["errors"][at]), "" if printed is None else f"{printed:.2f}"]
         rows.append(row)
-    return _report.markdown(["", *(head for name in columns for head in (name, "paper"))], rows)
+    return markdown(["", *(head for name in columns for head in (name, "paper"))], rows)
 
 
-def tables(report: dict) -> dict[str, str]:
-    """Returns the tables as Markdown."""
+def tables(report: Report) -> dict[str, str]:
     methods, by_eps = halves(report)
     rows = []
     for name, column in {**methods, **by_eps}.items():
@@ -224,7 +223,7 @@ def tables(report: dict) -> dict[str, str]:
         row = [method, argument.replace("_", " "), f"{means.min():.2f}", best, ends, width(column)]
         rows.append(row)
     head = ["method", "setting", "best test error, %", "at", f"within {GOOD} points", "width"]
-    plateaus = _report.markdown(head, rows)
+    plateaus = markdown(head, rows)
     rows = []
     for name, column in report["Networks"]["columns"].items():
         printed = "".join(f"{error:.2f}" for error in PAPER["Networks"].get(name, []))
@@ -233,26 +232,25 @@ def tables(report: dict) -> dict[str, str]:
     return {
         "mnist table 1": beside_paper("Table 1", report["Table 1"]["columns"]),
         "mnist table 2": beside_paper("Table 2", by_eps),
-        "mnist networks": _report.markdown(head, rows),
+        "mnist networks": markdown(head, rows),
         "mnist plateaus": plateaus,
     }
 
 
-def pictures(report: dict) -> dict[str, Figure]:
-    """Returns both pictures."""
-    return {"mnist_tables": draw_tables(report), "mnist_plateaus": draw_plateaus(report)}
-
-
-EXPERIMENT = Experiment(
-    module="studies.mnist_tables",
-    description=__doc__,
+STUDY = in_parts(
+    "mnist_tables",
+    __doc__,
+    "gallery",
     epochs=dict.fromkeys(TABLES, 6),
+    smoke_epochs=1,
     load=_mnist.load,
     make=make,
-    pictures=pictures,
     tables=tables,
-    smoke_epochs=1,
+    pictures=lambda report: {
+        "mnist_tables": draw_tables(report),
+        "mnist_plateaus": draw_plateaus(report),
+    },
 )
 
 if __name__ == "__main__":
-    _report.run(lambda: run(EXPERIMENT))
+    run(STUDY)

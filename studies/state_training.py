@@ -1,48 +1,36 @@
-"""Does training with averages in 16 or 8 bits end as well as in float32?
+"""Does training with averages in few bits end as well as in float32?
 
 Four tasks are trained to the end, each with several seeds: the network of examples/digits.py on
 scikit-learn's digits, the paper's 784-500-300-10 on MNIST for its six epochs, one block of
 attention that learns to sort ten numbers, and a stress test, a quadratic whose gradients differ by
 1e10 within every row. A seed sets the initial weights and the batch order, so the runs of a seed
 differ only in how the averages are stored. The table says whether the mean over the seeds is within
-float32's standard deviation over the seeds.
+float32's standard deviation over the seeds. It takes ten minutes.
 
-MNIST is read from a folder that has its four published files. Without one it is left out. Nothing
-is downloaded.
-
-    pip install -e ".[examples]" && python -m studies.state_training --data-dir FOLDER
+Needs: pip install -e ".[examples]"
 """
 
+import argparse
 import functools
 import math
-import pathlib
-from typing import Any
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import numpy as np
 import optax
 from tqdm import tqdm
 
-from studies._lib.report import (
-    DOCS,
-    check_writable,
-    filled,
-    load,
-    markdown,
-    options,
-    provenance,
-    save,
-)
-from studies._lib.report import RESULTS as FOLDER
-from studies._lib.report import run as run_script
-from studies._lib.storage_tasks import MNIST, Task, tasks
 from optax_adadelta import adadelta
+from studies._lib import data, tasks
+from studies._lib.models import perceptron
+from studies._lib.results import Report, Reports, Results, markdown
+from studies._lib.storages import STORAGES
+from studies._lib.study import SMOKE_SEEDS, Study, at_least, run
+from studies._lib.tasks import Task
+from studies._lib.training import Trainer
 
-PAGE = DOCS / "quantization.md"
-RESULTS = FOLDER / "state_training.json"
-PART = "state training"
-PACKAGES = ("optax_adadelta", "optax", "jax", "jaxlib", "numpy", "scikit-learn")
-WIDTHS = {"float32": None, "16 bits": 16, "8 bits": 8}
+GLOROT = jax.nn.initializers.glorot_uniform()
 MEASURES = {
     "training loss": "training loss",
     "test accuracy": "test accuracy, %",
@@ -50,66 +38,75 @@ MEASURES = {
 }
 
 
-def optimizer(task: Task, bits: int | None) -> optax.GradientTransformation:
-    """The task's optimizer, with averages of that width."""
-    rate = optax.linear_schedule(1.0, 0.0, task.epochs * task.steps) if task.decay else 1.0
-    rule = adadelta(rate, state_bits=bits)
-    return rule if task.clip is None else optax.chain(optax.clip_by_global_norm(task.clip), rule)
+class Training(NamedTuple):
+    """A task, and how it is trained."""
+
+    load: Callable[[argparse.Namespace], Task]
+    batch: int
+    steps: int
+    clip: float = math.inf  # Of the gradient's norm.
+    falls: bool = False  # Whether the learning rate falls from 1 to 0, evenly; else it is 1.
+    measure: str = "test accuracy"
+
+    def task(self, given: argparse.Namespace) -> Task:
+        """Returns the task, small with --smoke."""
+        task = self.load(given)._replace(batch=self.batch, steps=self.steps)
+        return task.smaller() if given.smoke else task
+
+    def make(self, bits: int | None, steps: int) -> optax.GradientTransformation:
+        """Returns the optimizer, with averages of that width."""
+        rate = optax.linear_schedule(1.0, 0.0, steps) if self.falls else 1.0
+        rule = adadelta(rate, state_bits=bits)
+        if math.isinf(self.clip):
+            return rule
+        return optax.chain(optax.clip_by_global_norm(self.clip), rule)
 
 
-def trainer(task: Task, bits: int | None):
-    """Returns a function that trains one model, and gives what it ends with."""
-    rule = optimizer(task, bits)
-
-    @functools.partial(jax.jit, donate_argnums=0)
-    def epoch(carry, data, batches):
-        def step(carry, batch):
-            params, state = carry
-            loss, grads = jax.value_and_grad(task.loss)(params, *(part[batch] for part in data))
-            updates, state = rule.update(grads, state, params)
-            return (optax.apply_updates(params, updates), state), loss
-
-        carry, losses = jax.lax.scan(step, carry, batches)
-        return carry, losses.mean()
-
-    def train(seed: int, bar: tqdm) -> dict[str, Any]:
-        params = task.init(jax.random.key(seed))
-        carry = params, rule.init(params)
-        for number in range(task.epochs):
-            order = np.random.default_rng((seed, number)).permutation(len(task.train[0]))
-            batches = order[: task.steps * task.batch].reshape(task.steps, task.batch)
-            carry, loss = epoch(carry, task.train, batches.astype(np.int32))
-            jax.block_until_ready(carry)  # The bar shows what is done, not what is queued.
-            bar.update(task.steps)
-        ends = {"training loss": loss, **task.measure(carry[0], *task.test)}
-        return {name: np.asarray(value, float).tolist() for name, value in ends.items()}
-
-    return train
+TRAININGS = {
+    "digits": Training(lambda given: tasks.digits(given, (256, 128)), 32, 1360, clip=1.0),
+    "MNIST": Training(
+        lambda given: tasks.mnist(given, perceptron(784, 500, 300, 10, draw=GLOROT), 0), 100, 3600
+    ),
+    "sorting": Training(lambda given: tasks.sorting(given, 64, 10, 128), 50, 3200, falls=True),
+    "mixed scales": Training(tasks.mixed_scales, 10, 2000, measure="distance"),
+}
 
 
-def run(name: str, task: Task, seeds: int) -> dict[str, Any]:
-    """Returns what a task's models end with, by width and measure, in the order of the seeds."""
-    results = {}
-    total = len(WIDTHS) * seeds * task.epochs * task.steps
-    with tqdm(total=total, desc=f"Training, {name}", unit="step") as bar:
-        for width, bits in WIDTHS.items():
-            train = trainer(task, bits)
-            ends = [train(seed, bar) for seed in range(seeds)]
-            results[width] = {measure: [end[measure] for end in ends] for measure in ends[0]}
-    return {"epochs": task.epochs, "batch": task.batch, "results": results}
+def trained(name: str, given: argparse.Namespace, seeds: int) -> Report:
+    """Returns what a task's models end with, by storage and measure, in the order of the seeds."""
+    training, results = TRAININGS[name], {}
+    task = training.task(given)
+    with tqdm(total=len(STORAGES) * task.steps, desc=f"Training, {name}", unit="step") as bar:
+        for storage, bits in STORAGES.items():
+            trainer = Trainer(task, functools.partial(training.make, bits, task.steps))
+            found = trainer.train({}, range(seeds), bar.update)
+            error = found["test error"]
+            measured = error if training.measure == "distance" else 100 - error
+            ends = {"training loss": found["training loss"], training.measure: measured}
+            results[storage] = {name: values.tolist() for name, values in ends.items()}
+    return {"steps": task.steps, "batch": task.batch, "results": results}
 
 
-def compared(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Returns the mean and spread by measure and width, and for few bits how far from float32."""
+def measure(given: argparse.Namespace, results: Results) -> None:
+    results.load("state_training")
+    seeds = SMOKE_SEEDS if given.smoke else given.seeds
+    report = {**results.made, "seeds": seeds, "tasks": {}}
+    for name in TRAININGS:
+        report["tasks"][name] = trained(name, given, seeds)
+        results.save("state_training", report)
+
+
+def compared(results: Report) -> dict[str, Report]:
+    """Returns the mean and spread by measure and storage, and for few bits how far from float32."""
     summary = {}
     for measure in [m for m in MEASURES if m in results["float32"]]:
         full = np.asarray(results["float32"][measure])
         summary[measure] = {}
-        for width in WIDTHS:
-            values = np.asarray(results[width][measure])
+        for storage in STORAGES:
+            values = np.asarray(results[storage][measure])
             with np.errstate(invalid="ignore"):  # A run that diverged is within no spread.
                 apart = values - full
-                summary[measure][width] = {
+                summary[measure][storage] = {
                     "mean": values.mean(),
                     "spread": values.std(ddof=1),
                     "apart": apart.mean(),
@@ -119,11 +116,15 @@ def compared(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return summary
 
 
-def table(report: dict[str, Any]) -> str:
-    """The results as Markdown; a row has so many decimals that float32's spread has two digits."""
-    widths = list(WIDTHS)[1:]
-    heads = [f"{report['seeds']} seeds", "measured", *WIDTHS]
-    heads += [f"{width} less float32" for width in widths] + ["within float32's spread"]
+def tables(reports: Reports) -> dict[str, str]:
+    """Returns the means and standard deviations over the seeds.
+
+    A row has so many decimals that float32's spread has two digits.
+    """
+    report = reports["state_training"]
+    few = list(STORAGES)[1:]
+    heads = [f"{report['seeds']} seeds", "measured", *STORAGES]
+    heads += [f"{storage} less float32" for storage in few] + ["within float32's spread"]
     rows = []
     for task, content in report["tasks"].items():
         for measure, facts in compared(content["results"]).items():
@@ -132,50 +133,20 @@ def table(report: dict[str, Any]) -> str:
             pair = functools.partial("{:{}.{d}f} ± {:.{d}f}".format, d=max(decimals, 0))
             cells = [task, MEASURES[measure]]
             cells += [pair(f["mean"], "", f["spread"]) for f in facts.values()]
-            few = [facts[width] for width in widths]
-            cells += [pair(f["apart"], "+", f["spread apart"]) for f in few]
-            cells.append(", ".join("yes" if f["holds"] else "no" for f in few))
+            beside = [facts[storage] for storage in few]
+            cells += [pair(f["apart"], "+", f["spread apart"]) for f in beside]
+            cells.append(", ".join("yes" if f["holds"] else "no" for f in beside))
             rows.append(cells)
-    return markdown(heads, rows)
+    return {"state training": markdown(heads, rows)}
 
 
-def with_table(page: str, report: dict[str, Any]) -> str:
-    """The page with its table made anew."""
-    return filled(page, PART, table(report))
+def options(parser: argparse.ArgumentParser) -> None:
+    text = "models of each task and storage, at least 2 (default: %(default)s)"
+    parser.add_argument("--seeds", type=at_least(2), default=5, help=text)
+    data.add_options(parser)
 
 
-def main() -> None:
-    """Reads the options, trains, writes, and prints the results."""
-    parser = options(__spec__.name, __doc__, "state_training.json", PAGE)
-    add = parser.add_argument
-    text = "a folder with the four files of MNIST (default: MNIST is left out)"
-    add("--data-dir", type=pathlib.Path, help=text)
-    text = "models of each task and width, at least 2 (default: %(default)s)"
-    add("--seeds", type=int, default=5, help=text)
-    given = parser.parse_args()
-    if given.seeds < 2:
-        parser.error("--seeds must be at least 2, for a spread")
-    folder = given.data_dir
-    missing = [name for names in MNIST for name in names if folder and not (folder / name).exists()]
-    if missing:
-        parser.error(f"there is no {', '.join(missing)} in --data-dir {folder}")
-
-    if given.table:
-        report = load(given.output)
-        PAGE.write_text(with_table(PAGE.read_text("utf-8"), report), encoding="utf-8")
-    else:
-        seeds = 2 if given.smoke else given.seeds
-        if folder is None:
-            print("MNIST is left out: without --data-dir there are no files of it.")
-        check_writable(given.output)
-        report = provenance(parser, given, PACKAGES) | {"seeds": seeds, "tasks": {}}
-        for name, task in tasks(given.smoke, folder).items():
-            report["tasks"][name] = run(name, task, seeds)
-            save(given.output, report)
-    print(table(report))
-    print("Means and standard deviations over the seeds, and of the differences seed by seed.")
-    print(f"Results: {given.output}")
-
+STUDY = Study("state_training", __doc__, "quantization", measure, tables, options=options)
 
 if __name__ == "__main__":
-    run_script(main)
+    run(STUDY)

@@ -1,174 +1,266 @@
 """How long a step of Adadelta takes in this package, Optax, Keras on JAX and torch.
 
 A step is the update and its application, with parameters and state donated. The packages take turns
-in one process, with a floor: a compiled loop that reads and writes each number once. Packages that
-are not installed are left out.
+in one process, with a floor: the bytes of the step at the speed at which JAX adds one to a large
+array in place. Packages that are not installed are left out. It takes twenty minutes and 12 GB.
 
-    pip install -e ".[peers]" && python -m studies.step
-
-It takes twenty minutes and 12 GB. step_report.py makes tables and a picture of the results.
+Needs: pip install -e ".[peers]"
 """
 
-import gc
-import statistics
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+import argparse
+from importlib.util import find_spec
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
+import optax
+from matplotlib.figure import Figure
 
-from studies._lib.trees import CASES, SMOKE, Shape
-from studies._lib.contenders import (
-    Contender,
-    eager,
-    eager_update,
-    of_keras,
-    of_optax,
-    of_torch,
-    optimizers,
-)
-from studies._lib.floor import floor
-from studies._lib.report import RESULTS, check_writable, options, provenance, run, save
-from studies._step_training import trainers
+from studies._lib import cases
+from studies._lib import contenders as step_of
+from studies._lib.cases import CASES, SMOKE, Shape
+from studies._lib.contenders import CLIP, gradients_of
+from studies._lib.models import perceptron
+from studies._lib.results import Report, Reports, Results, markdown, said
+from studies._lib.storages import EPS, RHO, RULES
+from studies._lib.study import Study, run
+from studies._lib.timing import Contender, in_turns, timed
 
-PACKAGES = ("optax_adadelta", "jax", "jaxlib", "optax", "keras", "torch", "numpy")
-SETTINGS = ("alone", "clipped", "eager")
+RULES = {"optax_adadelta": RULES["float32"], "optax": RULES["optax"]}
+WHO = ("optax_adadelta", "optax", "keras", "torch for-loop", "torch foreach", "torch compiled")
+WHO += ("floor",)
 # torch writes and compiles a kernel a tree, which for hundreds of leaves takes many minutes.
 LEAVES_COMPILED = 170
+FEW = 1000  # parameters, of which nanoseconds per parameter say nothing
+BYTES = 28  # per parameter: the gradient read; the parameter and two averages read and written
+SMALL = 1e6  # parameters, below which a step is also made without jit
+BATCH = 100
 
 
-def installed(name: str) -> bool:
-    """Returns whether the package can be imported."""
-    try:
-        __import__(name)
-    except ImportError:
-        return False
-    return True
-
-
-def contenders(setting: str, gradients: list[np.ndarray]) -> dict[str, Callable[[], Contender]]:
-    """Returns what makes each contender of that setting."""
-    made: dict[str, Callable[[], Contender]] = {}
-    clipped = setting == "clipped"
-    for name, optimizer in optimizers(clipped).items():
+def contenders(setting: str, gradients: list[np.ndarray]) -> dict[str, Contender]:
+    """Returns the contenders of that setting."""
+    clip = CLIP if setting == "clipped" else None
+    made: dict[str, Contender] = {}
+    for name, rule in RULES.items():
         if setting == "eager":
-            made[name] = lambda o=optimizer: eager(o, gradients)
-            made[f"{name}, update alone"] = lambda o=optimizer: eager_update(o, gradients)
-        else:
-            made[name] = lambda o=optimizer: of_optax(o, gradients)
-    if setting != "eager" and installed("keras"):
-        made["keras"] = lambda: of_keras(gradients, clipped)
-    if installed("torch"):
-        modes = ["for-loop", "foreach"]
-        if setting == "alone" and len(gradients) <= LEAVES_COMPILED:
-            modes.append("compiled")
-        for mode in modes:
-            made[f"torch {mode}"] = lambda mode=mode: of_torch(gradients, mode, clipped)
+            made[name] = step_of.eager(rule, gradients, apply=True)
+            made[f"{name}, update alone"] = step_of.eager(rule, gradients, apply=False)
+            continue
+        if clip:
+            rule = optax.chain(optax.clip_by_global_norm(clip), rule)
+        made[name] = step_of.of_optax(rule, gradients)
+    if setting != "eager" and find_spec("keras"):
+        made["keras"] = step_of.of_keras(gradients, clip)
+    if find_spec("torch"):
+        compiled = setting == "alone" and len(gradients) <= LEAVES_COMPILED
+        for mode in ("for-loop", "foreach", *["compiled"] * compiled):
+            made[f"torch {mode}"] = step_of.of_torch(gradients, mode, clip)
     return made
 
 
-def peak(once: Callable[[], Any]) -> int | None:
-    """Returns how many bytes more the process holds in a step than before, where Linux tells."""
-
-    def status(field: str) -> int:
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-        return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
-
-    try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-        before = status("VmRSS")
-    except OSError:
-        return None
-    for _ in range(3):
-        once()
-    return max(0, status("VmHWM") - before)
-
-
-def in_turns(steps: dict[str, Contender], rounds: int, turn: int, progress: tqdm) -> dict[str, Any]:
-    """Returns what was measured: in each round each has a turn, whose first step does not count."""
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
-    for contender in steps.values():
-        contender.once()
-    scratch = {name: peak(contender.once) for name, contender in steps.items()}
-    for _ in range(rounds):
-        for name, contender in steps.items():
-            contender.once()
-            times[name] += [contender.once() for _ in range(turn)]
-        progress.update()
-    report = {}
-    for name, taken in times.items():
-        begun, done = zip(*taken, strict=True)
-        low, median, high = statistics.quantiles(done, n=4)
-        report[name] = {
-            "seconds": median,
-            "quartiles": [low, high],
-            "least": min(done),
-            "seconds until begun": statistics.median(begun),
-            "peak bytes": scratch[name],
-            **steps[name].facts,
-        }
-    return report
-
-
-def measure(
-    shapes: list[Shape], settings: list[str], rounds: int, progress: tqdm
-) -> dict[str, Any]:
+def measure_case(shapes: list[Shape], rounds: int) -> Report:
     """Returns the measurements of one tree."""
-    rng = np.random.default_rng(0)
-    gradients = [rng.standard_normal(shape, dtype=np.float32) for shape in shapes]
+    gradients = gradients_of(shapes)
     size = sum(g.size for g in gradients)
-    turn = 3 if size > 1e6 else 20
-    what, least = floor(gradients)
-    report: dict[str, Any] = {"parameters": size, "leaves": len(shapes), "floor is": what}
-    for setting in settings:
-        steps = {name: make() for name, make in contenders(setting, gradients).items()}
-        steps["floor"] = Contender(lambda: 2 * (least(),), {})
-        report[setting] = in_turns(steps, rounds, turn, progress)
+    report: Report = {"floor is": "adding one to a large array"}
+    for setting in ("alone", "clipped", *["eager"] * (size < SMALL)):
+        steps = {**contenders(setting, gradients), "floor": step_of.bound(BYTES * size)}
+        report[setting] = in_turns(steps, rounds, samples=3 if size > SMALL else 20)
         del steps
-        gc.collect()
         jax.clear_caches()
     return report
 
 
-def main() -> None:
-    """Reads the options, measures, writes, and prints the results."""
-    parser = options(__spec__.name, __doc__, "step-BACKEND-jax-VERSION.json")
-    add = parser.add_argument
-    text = "some of: " + ", ".join(CASES) + " (default: all)"
-    add("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE", help=text)
-    add("--rounds", type=int, default=15, help="turns of each (default: %(default)s)")
-    given = parser.parse_args()
-    cases = SMOKE if given.smoke else {name: CASES[name] for name in given.cases}
-    rounds = 1 if given.smoke else given.rounds
-    output = given.output or (RESULTS / f"step-{jax.default_backend()}-jax-{jax.__version__}.json")
+def trainers(sizes: tuple[int, ...]) -> dict[str, Contender]:
+    """Returns the training steps of a network, and the gradients alone."""
+    model, rng = perceptron(*sizes), np.random.default_rng(0)
+    params = jax.device_get(model.init(jax.random.key(0)))
+    images = rng.standard_normal((BATCH, sizes[0])).astype(np.float32)
+    labels = rng.integers(0, sizes[-1], BATCH)
 
-    check_writable(output)
-    report = provenance(parser, given, PACKAGES) | {"cases": {}}
-    small = [name for name, shapes in cases.items() if sum(map(np.prod, shapes)) < 1e6]
-    turns = rounds * (2 * len(cases) + len(small) + 1)
-    with tqdm(total=turns, unit="turn") as progress:
-        for name, shapes in cases.items():
-            progress.set_description(name)
-            settings = SETTINGS if name in small else SETTINGS[:2]
-            report["cases"][name] = measure(shapes, settings, rounds, progress)
-            save(output, report)
-        progress.set_description("training")
-        steps = trainers(cases["8-6-4"]) if given.smoke else trainers()
-        report["training"] = in_turns(steps, rounds, 20, progress)
-    save(output, report)
+    def loss(params, images, labels):
+        scores = model.apply(params, images)
+        return optax.softmax_cross_entropy_with_integer_labels(scores, labels).mean()
 
+    def trained(rule: optax.GradientTransformation) -> Contender:
+        def step(params, state, *data):
+            grads = jax.grad(loss)(params, *data)
+            updates, state = rule.update(grads, state, params)
+            return optax.apply_updates(params, updates), state
+
+        given = jax.tree.map(jnp.array, params)
+        return step_of.donated(step, given, rule.init(given), images, labels)
+
+    def gradients(params, grads, *data):
+        del grads  # The parameters are not changed, so the gradients go where a state would.
+        return params, jax.grad(loss)(params, *data)
+
+    steps = {name: trained(rule) for name, rule in RULES.items()}
+    given, zeros = (jax.tree.map(f, params) for f in (jnp.array, jnp.zeros_like))
+    steps["jax, gradients alone"] = step_of.donated(gradients, given, zeros, images, labels)
+    if find_spec("torch"):
+        for mode in ("for-loop", "foreach", None):
+            name = f"torch {mode}" if mode else "torch, gradients alone"
+            step = torch_trainer(mode, list(params.values()), images, labels)
+            steps[name] = Contender(timed(step))
+    return steps
+
+
+def torch_trainer(mode: str | None, layers: list, images: np.ndarray, labels: np.ndarray):
+    """Returns torch's training step in that mode, or its gradients alone."""
+    import torch
+
+    modules = []
+    for given in layers:
+        layer = torch.nn.Linear(*given["w"].shape)
+        with torch.no_grad():
+            layer.weight.copy_(torch.tensor(given["w"].T))
+        modules += [layer, torch.nn.ReLU()]
+    network = torch.nn.Sequential(*modules[:-1])
+    x, y = torch.from_numpy(images), torch.from_numpy(labels)
+    optimizer = torch.optim.Adadelta(
+        network.parameters(), rho=RHO, eps=EPS, foreach=mode == "foreach"
+    )
+
+    def step():
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(network(x), y).backward()
+        if mode is not None:
+            optimizer.step()
+
+    return step
+
+
+def measure(given: argparse.Namespace, results: Results) -> None:
+    sizes, rounds = ((8, 6, 4), 2) if given.smoke else ((784, 500, 300, 10), given.rounds)
+    chosen = SMOKE if given.smoke else {name: CASES[name] for name in given.cases}
+    trained = in_turns(trainers(sizes), rounds, samples=20)
+    cases.measure_each(
+        "step", chosen, lambda shapes: measure_case(shapes, rounds), results, training=trained
+    )
+
+
+def nanoseconds(case: Report, setting: str, who: str) -> float:
+    """Returns the nanoseconds per parameter of a step."""
+    return 1e9 * case[setting][who]["seconds"] / case["parameters"]
+
+
+def sizeable(report: Report) -> dict[str, Report]:
+    """Returns the cases with parameters enough to speak of nanoseconds per parameter."""
+    return {name: case for name, case in report["cases"].items() if case["parameters"] >= FEW}
+
+
+def step_table(report: Report, setting: str) -> str:
+    """Returns nanoseconds per parameter and ratios."""
+    found = sizeable(report)
+    # The floor's loop does not clip.
+    floors = setting == "alone"
+    who = [w for w in WHO[: None if floors else -1] if any(w in c[setting] for c in found.values())]
+    head = ["case", *who, "times as fast as optax", *["times the floor"] * floors]
+    rows = []
+    for name, case in found.items():
+        measured = case[setting]
+        row = [f"{nanoseconds(case, setting, w):.2f}" if w in measured else "" for w in who]
+        ours = measured["optax_adadelta"]["seconds"]
+        row.append(f"{measured['optax']['seconds'] / ours:.1f}")
+        row += [f"{ours / measured['floor']['seconds']:.1f}"] * floors
+        rows.append([name, *row])
+    return markdown(head, rows)
+
+
+COLUMNS = (
+    ("step, ms", "seconds", 1e3, ".2f"),
+    ("of it until the call returns", "seconds until begun", 1e3, ".2f"),
+    ("peak, MB", "peak bytes", 1e-6, ".0f"),
+    ("bytes per parameter", "bytes per parameter", 1, ".0f"),
+    ("scratch", "scratch bytes per parameter", 1, ".0f"),
+    ("loops", "kernels", 1, "d"),
+    ("trace, s", "trace", 1, ".2f"),
+    ("lower, s", "lower", 1, ".2f"),
+    ("compile, s", "compile", 1, ".2f"),
+)
+
+
+def program_table(report: Report) -> str:
+    """Returns what the compiled programs are, ours before optax's."""
+    rows = []
     for name, case in report["cases"].items():
-        ours, theirs, least = (
-            case["alone"][who]["seconds"] for who in ("optax_adadelta", "optax", "floor")
-        )
-        print(
-            f"{name}: {1e9 * ours / case['parameters']:.2f} ns per parameter, {theirs / ours:.1f}"
-            f" times as fast as Optax, {ours / least:.1f} times the floor"
-        )
-    print(f"All of it: {output}")
+        both = [case["alone"][who] for who in RULES]
+        cells = [
+            " / ".join(
+                "?" if facts[key] is None else f"{scale * facts[key]:{form}}" for facts in both
+            )
+            for _, key, scale, form in COLUMNS
+        ]
+        rows.append([name, *cells])
+    return markdown(["case", *(head for head, *_ in COLUMNS)], rows)
 
+
+def seconds_table(measured: Report) -> str:
+    """Returns milliseconds a step."""
+    rows = [
+        [who, *(f"{1e3 * facts['seconds']:.2f}",), " to ".join(f"{1e3 * q:.2f}" for q in quartiles)]
+        for who, facts in measured.items()
+        if (quartiles := facts["quartiles"]) and who != "floor"
+    ]
+    return markdown(["", "ms", "quartiles"], rows)
+
+
+def tables(reports: Reports) -> dict[str, str]:
+    made = {}
+    for report in reports.values():
+        jax_version = ".".join(report["versions"]["jax"].split(".")[:2])
+        eager = [case["eager"] for case in report["cases"].values() if "eager" in case]
+        made |= {
+            f"alone {jax_version}": f"{said(report)}.\n\n{step_table(report, 'alone')}",
+            f"clipped {jax_version}": step_table(report, "clipped"),
+            f"program {jax_version}": program_table(report),
+            f"training {jax_version}": seconds_table(report["training"]),
+            f"eager {jax_version}": seconds_table(eager[0]),
+        }
+    return made
+
+
+def draw(reports: Reports) -> dict[str, Figure]:
+    figure = Figure(figsize=(6.2 * len(reports), 4.6), dpi=140, layout="constrained")
+    panels = figure.subplots(1, len(reports), sharey=True, squeeze=False)[0]
+    styles = dict(zip(WHO, ("DC3", "oC0", "sC4", "^C1", "vC8", "PC2", "|black"), strict=True))
+    for panel, report in zip(panels, reports.values(), strict=True):
+        found = sizeable(report)
+        for place, (who, style) in enumerate(styles.items()):
+            off, size = (0, 420) if who == "floor" else (0.09 * (place - 2.5), 42)
+            points = [
+                (nanoseconds(case, "alone", who), i + off)
+                for i, case in enumerate(found.values())
+                if who in case["alone"]
+            ]
+            if points:
+                x, y = zip(*points, strict=True)
+                panel.scatter(x, y, size, style[1:], marker=style[0], label=who, zorder=3)
+        ticks = [0.3, 0.5, 1, 2, 3, 5, 10]
+        panel.set(xscale="log", xlim=(0.25, 12))
+        panel.set(xlabel="nanoseconds per parameter, median (lower is better)")
+        panel.set_yticks(range(len(found)), found)
+        panel.set_xticks(ticks, [str(t) for t in ticks])
+        panel.minorticks_off()
+        panel.grid(axis="x", alpha=0.4)
+        cores = report["machine"].split(",")[1].strip()
+        panel.set_title(f"jax {report['versions']['jax']}, CPU, {cores}")
+    panels[0].invert_yaxis()
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=7)
+    return {"step": figure}
+
+
+STUDY = Study(
+    "step",
+    __doc__,
+    "performance",
+    measure,
+    tables,
+    draw,
+    options=lambda parser: cases.options(parser, rounds=15),
+    files="step-cpu-*",
+)
 
 if __name__ == "__main__":
-    run(main)
+    run(STUDY)

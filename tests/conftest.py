@@ -48,9 +48,9 @@ def x64():
 
 @pytest.fixture
 def kills():
-    """The experiment that kills examples/distributed.py."""
+    """What kills examples/distributed.py."""
     pytest.importorskip("orbax.checkpoint")
-    from studies import kills
+    import kills
 
     return kills
 

@@ -9,7 +9,7 @@ from studies._lib.report import RESULTS, load, load_all
 
 STEP = scripts.module("studies.step_report")
 CHAIN = scripts.module("studies.chain")
-CASES = scripts.module("studies._lib.trees").CASES
+CASES = scripts.module("studies._lib.cases").CASES
 REPORTS = load_all("step-cpu-*.json")
 
 

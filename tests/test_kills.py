@@ -1,29 +1,22 @@
-"""studies/kills.py: processes that are killed, stopped or out of disk space, and restarts."""
+"""Processes that are killed, stopped or out of disk space, and restarts."""
 
 import argparse
-import json
 import random
 import resource
 import signal
-import sys
 import time
 
 import pytest
-from scripts import check_picture
 
 pytestmark = [pytest.mark.scripts, pytest.mark.frameworks]
 
 
-def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(kills):
-    class NoBar:
-        update = staticmethod(lambda: None)
-
+def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(kills, tmp_path):
     random.seed(0)
     options = argparse.Namespace(steps=1000, cpu_devices=1)
-    found = kills.measure("8 bits", 8, 1, 2, options, NoBar)
-    assert found["equal"]
-    assert [life["moment"] for life in found["lives"]] == ["step", "save"]
-    for life in found["lives"]:
+    lives = kills.ends_alike(tmp_path, 8, 2, options)
+    assert [life["moment"] for life in lives] == ["step", "save"]
+    for life in lives:
         assert life["first"] <= life["newest"] <= life["killed at"] < 1000
 
 
@@ -37,21 +30,6 @@ def test_if_one_process_is_killed_the_others_end_and_the_group_can_start_again(k
     assert again.end() == [0, 0]
     assert again.first_step() == life["newest"] >= kills.SAVE_EVERY
     assert kills.are_equal(*(kills.tree_in(tmp_path / name, 120) for name in ("run", "other")))
-
-
-def test_the_counts_of_kills_are_drawn_and_in_a_table(kills, tmp_path, monkeypatch, capsys):
-    committed = json.loads((kills.FOLDER / "kills.json").read_text("utf-8"))
-    (tmp_path / "kills.json").write_text(json.dumps(committed), encoding="utf-8")
-    monkeypatch.setattr(sys, "argv", ["kills.py", "--draw-only", "--output", str(tmp_path)])
-    kills.main()
-    check_picture(tmp_path / "kills.png")
-    table = capsys.readouterr().out
-    lives = [len(part["lives"]) for part in committed["runs"]]
-    assert sum(lives[:3]) >= 50
-    for part, number in zip(committed["runs"], lives, strict=True):
-        assert part["equal"]
-        assert f"| {part['name']} | {part['processes']} | {number} |" in table
-    assert kills.table(committed["runs"]) in kills.PAGE.read_text("utf-8")
 
 
 def test_a_group_that_is_asked_to_stop_saves_its_step_and_goes_on(kills, tmp_path):

@@ -233,15 +233,6 @@ METHODS = {**UNTUNED, **IDEAS, **FINAL, **CANDIDATES}
 TUNED = ("Adadelta", "Adadelta, cosine", "Adam", "Adam, cosine", "AdamW", "RMSProp", "Adagrad")
 TUNED += ("SGD, momentum", "SGD, momentum, clipped", "NAdam")
 # What is trained for longer on some of the tasks.
-LONGER = (
-    "Adadelta",
-    "Adadelta, cosine",
-    "Adadelta, eps 1e-4",
-    "eps 1e-4, cosine",
-    "eps 1e-4, cosine over the last half",
-    "falling eps",
-    "average of the last tenth",
-    "Adam",
-    "Adam, cosine",
-    "Prodigy, linear",
-)
+LONGER = ("Adadelta", "Adadelta, cosine", "Adadelta, eps 1e-4", "eps 1e-4, cosine")
+LONGER += ("eps 1e-4, cosine over the last half", "falling eps", "average of the last tenth")
+LONGER += ("Adam", "Adam, cosine", "Prodigy, linear")

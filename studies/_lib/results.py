@@ -2,6 +2,7 @@
 
 import argparse
 import datetime
+import functools
 import importlib.metadata
 import json
 import math
@@ -9,6 +10,7 @@ import os
 import platform
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +32,13 @@ PLACES = ("data_dir", "data_url", "output", "draw_only", "only")
 class Results:
     """The files of results in a folder, and what is known of this run."""
 
-    def __init__(self, folder: Path, made: Report):
-        self.folder, self.made = folder, made
+    def __init__(self, folder: Path, made: Callable[[], Report]):
+        self.folder, self._made = folder, made
+
+    @functools.cached_property
+    def made(self) -> Report:
+        """Returns the command, the date, the machine, the versions and the arithmetic."""
+        return self._made()
 
     def path(self, name: str) -> Path:
         """Returns where the report of this name is."""
@@ -132,12 +139,19 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def filled(page: str, tables: dict[str, str]) -> str:
-    """Returns the page with each text between the two marks of its name."""
-    for name, text in tables.items():
+def filled(pages: dict[Path, str], tables: dict[str, str]) -> dict[Path, str]:
+    """Returns the pages with each table between the two marks of its name, wherever they are."""
+    pages = dict(pages)
+    for name, table in tables.items():
         begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-        if not 0 <= page.find(begin) < page.find(end):
-            raise SystemExit(f"The page needs the lines {begin} and {end}, in this order.")
-        before, _, rest = page.partition(begin)
-        page = f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}"
-    return page
+        found = [page for page, text in pages.items() if 0 <= text.find(begin) < text.find(end)]
+        if len(found) != 1:
+            raise SystemExit(f"One page of docs/ needs the lines {begin} and {end}, in this order.")
+        before, _, rest = pages[found[0]].partition(begin)
+        pages[found[0]] = f"{before}{begin}\n{table}\n{end}{rest.partition(end)[2]}"
+    return pages
+
+
+def read_pages() -> dict[Path, str]:
+    """Returns the pages of the documentation."""
+    return {page: page.read_text("utf-8") for page in sorted(DOCS.glob("*.md"))}

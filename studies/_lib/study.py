@@ -9,21 +9,30 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 
 from studies._lib import data, stamps
-from studies._lib.results import DOCS, RESULTS, Report, Reports, Results, filled, load_all
-from studies._lib.results import provenance as provenance_of
+from studies._lib.results import (
+    DOCS,
+    RESULTS,
+    Report,
+    Reports,
+    Results,
+    filled,
+    load_all,
+    provenance,
+    read_pages,
+)
 
 SMOKE_SEEDS = 2
 
 
 class Study(NamedTuple):
-    """A script that measures something and says it in a page.
+    """A script that measures something and says it in the documentation.
 
     Attributes:
       name: the name of its module.
       about: what `--help` says first.
-      page: the name of its page in docs/. Its pictures go into the folder of that name.
+      folder: the name of a page. Pictures go into the folder of docs/ with that name.
       measure: a function of the options and the `Results`, which saves what it measured.
-      tables: a function of all reports that returns Markdown for the page's marks.
+      tables: a function of all reports that returns Markdown by the marks that it goes between.
       pictures: a function of all reports that returns figures by name.
       options: a function that adds options to a parser.
       files: the names of its files of results, with wildcards; by default its own name.
@@ -32,7 +41,7 @@ class Study(NamedTuple):
 
     name: str
     about: str
-    page: str
+    folder: str
     measure: Callable[[argparse.Namespace, Results], None]
     tables: Callable[[Reports], dict[str, str]]
     pictures: Callable[[Reports], dict[str, Figure]] = lambda reports: {}
@@ -80,7 +89,7 @@ def _run(study: Study) -> None:
     given = parser.parse_args()
     folder = given.output or (Path("results") if given.smoke else RESULTS)
     if not given.draw_only:
-        study.measure(given, Results(folder, provenance_of(parser, given)))
+        study.measure(given, Results(folder, lambda: provenance(parser, given)))
     reports = load_all(study.pattern, folder)
     if not reports:
         raise SystemExit(f"There is no {study.pattern}.json in {folder}. Measure first.")
@@ -92,22 +101,24 @@ def _run(study: Study) -> None:
     for title, table in tables.items():
         print(f"{title}\n\n{table}\n")
     committed = folder == RESULTS
-    place = DOCS / study.page if committed else folder
+    place = DOCS / study.folder if committed else folder
     for name, figure in study.pictures(reports).items():
         place.mkdir(exist_ok=True)
         figure.savefig(place / f"{name}.png")
         stamps.write(place / f"{name}.png", stamps.of_figure(figure))
         print(f"Picture: {place / name}.png")
     if committed:
-        page = DOCS / f"{study.page}.md"
-        page.write_text(filled(page.read_text("utf-8"), tables), encoding="utf-8")
-        print(f"Tables: {page}")
+        pages = read_pages()
+        for page, text in filled(pages, tables).items():
+            if text != pages[page]:
+                page.write_text(text, encoding="utf-8")
+                print(f"Tables: {page}")
 
 
 def in_parts(
     name: str,
     about: str,
-    page: str,
+    folder: str,
     *,
     epochs: Mapping[str, int],
     smoke_epochs: int,
@@ -118,16 +129,8 @@ def in_parts(
 ) -> Study:
     """Returns a study that trains networks with several seeds, in parts that are saved when done.
 
-    Args:
-      name: as for `Study`.
-      about: as for `Study`.
-      page: as for `Study`.
-      epochs: for each part, the epochs of a full run.
-      smoke_epochs: the most epochs of a smoke run.
-      load: a function of the options that returns the data.
-      make: a function of a part's name, the data and the options that returns its results.
-      tables: a function of the results of all parts.
-      pictures: a function of the results of all parts.
+    `load` is a function of the options that returns the data, `make` one of a part's name, the data
+    and the options that returns its results. `tables` and `pictures` get those of all parts.
     """
 
     def options(parser: argparse.ArgumentParser) -> None:
@@ -135,9 +138,9 @@ def in_parts(
         text = f"parts to run, of {', '.join(epochs)}; the others stay as they are (default: all)"
         add("--only", nargs="+", choices=epochs, default=list(epochs), metavar="PART", help=text)
         text = "runs of each setting, with different seeds (default: %(default)s)"
-        add("--seeds", type=positive, default=5, help=text)
+        add("--seeds", type=at_least(1), default=5, help=text)
         text = "upper limit of the passes over the training data (default: no limit)"
-        add("--epochs", type=positive, help=text)
+        add("--epochs", type=at_least(1), help=text)
         data.add_options(parser)
 
     def measure(given: argparse.Namespace, results: Results) -> None:
@@ -150,12 +153,12 @@ def in_parts(
             sizes = {"seeds": seeds, "epochs": most}
             made = make(part, loaded, argparse.Namespace(**vars(given) | sizes))
             report[part] = {**results.made, **sizes, **made}
-            results.save(name, {part: report[part] for part in epochs if part in report})
+            results.save(name, report)
 
     return Study(
         name,
         about,
-        page,
+        folder,
         measure,
         tables=lambda reports: tables(reports[name]),
         pictures=lambda reports: pictures(reports[name]),
@@ -164,8 +167,12 @@ def in_parts(
     )
 
 
-def positive(text: str) -> int:
-    """Returns the number of an option that must be at least 1."""
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
+def at_least(least: int) -> Callable[[str], int]:
+    """Returns the type of an option whose number must not be smaller."""
+
+    def number(text: str) -> int:
+        if (given := int(text)) < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}")
+        return given
+
     return number

@@ -56,7 +56,7 @@ class Trainer:
 
         self.start = jax.jit(over_networks(self._start))
         self.advance = jax.jit(advance, donate_argnums=0)
-        self.evaluate = jax.jit(over_networks(self._evaluate))
+        self._evaluated = jax.jit(over_networks(self._evaluate))
 
     def _start(self, settings, seed):
         params = self.task.model.init(jax.random.key(seed))
@@ -113,5 +113,10 @@ class Trainer:
         for chunk, (at, losses) in zip(chunks, self.run(settings, seeds, chunks), strict=True):  # noqa: B007
             curve.append(float(losses.mean()))
             progress(chunk.shape[1])
+        return self.evaluate(at) | {"curve": np.array(curve)}
+
+    def evaluate(self, at: Any) -> dict[str, np.ndarray]:
+        """Returns the loss and the errors of the networks, [networks]."""
+        task = self.task
         parts = tuple(a[:EVALUATED] for a in task.train), task.validation, task.test
-        return jax.device_get(self.evaluate((at,), parts)) | {"curve": np.array(curve)}
+        return jax.device_get(self._evaluated((at,), parts))
