@@ -171,67 +171,50 @@ IDEAS = {
     "falling eps": Method("falling_eps(rate, steps)"),
     "average of the last tenth": Method("averaged(adadelta(rate), steps)", 1.0, average_of),
 }
-# What was verified on the tasks of unseen.py: the choice and what came next to it.
-FINAL = {
-    "nadadelta": Method("nadadelta(late_fall(rate, steps), share=1e-5)"),
-    "nadadelta, averaged": Method("growing_average(nadadelta(rate, share=1e-5))", 0.5, average_of),
-    "nadadelta, averaged, rate 1": Method(
-        "growing_average(nadadelta(rate, share=1e-5))", 1.0, average_of
-    ),
-    "nadadelta, twice the rate": Method("nadadelta(late_fall(rate, steps), share=1e-5)", 2.0),
-    "nadadelta, k 1e-9": Method("nadadelta(late_fall(rate, steps), share=1e-5, k=1e-9)"),
-    "nadadelta, share 2e-5, k 1e-9": Method(
-        "nadadelta(late_fall(rate, steps), share=2e-5, k=1e-9)"
-    ),
-    "nadadelta, C": Method("first_gradient(late_fall(rate, steps), share=1e-5)"),
-    "nadadelta, C, averaged": Method(
-        "growing_average(first_gradient(rate, share=1e-5))", 0.5, average_of
-    ),
+# nadadelta for a known and an unknown number of steps, and the forms that came next to it.
+NADADELTA = {
+    "nadadelta": Method("nadadelta(late_fall(rate, steps))"),
+    "nadadelta, averaged": Method("growing_average(nadadelta(rate))", 1.0, average_of),
+    "nadadelta, twice the rate": Method("nadadelta(late_fall(rate, steps))", 2.0),
+    "nadadelta, C": Method("first_gradient(late_fall(rate, steps))"),
     "nadadelta, B": Method("one_eps_per_array(late_fall(rate, steps), share=2e-5)"),
 }
-# What nadadelta could have been. With A, a rate of s is the same as a share of 5e-6 s^2.
+# What else it could have been. With A and C, a rate of s is the same as a share of 5e-6 s^2.
 RATES = (0.5, 1, 1.414, 2, 2.828, 4)
 CANDIDATES = {
-    **{f"A, rate {rate:g}": Method("nadadelta(late_fall(rate, steps))", rate) for rate in RATES},
+    f"{form}{name}, rate {rate:g}": Method(f"{code}(late_fall(rate, steps), {settings})", rate)
+    for form, name, code, settings, rates in (
+        ("A", "", "nadadelta", "share=5e-6", RATES),
+        ("A", ", k 1e-09", "nadadelta", "share=5e-6, k=1e-9", RATES[1:]),
+        ("C", ", k 0.0001", "first_gradient", "share=5e-6", RATES[1:]),
+        ("B", ", share 5e-06", "one_eps_per_array", "share=5e-6", (1,)),
+        ("B", ", share 2e-05", "one_eps_per_array", "share=2e-5", (1, 2)),
+    )
+    for rate in rates
+}
+CANDIDATES |= {
+    "averaged, rate 0.5": Method("growing_average(nadadelta(rate))", 0.5, average_of),
     **{
-        f"A, k {k:g}, rate {rate:g}": Method(f"nadadelta(late_fall(rate, steps), k={k:g})", rate)
-        for k in (1e-12, 1e-9, 1e-8, 1e-7)
-        for rate in RATES[1:]
-    },
-    **{
-        f"B, share {share:g}, rate {rate:g}": Method(
-            f"one_eps_per_array(late_fall(rate, steps), share={share:g})", rate
+        f"A, k 1e-09, {name}": Method(
+            f"nadadelta(late_fall(rate, steps), share=5e-6, k=1e-9, {name})", rate
         )
-        for share in (5e-6, 2e-5)
-        for rate in (1, 2)
-    },
-    **{
-        f"C, k {k:g}, rate {rate:g}": Method(
-            f"first_gradient(late_fall(rate, steps), k={k:g})", rate
-        )
-        for k in (1e-5, 1e-4, 1e-3)
-        for rate in RATES[1:]
-    },
-    **{
-        f"A, k {k:g}, averaged, rate {rate:g}": Method(
-            f"growing_average(nadadelta(rate, k={k:g}))", rate, average_of
-        )
-        for k in (1e-16, 1e-9)
-        for rate in (0.707, 1, 1.414)
-    },
-    **{
-        f"A, k 1e-09, {name}": Method(f"nadadelta(late_fall(rate, steps), k=1e-9, {code})", rate)
-        for name, code, rate in (
-            ("plain momentum", "nesterov=False", 1.414),
-            ("momentum 0.8", "momentum=0.8", 2.828),
-            ("momentum 0.95", "momentum=0.95", 0.707),
+        for name, rate in (
+            ("nesterov=False", 1.414),
+            ("momentum=0.8", 2.828),
+            ("momentum=0.95", 0.707),
         )
     },
 }
-METHODS = {**UNTUNED, **IDEAS, **FINAL, **CANDIDATES}
+METHODS = {**UNTUNED, **IDEAS, **NADADELTA}
+# What is trained on the tasks that nothing was chosen on.
+VERIFIED = (
+    *NADADELTA,
+    *("Adadelta", "eps 1e-4, cosine over the last half", "Prodigy", "Prodigy, linear"),
+    *("Prodigy, warm-up", "AdamW, warm-up, 1e-3", "AdamW, warm-up, 3e-3", "AdamW, warm-up, 1e-2"),
+    *("SGD, momentum", "SGD, momentum, clipped", "NAdam", "Schedule-free AdamW"),
+)
 # Whose learning rate is chosen, too.
 TUNED = ("Adadelta", "Adadelta, cosine", "Adam", "Adam, cosine", "AdamW", "RMSProp", "Adagrad")
-TUNED += ("SGD, momentum", "SGD, momentum, clipped", "NAdam")
 # What is trained for longer on some of the tasks.
 LONGER = ("Adadelta", "Adadelta, cosine", "Adadelta, eps 1e-4", "eps 1e-4, cosine")
 LONGER += ("eps 1e-4, cosine over the last half", "falling eps", "average of the last tenth")

@@ -43,7 +43,7 @@ def scale_by_two_eps(eps_of: Callable[[jax.Array], Eps], rho: float):
     return optax.GradientTransformation(init, update)
 
 
-def nadadelta(rate, share=5e-6, k=1e-16, rho=0.95, momentum=0.9, nesterov=True):
+def nadadelta(rate, share=1e-5, k=1e-16, rho=0.95, momentum=0.9, nesterov=True):
     """Returns form A, which measures every array in its own r."""
     return optax.chain(
         scale_by_two_eps(lambda r: (share * r**2, k / r**2), rho),
@@ -61,7 +61,7 @@ def one_eps_per_array(rate, share=2e-5, rho=0.95, momentum=0.9, nesterov=True):
     )
 
 
-def first_gradient(rate, share=5e-6, k=1e-4, rho=0.95, momentum=0.9):
+def first_gradient(rate, share=1e-5, k=1e-4, rho=0.95, momentum=0.9):
     """Returns form C: form A whose k is a share of the first gradient's mean square in all arrays.
 
     Then small gradients mean plain descent, as in B, and nothing depends on the loss's scale.
