@@ -45,7 +45,7 @@ def failures(result: Report, task: Report) -> int:
 def best_untuned(found: Reports) -> np.ndarray:
     """Returns the smallest mean error of a method with its usual settings, [tasks]."""
     names = [name for name in UNTUNED if name not in TUNED_BY_HAND]
-    return np.min([means_of(found, name) for name in names], axis=0)
+    return np.nanmin([means_of(found, name) for name in names], axis=0)
 
 
 def means_of(found: Reports, name: str) -> np.ndarray:
