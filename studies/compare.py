@@ -93,7 +93,10 @@ def train_all(name: str, given: argparse.Namespace, results: Results) -> None:
     if saved.get("task") == report["task"]:
         report |= saved
     todo = {"methods": given.methods, "tuned": (), "longer": ()} if given.methods else wanted(name)
-    todo = {part: [m for m in methods if m not in report[part]] for part, methods in todo.items()}
+    todo = {
+        part: [m for m in methods if not complete(report[part].get(m), task)]
+        for part, methods in todo.items()
+    }
     sizes = {"methods": task.steps, "tuned": (1 + -(-len(TRIALS) // task.seeds)) * task.steps}
     sizes["longer"] = TIMES_LONGER * task.steps
     total = sum(sizes[part] * len(methods) for part, methods in todo.items())
@@ -109,6 +112,11 @@ def train_all(name: str, given: argparse.Namespace, results: Results) -> None:
             found = usual(trainer_of(longer, method), METHODS[method].rate, bar)
             report["longer"][method] = rounded(found)
             results.save(file_of(name), report)
+
+
+def complete(result: Report | None, task: Task) -> bool:
+    """Returns whether there is a result of every seed."""
+    return result is not None and len(result["test error"]) == task.seeds
 
 
 def trainer_of(task: Task, name: str) -> Trainer:
