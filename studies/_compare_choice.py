@@ -88,6 +88,8 @@ def table_of_ratios(found: Reports) -> str:
     to, rows = means_of(found, COMPARED), []
     for name in VERIFIED:
         values = means_of(found, name)
+        if np.isnan(values).any():
+            continue
         ratios = (values / to)[None]
         cells = [
             f"{spread(report['methods'][name]['test error'])} ({ratio:.2f})"
