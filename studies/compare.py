@@ -48,7 +48,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def file_of(task: str) -> str:
     """Returns the name of the file that has the results of a task."""
-    return f"compare-{task.lower().replace(', ', '_')}"
+    return f"compare-{task.lower().replace(', ', '_').replace(' ', '_')}"
 
 
 def by_task(reports: Reports) -> Reports:
