@@ -59,6 +59,8 @@ def spread(runs: list[float | None]) -> str:
     """Returns the mean and the standard deviation of the seeds."""
     if None in runs:
         return "diverged"
+    if len(runs) == 1:
+        return f"{runs[0]:.3g} (one seed)"
     mean, deviation = np.mean(runs), np.std(runs, ddof=1)
     if mean < 0.01:
         return f"{mean:.1e} ± {deviation:.1e}"

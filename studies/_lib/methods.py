@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_adadelta import adadelta
+from studies._lib.nadadelta import first_gradient, nadadelta, one_eps_per_array  # noqa: F401
 
 FACTORS = tuple(10 ** (half / 2) for half in range(-2, 5))  # Times the usual learning rate.
 
@@ -45,6 +46,18 @@ def cosine_at_the_end(rate, steps):
     half = steps // 2
     falling = optax.cosine_decay_schedule(rate, steps - half)
     return optax.join_schedules([optax.constant_schedule(rate), falling], [half])
+
+
+def late_fall(rate, steps):
+    """Returns the schedule that falls to zero in a line over the second half of the training."""
+    return optax.linear_schedule(rate, 0.0, steps // 2, transition_begin=steps // 2)
+
+
+def warm_up(rate, steps, then):
+    """Returns the schedule that rises for a twentieth of the training, before another one."""
+    rise = steps // 20
+    rising = optax.linear_schedule(0.0, rate, rise)
+    return optax.join_schedules([rising, then(rate, steps - rise)], [rise])
 
 
 def warm_start(optimizer, e_x: float = 1e-4):
@@ -91,8 +104,24 @@ def averaged(optimizer, steps: int):
     return optax.GradientTransformation(init, update)
 
 
+def growing_average(optimizer):
+    """Returns the optimizer with an average over about a tenth of all steps so far."""
+
+    def init(params):
+        return optimizer.init(params), params, jnp.zeros((), jnp.int32)
+
+    def update(grads, state, params):
+        state, average, step = state
+        updates, state = optimizer.update(grads, state, params)
+        new_params = optax.apply_updates(params, updates)
+        average = optax.incremental_update(new_params, average, 10 / (step + 10))
+        return updates, (state, average, step + 1)
+
+    return optax.GradientTransformation(init, update)
+
+
 def average_of(state, params):
-    """Returns the average of `averaged`."""
+    """Returns the average of `averaged` and `growing_average`."""
     return state[1]
 
 
@@ -117,6 +146,15 @@ UNTUNED = {
         "schedule_free_sgd(rate)", 1.0, optax.contrib.schedule_free_eval_params
     ),
     "Mechanic": Method("mechanize(adam(rate))"),
+    "SGD, momentum": Method("sgd(late_fall(rate, steps), momentum=0.9)", 0.1),
+    "SGD, momentum, clipped": Method(
+        "chain(clip_by_global_norm(1.0), sgd(late_fall(rate, steps), momentum=0.9))", 0.1
+    ),
+    "NAdam": Method("nadam(late_fall(rate, steps))", 1e-3),
+    "AdamW, warm-up, 1e-3": Method("adamw(warm_up(rate, steps, cosine))", 1e-3),
+    "AdamW, warm-up, 3e-3": Method("adamw(warm_up(rate, steps, cosine))", 3e-3),
+    "AdamW, warm-up, 1e-2": Method("adamw(warm_up(rate, steps, cosine))", 1e-2),
+    "Prodigy, warm-up": Method("prodigy(warm_up(rate, steps, linear), safeguard_warmup=True)"),
 }
 # What could make the default better, without a setting that the user has to choose.
 IDEAS = {
@@ -133,7 +171,48 @@ IDEAS = {
     "falling eps": Method("falling_eps(rate, steps)"),
     "average of the last tenth": Method("averaged(adadelta(rate), steps)", 1.0, average_of),
 }
-METHODS = {**UNTUNED, **IDEAS}
+# nadadelta for a known and an unknown number of steps, and the forms that came next to it.
+NADADELTA = {
+    "nadadelta": Method("nadadelta(late_fall(rate, steps))"),
+    "nadadelta, averaged": Method("growing_average(nadadelta(rate))", 1.0, average_of),
+    "nadadelta, twice the rate": Method("nadadelta(late_fall(rate, steps))", 2.0),
+    "nadadelta, C": Method("first_gradient(late_fall(rate, steps))"),
+    "nadadelta, B": Method("one_eps_per_array(late_fall(rate, steps), share=2e-5)"),
+}
+# What else it could have been. With A and C, a rate of s is the same as a share of 5e-6 s^2.
+RATES = (0.5, 1, 1.414, 2, 2.828, 4)
+CANDIDATES = {
+    f"{form}{name}, rate {rate:g}": Method(f"{code}(late_fall(rate, steps), {settings})", rate)
+    for form, name, code, settings, rates in (
+        ("A", "", "nadadelta", "share=5e-6", RATES),
+        ("A", ", k 1e-09", "nadadelta", "share=5e-6, k=1e-9", RATES[1:]),
+        ("C", ", k 0.0001", "first_gradient", "share=5e-6", RATES[1:]),
+        ("B", ", share 5e-06", "one_eps_per_array", "share=5e-6", (1,)),
+        ("B", ", share 2e-05", "one_eps_per_array", "share=2e-5", (1, 2)),
+    )
+    for rate in rates
+}
+CANDIDATES |= {
+    "averaged, rate 0.5": Method("growing_average(nadadelta(rate))", 0.5, average_of),
+    **{
+        f"A, k 1e-09, {name}": Method(
+            f"nadadelta(late_fall(rate, steps), share=5e-6, k=1e-9, {name})", rate
+        )
+        for name, rate in (
+            ("nesterov=False", 1.414),
+            ("momentum=0.8", 2.828),
+            ("momentum=0.95", 0.707),
+        )
+    },
+}
+METHODS = {**UNTUNED, **IDEAS, **NADADELTA}
+# What is trained on the tasks that nothing was chosen on.
+VERIFIED = (
+    *NADADELTA,
+    *("Adadelta", "eps 1e-4, cosine over the last half", "Prodigy", "Prodigy, linear"),
+    *("Prodigy, warm-up", "AdamW, warm-up, 1e-3", "AdamW, warm-up, 3e-3", "AdamW, warm-up, 1e-2"),
+    *("SGD, momentum", "SGD, momentum, clipped", "NAdam", "Schedule-free AdamW"),
+)
 # Whose learning rate is chosen, too.
 TUNED = ("Adadelta", "Adadelta, cosine", "Adam", "Adam, cosine", "AdamW", "RMSProp", "Adagrad")
 # What is trained for longer on some of the tasks.

@@ -42,6 +42,16 @@ def perceptron(*sizes: int, draw=HE, activation=jax.nn.relu) -> Model:
     return Model(f"dense {'-'.join(map(str, sizes))}", init, apply)
 
 
+def patches(x: jax.Array) -> jax.Array:
+    """Returns what a 3 x 3 convolution with stride 2 multiplies by its weights.
+
+    Many networks side by side are slow with lax.conv on a CPU.
+    """
+    size = x.shape[1] - 2
+    places = itertools.product(range(3), range(3))
+    return jnp.concatenate([x[:, i : i + size : 2, j : j + size : 2] for i, j in places], axis=-1)
+
+
 def convolutions() -> Model:
     """Returns a network of two convolutions for images of 14 x 14."""
 
@@ -49,11 +59,7 @@ def convolutions() -> Model:
         return dense(HE, jax.random.split(key, 3), (9 * 1, 16), (9 * 16, 32), (4 * 32, 10))
 
     def convolution(layer, x):
-        # As a product of matrices. Many networks side by side are slow with lax.conv on a CPU.
-        size = x.shape[1] - 2
-        places = itertools.product(range(3), range(3))
-        patches = [x[:, i : i + size : 2, j : j + size : 2] for i, j in places]
-        return jax.nn.relu(jnp.concatenate(patches, axis=-1) @ layer["w"] + layer["b"])
+        return jax.nn.relu(patches(x) @ layer["w"] + layer["b"])
 
     def apply(params, x):
         x = convolution(params[1], convolution(params[0], x))
@@ -132,3 +138,99 @@ def context(symbols: int, length: int, width: int, hidden: int) -> Model:
         return x @ params["top"]["w"] + params["top"]["b"]
 
     return Model(f"embedding of width {width}, dense {width * length}-{hidden}", init, apply)
+
+
+def normalized_convolutions() -> Model:
+    """Returns `convolutions` with batch normalization.
+
+    The statistics are those of the first `counted` images, or of all.
+    """
+
+    def init(key):
+        *convolved, top = dense(HE, jax.random.split(key, 3), (9 * 1, 16), (9 * 16, 32), (128, 10))
+        gains = [{"gain": jnp.ones(16)}, {"gain": jnp.ones(32)}]
+        return [*(layer | gain for layer, gain in zip(convolved, gains, strict=True)), top]
+
+    def apply(params, x, counted=None):
+        *convolved, top = params
+        for layer in convolved:
+            x = patches(x) @ layer["w"]
+            axes, y = (0, 1, 2), x[:counted]
+            deviation = jnp.sqrt(y.var(axes) + 1e-5)
+            x = jax.nn.relu((x - y.mean(axes)) / deviation * layer["gain"] + layer["b"])
+        return x.reshape(len(x), -1) @ top["w"] + top["b"]
+
+    return Model("two convolutions with batch normalization, on 14 x 14", init, apply)
+
+
+def long_short_term_memory(inputs: int, width: int, outputs: int) -> Model:
+    """Returns a recurrent network with gates, whose last state is read."""
+
+    def init(key):
+        gates, top = dense(HE, jax.random.split(key), (inputs + width, 4 * width), (width, outputs))
+        forget = jnp.zeros((4, width)).at[1].set(1.0).ravel()
+        return {"gates": gates | {"b": forget}, "top": top}
+
+    def apply(params, x):
+        w, b = params["gates"]["w"], params["gates"]["b"]
+        given = jnp.swapaxes(x @ w[:inputs] + b, 0, 1)  # [time, batch, gates]
+
+        def step(state, given):
+            h, c = state
+            *gates, new = jnp.split(given + h @ w[inputs:], 4, axis=-1)
+            write, keep, show = map(jax.nn.sigmoid, gates)
+            c = keep * c + write * jnp.tanh(new)
+            return (show * jnp.tanh(c), c), None
+
+        zeros = jnp.zeros((len(x), width))
+        (h, _), _ = jax.lax.scan(step, (zeros, zeros), given)
+        return h @ params["top"]["w"] + params["top"]["b"]
+
+    return Model(f"LSTM of width {width}", init, apply)
+
+
+def transformer(symbols: int, length: int, width: int, layers: int, heads: int) -> Model:
+    """Returns a decoder whose weights are drawn with a deviation of 0.02."""
+
+    def weights(key, *shape):
+        return 0.02 * jax.random.normal(key, shape)
+
+    def normalization():
+        return {"gain": jnp.ones(width), "b": jnp.zeros(width)}
+
+    def init(key):
+        first, *keys = jax.random.split(key, layers + 1)
+        first = jax.random.split(first, 3)
+        return {
+            "symbols": weights(first[0], symbols, width),
+            "places": weights(first[1], length, width),
+            "blocks": [block(key) for key in keys],
+            "last": normalization(),
+            "top": weights(first[2], width, symbols),
+        }
+
+    def block(key):
+        shapes = (width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)
+        layers = dense(lambda key, shape: weights(key, *shape), jax.random.split(key, 4), *shapes)
+        names = ("inputs", "out", "up", "down")
+        norms = {"before attention": normalization(), "before dense": normalization()}
+        return dict(zip(names, layers, strict=True)) | norms
+
+    def linear(layer, x):
+        return x @ layer["w"] + layer["b"]
+
+    def normalize(layer, x):
+        return jax.nn.standardize(x) * layer["gain"] + layer["b"]
+
+    def apply(params, x):
+        x = params["symbols"][x] + params["places"][: x.shape[1]]
+        for p in params["blocks"]:
+            y = linear(p["inputs"], normalize(p["before attention"], x))
+            y = y.reshape(*y.shape[:2], 3, heads, -1)
+            y = jax.nn.dot_product_attention(y[:, :, 0], y[:, :, 1], y[:, :, 2], is_causal=True)
+            x += linear(p["out"], y.reshape(x.shape))
+            y = jax.nn.gelu(linear(p["up"], normalize(p["before dense"], x)))
+            x += linear(p["down"], y)
+        return normalize(params["last"], x) @ params["top"]
+
+    return Model(f"transformer, {layers} layers of width {width}", init, apply)

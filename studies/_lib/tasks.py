@@ -40,6 +40,7 @@ class Task(NamedTuple):
     batch: int
     steps: int
     seeds: int = 5
+    abreast: int | None = 5  # Networks that make a step together; None, one after the other.
     source: str = ""  # The SHA-256 of data that differs between machines.
 
     def facts(self) -> dict[str, Any]:
