@@ -10,7 +10,8 @@ Example:
 
 Public names:
   adadelta: the optimizer.
-  scale_by_adadelta: its rule without a learning rate and a change of sign, for chains.
+  nadadelta: the optimizer with momentum and an eps relative to each array; nothing to tune.
+  scale_by_adadelta, scale_by_nadadelta: their rules without a learning rate and a change of sign.
   clip_by_global_norm: clips gradients as Optax's does, but faster on CPU.
   reduce_eps_on_plateau: lowers eps when a validation metric stops improving.
   stochastic_round: keeps small updates of bfloat16 and float16 parameters.
