@@ -51,13 +51,15 @@ def nadadelta(
         half = steps // 2
         optimizer = nadadelta(optax.linear_schedule(1.0, 0.0, half, transition_begin=half))
 
-    Number of steps unknown: halve the learning rate and evaluate an average of the parameters.
+    The page "Choosing settings" of the documentation has the rest.
+
+    Number of steps unknown: keep the learning rate, and evaluate an average of the parameters.
 
     .. code-block:: python
 
-        optimizer = nadadelta(0.5)
+        optimizer = nadadelta()
         ...
-        average = optax.incremental_update(params, average, 10 / (step + 10))  # after each step
+        average = optax.incremental_update(params, average, 10 / (step + 10))  # after each update
 
     Args:
       learning_rate: :math:`\alpha`, at least 0; None means 1.0. It scales the updates and never

@@ -87,6 +87,7 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
         "index.md",
         "getting_started.md",
         "choosing_settings.md",
+        "nadadelta.md",
         "when_to_use.md",
         "faq.md",
         "memory.md",
