@@ -1,4 +1,4 @@
-"""Every function that returns or reads a state, with arguments: a new one joins with one line."""
+"""Functions that return or read a state, with arguments: a new one joins with one line."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from states import EPS
 
 from optax_adadelta import (
@@ -202,6 +203,86 @@ OF_NO_STORAGE = {
         stochastic_round().init(rounded(run)),
         rounded(run),
     ),
+}
+
+
+def tensors(run):
+    torch = pytest.importorskip("torch")
+    return lambda x: torch.tensor(np.array(x))
+
+
+def keras_optimizer(run):
+    keras = pytest.importorskip("keras")
+    variables = [keras.Variable(p, name=name) for name, p in flat(run.params).items()]
+    optimizer = keras.optimizers.Adadelta()
+    optimizer.build(variables)
+    return optimizer, variables
+
+
+def from_keras(run):
+    optimizer, variables = keras_optimizer(run)
+
+    def function(values):
+        del values
+        return convert.from_keras(optimizer, from_flat(run.params), variables=variables)
+
+    return function, [variable.value for variable in optimizer.variables]
+
+
+def to_keras(run):
+    optimizer, variables = keras_optimizer(run)
+
+    def function(state):
+        convert.to_keras(state, flat, optimizer, variables=variables)
+        return [jnp.asarray(variable.value) for variable in optimizer.variables[2:]]
+
+    return function, run.state()
+
+
+def nnx_state(run):
+    nnx = pytest.importorskip("flax.nnx")
+    model = nnx.Dict(w=nnx.Param(run.params["w"]), b=nnx.Param(run.params["b"]))
+    optimizer = nnx.Optimizer(model, run.optimizer(), wrt=nnx.Param)
+    optimizer.update(model, nnx.state(model, nnx.Param))
+    return optimizer.opt_state
+
+
+# With the sessions that have the libraries.
+OF_LIBRARIES = {
+    "from_torch of tensors": (
+        "peers",
+        lambda run: (
+            lambda s: convert.from_torch(s, from_flat(run.params), names=list(flat(run.params))),
+            torch_state(flat(run.params), tensors(run)),
+        ),
+    ),
+    "to_torch of tensors": (
+        "peers",
+        lambda run: (
+            lambda s: convert.to_torch(
+                s,
+                lambda p: {name: tensors(run)(x) for name, x in flat(p).items()},
+                names=list(flat(run.params)),
+            ),
+            run.state(),
+        ),
+    ),
+    "from_keras": ("peers", from_keras),
+    "to_keras": ("peers", to_keras),
+    "carry_over in NNX": (
+        "frameworks",
+        lambda run: (convert.carry_over, nnx_state(run), nnx_state(run)),
+    ),
+    **{
+        f"with_state_bits {bits} in NNX": (
+            "frameworks",
+            lambda run, bits=bits: (
+                lambda s: convert.with_state_bits(s, bits, eps=EPS),
+                nnx_state(run),
+            ),
+        )
+        for bits in (None, 16, 8)
+    },
 }
 
 

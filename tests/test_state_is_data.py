@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 from state_functions import (
     OF_ADADELTA,
     OF_ANY_OPTIMIZER,
+    OF_LIBRARIES,
     OF_NO_STORAGE,
     READERS,
     WRAPPED,
@@ -29,6 +30,7 @@ from optax_adadelta import (
     stochastic_round,
 )
 
+LOW, FULL, ANY = (16, 8), (None,), tuple(DTYPES)
 FUNCTIONS = OF_ANY_OPTIMIZER | OF_ADADELTA | OF_NO_STORAGE
 ALONE = [
     *((name, "adadelta", bits) for name in OF_ANY_OPTIMIZER | OF_ADADELTA for bits in DTYPES),
@@ -79,28 +81,50 @@ def donated(leaves):
     return [x + jnp.ones_like(x) for x in leaves]
 
 
-def donate(tree):
-    """Donates every array of a tree to a step, each once."""
-    leaves = {id(x): x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array)}
-    donated(list(leaves.values()))
-    assert all(x.is_deleted() for x in leaves.values())
+def use_up(tree):
+    """Donates each array of a tree to a step, and overwrites what is not one of JAX."""
+    leaves = {id(x): x for x in jax.tree.leaves(tree)}.values()
+    arrays = [x for x in leaves if isinstance(x, jax.Array)]
+    donated(arrays)
+    assert all(x.is_deleted() for x in arrays)
+    for x in leaves:
+        if isinstance(x, np.ndarray) or hasattr(x, "data_ptr"):
+            x[...] = 0
+
+
+def copied(tree):
+    return jax.tree.map(lambda x: np.array(np.asarray(x)), tree)
 
 
 def check_ownership(function, *arguments):
-    before = jax.tree.map(np.array, arguments)
+    before = copied(arguments)
     found = function(*arguments)
     assert_apart(found, arguments)
-    donate(found)
-    same_bits(jax.tree.map(np.array, arguments), before)
+    use_up(found)
+    same_bits(copied(arguments), before)
     found = function(*arguments)
-    expected = jax.tree.map(np.array, found)
-    donate(arguments)
-    same_bits(jax.tree.map(np.array, found), expected)
+    expected = copied(found)
+    use_up(arguments)
+    same_bits(copied(found), expected)
 
 
 @pytest.mark.parametrize(("name", "wrap", "bits"), ALONE + AROUND)
 def test_a_state_owns_its_arrays(name, wrap, bits):
     check_ownership(*case(name, params(), wrap, bits))
+
+
+@pytest.mark.parametrize(
+    ("case", "bits"),
+    [
+        pytest.param(case, bits, id=f"{name}-{bits}", marks=getattr(pytest.mark, mark))
+        for name, (mark, case) in OF_LIBRARIES.items()
+        for bits in (DTYPES if "from" not in name else FULL)
+    ],
+)
+def test_a_state_from_or_for_another_library_owns_its_arrays(case, bits, monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    with jax.numpy_dtype_promotion("standard"):
+        check_ownership(*case(Run(params(), bits=bits)))
 
 
 # The others read numbers or NumPy arrays.
@@ -257,7 +281,6 @@ def with_count(state, dtype):
 
 # For each, in which storages it is wrong, what the error names, and what makes it of a state.
 CURE = r"with_state_bits\(.*None\)"
-LOW, FULL, ANY = (16, 8), (None,), tuple(DTYPES)
 WRONG = {
     "mean": (LOW, CURE, mean),
     "pmean": (LOW, CURE, pmean),

@@ -95,7 +95,7 @@ def settings_at(
 def epsilons_at(i: int, eps: Value, state: AdadeltaState, dtype: np.dtype) -> Epsilons:
     """Returns both epsilons of the array that is number `i` in a state."""
     scale = scale_of(state)
-    return epsilons(jnp.asarray(eps, dtype), None if scale is None else scale[i])
+    return epsilons(jnp.asarray(eps, dtype), None if scale is None else scale[i]).normal()
 
 
 def effective_rates(

@@ -180,15 +180,15 @@ def _batches(state: AdadeltaState, eps: jax.Array, groups: list[Hashable]) -> It
     for i, (storage, units, e_g, e_x) in enumerate(
         zip(storages_of(state), units_of(state), e_gs, e_xs, strict=True)
     ):
-        group, dtype = groups.pop(0), e_g.dtype
-        own: Any = unit_of(eps) if storage.quantized else eps
+        group, stored = groups.pop(0), Averages(e_g, e_x)
+        if storage.quantized:
+            own = epsilons_at(i, unit_of(eps), state, np.dtype(np.float32))
+        else:
+            own = epsilons_at(i, eps, state, e_g.dtype)
         if e_g.size >= _LARGE:
-            averages = storage.read(Averages(e_g, e_x), units)
-            own = epsilons_at(i, own, state, averages.e_g.dtype)
-            yield _Batch(averages, own, [group], [0], [e_g.size])
+            yield _Batch(storage.read(stored, units), own, [group], [0], [e_g.size])
         elif e_g.size:
-            own = epsilons_at(i, own, state, dtype)
-            small[storage, dtype].append((group, Averages(e_g, e_x), units, own))
+            small[storage, e_g.dtype].append((group, stored, units, own))
     for (storage, _), leaves in small.items():
         yield _joined(storage, *map(list, zip(*leaves, strict=True)), alike=state.scale is None)
 
