@@ -1,0 +1,347 @@
+"""A state is data: every function that returns or reads one keeps the same rules in every storage.
+
+The functions are listed in state_functions.py, the storages in states.py. Here are the ways in
+which users hold a state: donated, on many devices, in host memory, under odd names, averaged, cast.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding, SingleDeviceSharding
+from jax.sharding import PartitionSpec as P
+from state_functions import (
+    OF_ADADELTA,
+    OF_ANY_OPTIMIZER,
+    OF_LIBRARIES,
+    OF_NO_STORAGE,
+    READERS,
+    WRAPPED,
+    Run,
+)
+from states import BITS, DTYPES, EPS, normal, same_bits
+
+from optax_adadelta import adadelta, clip_by_global_norm, stochastic_round
+
+ANY, LOW, FULL = tuple(DTYPES), tuple(filter(None, DTYPES)), (None,)
+FUNCTIONS = OF_ANY_OPTIMIZER | OF_ADADELTA | OF_NO_STORAGE
+ALONE = [
+    *((name, "adadelta", bits) for name in OF_ANY_OPTIMIZER | OF_ADADELTA for bits in DTYPES),
+    *((name, "adadelta", None) for name in OF_NO_STORAGE),
+]
+# Other wrappers make a difference only to functions that take the state of any optimizer.
+AROUND = [
+    (name, wrap, bits) for name in OF_ANY_OPTIMIZER for wrap in list(WRAPPED)[1:] for bits in DTYPES
+]
+
+
+def params():
+    """The last two are tied."""
+    scalars = normal((4,), 2)
+    return {"w": normal((8, 16)), "b": normal((8,), 1), "deep": [*scalars, scalars[3]]}
+
+
+def case(name, params, wrap="adadelta", *bits_and_eps):
+    """A function that returns a state, and arguments for it."""
+    return FUNCTIONS[name](Run(params, WRAPPED[wrap], *bits_and_eps))
+
+
+def spans(tree):
+    """Where each array begins and ends in memory, or each part of it on a device, by its path."""
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        if isinstance(leaf, jax.Array):
+            parts = [shard.data for shard in leaf.addressable_shards]
+            starts = [(part.unsafe_buffer_pointer(), part.nbytes) for part in parts]
+        elif isinstance(leaf, np.ndarray):
+            starts = [(leaf.ctypes.data, leaf.nbytes)]
+        elif hasattr(leaf, "data_ptr"):  # a tensor
+            starts = [(leaf.data_ptr(), leaf.nbytes)]
+        else:
+            continue
+        yield from ((jax.tree_util.keystr(path), at, at + size) for at, size in starts)
+
+
+def assert_apart(some, others):
+    """No two arrays of `some` share memory, and none does with one of `others`."""
+    some, others = list(spans(some)), list(spans(others))
+    assert some
+    for i, (path, start, end) in enumerate(some):
+        shared = [p for p, s, e in [*some[:i], *others] if s < end and start < e]
+        assert not shared, f"{path} shares memory with {shared}"
+
+
+@jax.jit(donate_argnums=0)
+def donated(leaves):
+    return [x + jnp.ones_like(x) for x in leaves]
+
+
+def use_up(tree):
+    """Donates each array of a tree to a step, and overwrites what is not one of JAX."""
+    leaves = {id(x): x for x in jax.tree.leaves(tree)}.values()
+    arrays = [x for x in leaves if isinstance(x, jax.Array)]
+    donated(arrays)
+    assert all(x.is_deleted() for x in arrays)
+    for x in leaves:
+        if isinstance(x, np.ndarray) or hasattr(x, "data_ptr"):
+            x[...] = 0
+
+
+def copied(tree):
+    return jax.tree.map(lambda x: np.array(np.asarray(x)), tree)
+
+
+def check_ownership(function, *arguments):
+    before = copied(arguments)
+    found = function(*arguments)
+    assert_apart(found, arguments)
+    use_up(found)
+    same_bits(copied(arguments), before)
+    found = function(*arguments)
+    expected = copied(found)
+    use_up(arguments)
+    same_bits(copied(found), expected)
+
+
+@pytest.mark.parametrize(("name", "wrap", "bits"), ALONE + AROUND)
+def test_a_state_owns_its_arrays(name, wrap, bits):
+    check_ownership(*case(name, params(), wrap, bits))
+
+
+@pytest.mark.parametrize(
+    ("case", "bits"),
+    [
+        pytest.param(case, bits, id=f"{name}-{bits}", marks=getattr(pytest.mark, mark))
+        for name, (mark, case) in OF_LIBRARIES.items()
+        for bits in (DTYPES if "from" not in name else FULL)
+    ],
+)
+def test_a_state_from_or_for_another_library_owns_its_arrays(case, bits, monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    with jax.numpy_dtype_promotion("standard"):
+        check_ownership(*case(Run(params(), bits=bits)))
+
+
+# The others read numbers or NumPy arrays.
+JITTED = [(name, bits) for name, _, bits in ALONE if not name.endswith(("_torch", "from_optax"))]
+
+
+@pytest.mark.parametrize(("name", "bits"), JITTED)
+def test_a_state_that_a_jitted_function_returns_owns_its_arrays(name, bits):
+    function, *arguments = case(name, params(), "adadelta", bits)
+    check_ownership(jax.jit(function), *arguments)
+
+
+def on_mesh(kind, **options):
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(kind,))
+    return lambda p: NamedSharding(mesh, P("x") if p.ndim else P(), **options)
+
+
+PLACES = {
+    "a mesh": on_mesh(AxisType.Explicit),
+    "host memory": on_mesh(AxisType.Auto, memory_kind="pinned_host"),
+    "host memory beside one device": lambda p: SingleDeviceSharding(
+        jax.devices()[0], memory_kind="pinned_host"
+    ),
+}
+
+
+def is_ours(part):
+    return type(part).__module__ == "optax_adadelta"
+
+
+def scalars_of_ours(tree):
+    """The scalars of the parts that are ours; where others are, is Optax's affair."""
+    ours = [part for part in jax.tree.leaves(tree, is_leaf=is_ours) if is_ours(part)]
+    ours = [part._replace(best=None) if hasattr(part, "best") else part for part in ours]
+    return [leaf for leaf in jax.tree.leaves(ours) if leaf.ndim == 0]
+
+
+# These compute, which is done in device memory. Optax cannot make a state in the host memory of a
+# single device.
+STEPS = {name for name in FUNCTIONS if "update" in name or "plateau" in name}
+ELSEWHERE = {
+    "host memory": STEPS,
+    "host memory beside one device": STEPS | {"from_optax", "to_optax"},
+}
+PLACED = [
+    (name, bits, place)
+    for place in PLACES
+    for name, _, bits in ALONE
+    if name not in ELSEWHERE.get(place, ())
+]
+
+
+@pytest.mark.parametrize(("name", "bits", "place"), PLACED)
+def test_a_state_is_where_its_parameters_are(name, bits, place):
+    given = jax.tree.map(lambda p: jax.device_put(p, PLACES[place](p)), params())
+    places = {p.shape: p.sharding for p in jax.tree.leaves(given)}
+    function, *arguments = case(name, given, "adadelta", bits)
+    found = function(*arguments)
+    arrays = [leaf for leaf in jax.tree.leaves(found) if isinstance(leaf, jax.Array) and leaf.ndim]
+    for leaf in arrays + scalars_of_ours(found):
+        expected = places[leaf.shape]
+        assert leaf.sharding.is_equivalent_to(expected, leaf.ndim), leaf.sharding
+        assert leaf.sharding.memory_kind == expected.memory_kind
+
+
+def oddly(part):
+    """The same leaves under names that states have too."""
+    one, two, *three = part["deep"]
+    return {
+        "unit": part["w"],
+        "a/b": part["b"],
+        "layers.0": {"value": one},
+        "hyperparams": {"eps": two},
+        "inner_state": dict(zip(("count", "e_g", "e_x"), three, strict=True)),
+    }
+
+
+def renamed(tree):
+    def is_params(part):
+        return isinstance(part, dict) and part.keys() == {"w", "b", "deep"}
+
+    return jax.tree.map(lambda p: oddly(p) if is_params(p) else p, tree, is_leaf=is_params)
+
+
+# What to_torch returns is numbered in the order of the names.
+NAMED = [(name, wrap, bits) for name, wrap, bits in ALONE + AROUND if name != "to_torch"]
+
+
+@pytest.mark.parametrize(("name", "wrap", "bits"), NAMED)
+def test_names_of_parameters_change_nothing(name, wrap, bits):
+    (function, *arguments), (other, *odd) = (
+        case(name, p, wrap, bits) for p in (params(), oddly(params()))
+    )
+    same_bits(other(*odd), renamed(function(*arguments)))
+
+
+# These make or take averages alone, which a scan can carry.
+SCANNED = ["init", "update", "carry_over", *(f"with_state_bits {bits}" for bits in DTYPES)]
+
+
+@pytest.mark.parametrize("varies", ["", "params", "params and eps", "state"])
+@pytest.mark.parametrize(("name", "bits"), [(name, bits) for name in SCANNED for bits in DTYPES])
+def test_each_device_of_a_shard_map_scans_a_state_of_its_own(name, bits, varies):
+    def varying(x, what):
+        return jax.lax.pcast(x, "x", to="varying") if what in varies else x
+
+    def last(p, eps):
+        p, eps = varying(p, "params"), varying(eps, "eps")
+        function, *arguments = case(name, p, "adadelta", bits, eps)
+        (start,) = jax.tree.leaves(function(*arguments), is_leaf=is_ours)
+
+        def step(state, _):
+            return adadelta(eps=eps, state_bits=bits).update(p, state)[1], None
+
+        state, _ = jax.lax.scan(step, varying(start, "state"), length=2)
+        return jax.tree.map(lambda x: x[None], state)
+
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+    mapped = jax.shard_map(last, mesh=mesh, in_specs=P(), out_specs=P("x"))
+    jax.eval_shape(mapped, normal((4,)), jnp.float32(EPS))  # a scan refuses types that change
+
+
+@functools.cache
+def trained(bits):
+    return Run(params(), bits=bits).state()
+
+
+def cast(state, dtype):
+    """A checkpoint in few bits casts all floats, and nothing else."""
+
+    def one(x):
+        return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return jax.tree.map(one, state)
+
+
+def mean(state):
+    return jax.tree.map(lambda a, b: (a + b) / 2, state, state)
+
+
+def pmean(state):
+    states = jax.tree.map(lambda x: jnp.stack([x, x]), state)
+    mean = jax.vmap(lambda s: jax.lax.pmean(s, "d"), axis_name="d", out_axes=None)
+    return mean(states)
+
+
+def codes_as(state, dtype):
+    e_g, e_x = jax.tree.map(lambda x: x.astype(dtype), (state.e_g, state.e_x))
+    return state._replace(e_g=e_g, e_x=e_x)
+
+
+def with_count(state, dtype):
+    return state._replace(count=state.count.astype(dtype))
+
+
+# For each, in which storages it is wrong, what the error names, and what makes it of a state.
+CURE = r"with_state_bits\(.*None\)"
+WRONG = {
+    "mean": (LOW, CURE, mean),
+    "pmean": (LOW, CURE, pmean),
+    "incremental_update": (LOW, CURE, lambda s: optax.incremental_update(s, s, 0.5)),
+    "codes in float32": (LOW, CURE, lambda s: codes_as(s, jnp.float32)),
+    "codes in bfloat16": (LOW, "e_g.*bfloat16", lambda s: codes_as(s, jnp.bfloat16)),
+    "codes in int32": (LOW, "e_g.*int32", lambda s: codes_as(s, jnp.int32)),
+    "averages in bfloat16": (FULL, "e_g.*bfloat16", lambda s: cast(s, jnp.bfloat16)),
+    "averages in float16": (FULL, "e_g.*float16", lambda s: cast(s, jnp.float16)),
+    "unit in bfloat16": (LOW, "unit.*bfloat16", lambda s: cast(s, jnp.bfloat16)),
+    "unit in float16": (LOW, "unit.*float16", lambda s: cast(s, jnp.float16)),
+    "unit in int32": (LOW, "unit.*int32", lambda s: s._replace(unit=jnp.int32(1))),
+    "unit of two": (LOW, "unit", lambda s: s._replace(unit=jnp.ones(2))),
+    "no unit": (LOW, "unit", lambda s: s._replace(unit=None)),
+    "unit beside averages": (FULL, "unit", lambda s: s._replace(unit=jnp.float32(EPS))),
+    "count in float32": (LOW, "count.*float32", lambda s: with_count(s, jnp.float32)),
+    "count in bfloat16": (ANY, "count.*bfloat16", lambda s: with_count(s, jnp.bfloat16)),
+    "E[g^2] of another storage": (LOW, "e_g", lambda s: s._replace(e_g=trained(None).e_g)),
+    "E[dx^2] of another storage": (LOW, "e_x", lambda s: s._replace(e_x=trained(None).e_x)),
+    "codes of two storages": (
+        LOW,
+        "uint",
+        lambda s: s._replace(e_g=trained(16).e_g, e_x=trained(8).e_x),
+    ),
+    "E[g^2] without a leaf": (ANY, "'b'", lambda s: s._replace(e_g={**s.e_g, "b": None})),
+    "E[dx^2] without a leaf": (ANY, "'b'", lambda s: s._replace(e_x={**s.e_x, "b": None})),
+    "E[dx^2] in another shape": (ANY, "'b'", lambda s: s._replace(e_x={**s.e_x, "b": s.e_x["w"]})),
+}
+READ_WRONG = [(r, w, bits) for r in READERS for w, (wrong, *_) in WRONG.items() for bits in wrong]
+
+
+@pytest.mark.parametrize(("reader", "wrong", "bits"), READ_WRONG)
+def test_a_state_that_cannot_be_right_is_refused(reader, wrong, bits):
+    _, words, spoil = WRONG[wrong]
+    with jax.numpy_dtype_promotion("standard"):  # as by default
+        state = spoil(trained(bits))
+    with pytest.raises((TypeError, ValueError), match=rf"(?s)(?=.*state).*{words}"):
+        READERS[reader](Run(params(), bits=bits), state)
+
+
+TRAINED = {"w": normal((8, 16)).astype(jnp.bfloat16), "v": normal((8, 16), 1)}
+REST = {
+    "frozen": jnp.ones(3, jnp.bfloat16),
+    "activation": jax.nn.relu,
+    "layers": 3,
+    "name": "model",
+    "unused": None,
+    "rate": jnp.int32(7),
+}
+MODEL, TRAINED = {**TRAINED, **REST}, {**TRAINED, **dict.fromkeys(REST)}
+
+# Optimizers that take parameters beside the gradients.
+TAKES_PARAMETERS = {
+    **{name: WRAPPED[name] for name in ("adadelta", "scale_by_adadelta", "chain", "injected")},
+    "weight decay": lambda **given: adadelta(weight_decay=0.1, **given),
+    "clip": lambda **given: optax.chain(clip_by_global_norm(1.0), adadelta(**given)),
+    "rounded": lambda **given: optax.chain(adadelta(**given), stochastic_round()),
+}
+
+
+@BITS
+@pytest.mark.parametrize("name", TAKES_PARAMETERS)
+def test_a_whole_model_is_taken_for_its_trained_parameters(name, bits):
+    optimizer = TAKES_PARAMETERS[name](eps=EPS, state_bits=bits)
+    state = optimizer.init(TRAINED)
+    same_bits(optimizer.update(TRAINED, state, MODEL), optimizer.update(TRAINED, state, TRAINED))
