@@ -42,6 +42,7 @@ ORIGINALS = {
         rate=lambda step: 0.5 ** (max(step - 50_000 + 10_000, 0) // 10_000),
         before=50_000 - 20,
     ),
+    "H2O": Original(0.99, 1e-8),
     "Keras": Original(0.95, 1e-7, rate=lambda step: 0.001),
     "Dive into Deep Learning": Original(eps=1e-5),
 }

@@ -2,6 +2,7 @@
 
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +10,10 @@ import optax
 import pytest
 import recipes
 from reference import algorithm_1, one_step
-from states import same_bits
+from states import BITS, CODE, apart, same_bits, same_types
 
 from optax_adadelta import adadelta
+from optax_adadelta.diagnostics import averages
 
 STEPS = 12
 
@@ -206,6 +208,103 @@ def test_each_member_of_an_ensemble_trains_as_if_alone(sections):
             dx, *averages[i] = one_step(2 * alone[i], *averages[i], 0.95, 1e-6)
             alone[i] += dx
     np.testing.assert_allclose(params, alone, rtol=1e-5)
+
+
+def test_the_worst_member_goes_on_as_the_best_one_with_another_eps(sections):
+    names, _ = sections["Population based training"]
+    params = jnp.asarray(random(3, 2), jnp.float32)
+    state = jax.vmap(names["optimizer"].init)(params)
+    alone, averages, eps = np.float64(params), [(0.0, 0.0)] * 3, [1e-6] * 3
+    for t in range(STEPS):
+        params, state, losses = names["member_step"](params, state)
+        for i in range(3):
+            dx, *averages[i] = one_step(2 * alone[i], *averages[i], 0.95, eps[i])
+            alone[i] += dx
+        np.testing.assert_allclose(params, alone, rtol=1e-5)
+        if t % 3 == 2:
+            params, state = names["replace_worst"](params, state, losses, 3.0)
+            squares = np.sum(alone**2, axis=1)
+            best, worst = squares.argmin(), squares.argmax()
+            alone[worst], averages[worst], eps[worst] = alone[best], averages[best], 3 * eps[best]
+
+
+@BITS
+def test_old_rows_of_a_vocabulary_go_on_and_new_ones_start_fresh(sections, bits):
+    put = sections["A vocabulary that grows"][0]["put"]
+    optimizer = optax.chain(optax.trace(0.9), adadelta(state_bits=bits))
+    old, new = (jnp.asarray(random(n, 4, seed=n), jnp.float32) for n in (5, 3))
+    _, before = optimizer.update(old, optimizer.init(old))
+    both = jnp.concatenate([old, new])
+    state = jax.tree.map(put, before, optimizer.init(both))
+    same_types(state, optimizer.init(both))
+    updates, _ = optimizer.update(both, state)
+    expected, _ = optimizer.update(old, before)
+    begun, _ = optimizer.update(new, optimizer.init(new))
+    np.testing.assert_allclose(updates[:5], expected, rtol=1e-6)
+    # Codes are rounded by the place of an element in its array.
+    np.testing.assert_allclose(updates[5:], begun, rtol=1e-6 + CODE[bits])
+
+
+def test_columns_are_scaled_down_to_the_limit_and_never_up(sections):
+    names, _ = sections["A limit for the norm of weights"]
+    w = random(4, 3) * np.array([0.0, 0.1, 100.0])
+    params = {"output": jnp.asarray(w, jnp.float32), "bias": jnp.full(3, 50.0)}
+    state = names["optimizer"].init(params)
+    grads = jax.tree.map(jnp.ones_like, params)
+    dx = -np.sqrt(1e-6 / (0.05 + 1e-6))
+    limited, _ = names["limited_step"](params, state, grads)
+    stepped = w + dx
+    norms = np.linalg.norm(stepped, axis=0)
+    assert norms[2] > 3 > norms[1]
+    expected = stepped * np.where(norms > 3, 3 / norms, 1)
+    np.testing.assert_allclose(limited["output"], expected, rtol=1e-5)
+    np.testing.assert_allclose(limited["bias"], 50 + dx, rtol=1e-6)
+    still, _ = names["limited_step"](params, state, jax.tree.map(jnp.zeros_like, params))
+    assert not still["output"][:, 0].any()
+
+
+@pytest.mark.parametrize(("bits", "rtol"), [(None, 1e-5), (8, 0.1)])
+def test_workers_go_on_from_the_mean_of_their_parameters_and_states(bits, rtol):
+    names = recipes.run_section("many_devices.md", "Average the workers (local SGD)")
+    names["rule"] = adadelta(state_bits=bits)
+    params, grad = names["new_params"](), jax.grad(names["loss_fn"])
+    state = names["rule"].init(params)
+    batches = np.float32(random(4, 64, 16)), np.float32(random(4, 64, 8, seed=1))
+    found, state = names["train"](params, state, batches)
+
+    ends = []
+    for rows in np.split(np.arange(64), 8):
+        alone = {name: (np.float64(p), 0.0, 0.0) for name, p in params.items()}
+        for x, y in zip(*batches, strict=True):
+            at = {name: np.float32(p) for name, (p, *_) in alone.items()}
+            for name, g in grad(at, x[rows], y[rows]).items():
+                p, *old = alone[name]
+                dx, *new = one_step(np.float64(g), *old, 0.95, 1e-6)
+                alone[name] = p + dx, *new
+        ends.append(alone)
+    assert state.count == 4
+    for name, start in params.items():
+        p, e_g, e_x = (np.mean([end[name][i] for end in ends], axis=0) for i in range(3))
+        distance = np.linalg.norm(p - start)
+        assert np.linalg.norm(found[name] - p) < rtol * distance
+        # The state that is handed on has 8 bits.
+        assert apart(averages(state).e_g[name], e_g) < 2 * CODE[8]
+        assert apart(averages(state).e_x[name], e_x) < 3 * CODE[8]
+
+
+@pytest.mark.skipif(jax.__version_info__ < (0, 10), reason="JAX then has no host memory on a CPU")
+def test_a_state_in_host_memory_trains_as_one_on_the_device():
+    names = recipes.run_section("many_devices.md", "State in host memory")
+    step, optimizer, x, y = (names[name] for name in ("step", "optimizer", "x", "y"))
+    assert step._cache_size() == 1
+    params = names["new_params"]()
+    state = optimizer.init(params)
+    for _ in range(3):
+        grads = jax.grad(names["loss_fn"])(params, x, y)
+        updates, state = optimizer.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    found = jax.device_get((names["params"], names["state"]))
+    chex.assert_trees_all_close(found, jax.device_get((params, state)), rtol=1e-5)
 
 
 @pytest.mark.usefixtures("x64")
