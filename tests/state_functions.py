@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from states import EPS
+from states import DTYPES, EPS
 
 from optax_adadelta import (
     AdadeltaState,
@@ -103,7 +103,7 @@ OF_ANY_OPTIMIZER = {
             lambda s: convert.with_state_bits(s, bits, eps=run.eps),
             run.state(),
         )
-        for bits in (None, 16, 8)
+        for bits in DTYPES
     },
 }
 
@@ -125,6 +125,10 @@ def plateau_update(run, value, **given):
     return update, tree, watch
 
 
+def two_counts():
+    return optax.chain(optax.adadelta(lambda t: 0.5), optax.scale_by_schedule(lambda t: 2.0))
+
+
 # These take the state of an Adadelta alone, or of one in a certain wrapper.
 OF_ADADELTA = {
     "carry_over to groups": lambda run: (
@@ -140,7 +144,7 @@ OF_ADADELTA = {
     "to_optax": lambda run: (
         convert.to_optax,
         run.state(),
-        optax.chain(optax.adadelta(lambda t: 0.5), optax.trace(0.9)).init(run.params),
+        two_counts().init(run.params),
     ),
     "to_torch": lambda run: (
         lambda s: convert.to_torch(s, flat, names=list(flat(run.params))),
@@ -181,12 +185,16 @@ def torch_state(params, tensor=np.array):
     }
 
 
-def rounded(run):
-    """The run with some of its parameters in bfloat16."""
-    return jax.tree.map(lambda p: p.astype(jnp.bfloat16) if p.ndim == 2 else p, run.params)
+def low(run):
+    """The parameters of a run, some of them in bfloat16."""
+
+    def rounded(p):
+        return jax.device_put(p.astype(jnp.bfloat16), p.sharding) if p.ndim == 2 else p
+
+    return jax.tree.map(rounded, run.params)
 
 
-# The storage makes no difference to these.
+# To these the storage makes no difference.
 OF_NO_STORAGE = {
     "from_optax": lambda run: (
         lambda s: convert.from_optax(s, count=2),
@@ -196,12 +204,12 @@ OF_NO_STORAGE = {
         lambda s: convert.from_torch(s, from_flat(run.params), names=list(flat(run.params))),
         torch_state(flat(run.params)),
     ),
-    "stochastic_round.init": lambda run: (stochastic_round().init, rounded(run)),
+    "stochastic_round.init": lambda run: (stochastic_round().init, low(run)),
     "stochastic_round.update": lambda run: (
         lambda u, s, p: stochastic_round().update(u, s, p)[1],
         run.params,
-        stochastic_round().init(rounded(run)),
-        rounded(run),
+        stochastic_round().init(low(run)),
+        low(run),
     ),
 }
 
@@ -247,7 +255,7 @@ def nnx_state(run):
     return optimizer.opt_state
 
 
-# With the sessions that have the libraries.
+# For each: the mark of the session that has the library, and what takes a run.
 OF_LIBRARIES = {
     "from_torch of tensors": (
         "peers",
@@ -281,7 +289,7 @@ OF_LIBRARIES = {
                 nnx_state(run),
             ),
         )
-        for bits in (None, 16, 8)
+        for bits in DTYPES
     },
 }
 
@@ -301,6 +309,7 @@ READERS = {
     "sample": lambda run, s: sample(s, run.params, coordinates(run), EPS),
     "carry_over": lambda run, s: convert.carry_over(s, run.optimizer().init(run.params)),
     "with_state_bits": lambda run, s: convert.with_state_bits(s, run.bits, eps=EPS),
+    "with_state_bits None": lambda run, s: convert.with_state_bits(s, None),
     "to_optax": lambda run, s: convert.to_optax(s, optax.adadelta(1.0).init(run.params)),
     "to_torch": lambda run, s: convert.to_torch(s, flat, names=list(flat(run.params))),
 }

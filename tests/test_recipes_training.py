@@ -292,6 +292,7 @@ def test_workers_go_on_from_the_mean_of_their_parameters_and_states(bits, rtol):
         assert apart(averages(state).e_x[name], e_x) < 3 * CODE[8]
 
 
+@pytest.mark.skipif(jax.__version_info__ < (0, 10), reason="JAX then has no host memory on a CPU")
 def test_a_state_in_host_memory_trains_as_one_on_the_device():
     names = recipes.run_section("many_devices.md", "State in host memory")
     step, optimizer, x, y = (names[name] for name in ("step", "optimizer", "x", "y"))
