@@ -17,7 +17,7 @@ from optax_adadelta._injected import states_with_eps
 from optax_adadelta._sharding import counted, repeated, replicated
 from optax_adadelta._state import AdadeltaState
 from optax_adadelta._storage import Averages, Storage, storages_of, unit_of
-from optax_adadelta.diagnostics._rates import effective_rates, epsilons_at, last_step, settings_at
+from optax_adadelta.diagnostics._rates import effective_rates, epsilons_at, last_step
 from optax_adadelta.diagnostics._samples import by_name
 
 # Rates are counted in bins of 1/16 of an octave: the 12 leading bits of a positive float32.
@@ -107,7 +107,9 @@ def summaries(
     parts = []
     for found, own_eps in states_with_eps(state, eps):
         names += by_name(found.e_g)
-        parts.append((found, *settings_at(last_step(found), own_eps, learning_rate)))
+        last = last_step(found)
+        rate = at_step("learning_rate", number_or_schedule("learning_rate", learning_rate), last)
+        parts.append((found, at_step("eps", own_eps, last), rate))
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(
