@@ -25,16 +25,7 @@ from state_functions import (
 )
 from states import BITS, DTYPES, EPS, normal, same_bits
 
-<<<<<<< ours
-from optax_adadelta import adadelta, clip_by_global_norm, stochastic_round
-=======
-from optax_adadelta import (
-    adadelta,
-    clip_by_global_norm,
-    nadadelta,
-    stochastic_round,
-)
->>>>>>> theirs
+from optax_adadelta import adadelta, clip_by_global_norm, nadadelta, stochastic_round
 
 ANY, LOW, FULL = tuple(DTYPES), tuple(filter(None, DTYPES)), (None,)
 FUNCTIONS = OF_ANY_OPTIMIZER | OF_ADADELTA | OF_NO_STORAGE

@@ -13,6 +13,7 @@ import optax
 from optax_adadelta._averages import units_of
 from optax_adadelta._bits import bits_of, from_bits
 from optax_adadelta._equation import Epsilons
+from optax_adadelta._hyperparameters import at_step, number_or_schedule
 from optax_adadelta._injected import states_with_eps
 from optax_adadelta._sharding import counted, repeated, replicated
 from optax_adadelta._state import AdadeltaState
