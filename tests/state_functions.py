@@ -13,8 +13,10 @@ from optax_adadelta import (
     AdadeltaState,
     adadelta,
     convert,
+    nadadelta,
     reduce_eps_on_plateau,
     scale_by_adadelta,
+    scale_by_nadadelta,
     stochastic_round,
 )
 from optax_adadelta.diagnostics import (
@@ -30,16 +32,29 @@ def matrices(params):
     return jax.tree.map(lambda p: p.ndim == 2, params)
 
 
+def groups(rule):
+    return lambda **given: optax.multi_transform(
+        {False: rule(**given), True: rule(0.5, **given)}, matrices
+    )
+
+
+def injected(rule):
+    return optax.inject_hyperparams(rule, "state_bits", jnp.float32)
+
+
+RULES = {"adadelta": adadelta, "nadadelta": nadadelta}
+
 # What may be around the optimizer.
 WRAPPED = {
-    "adadelta": adadelta,
+    **RULES,
+    "scale_by_nadadelta": scale_by_nadadelta,
     "scale_by_adadelta": scale_by_adadelta,
     "chain": lambda **given: optax.chain(optax.trace(0.9), adadelta(**given)),
     "masked": lambda **given: optax.masked(adadelta(**given), matrices),
-    "groups": lambda **given: optax.multi_transform(
-        {False: adadelta(**given), True: adadelta(0.5, **given)}, matrices
-    ),
-    "injected": optax.inject_hyperparams(adadelta, "state_bits", jnp.float32),
+    "groups": groups(adadelta),
+    "injected": injected(adadelta),
+    "nadadelta in groups": groups(nadadelta),
+    "nadadelta, injected": injected(nadadelta),
 }
 
 
@@ -108,7 +123,7 @@ OF_ANY_OPTIMIZER = {
 
 
 def plateau_init(run, **given):
-    return reduce_eps_on_plateau(**given).init, (run.params, run.state(WRAPPED["injected"]))
+    return reduce_eps_on_plateau(**given).init, (run.params, run.state(injected(run.wrap)))
 
 
 def plateau_update(run, value, **given):
@@ -129,11 +144,11 @@ OF_ADADELTA = {
     "carry_over to groups": lambda run: (
         convert.carry_over,
         run.state(),
-        run.optimizer(WRAPPED["groups"]).init(run.params),
+        run.optimizer(groups(run.wrap)).init(run.params),
     ),
     "carry_over from groups": lambda run: (
         convert.carry_over,
-        run.state(WRAPPED["groups"]),
+        run.state(groups(run.wrap)),
         run.optimizer().init(run.params),
     ),
     "to_optax": lambda run: (
@@ -213,7 +228,7 @@ def coordinates(run):
 READERS = {
     "update": lambda run, s: run.optimizer().update(gradients(run.params), s, run.params),
     "jitted update": lambda run, s: jax.jit(run.optimizer().update)(gradients(run.params), s),
-    "update of another storage": lambda run, s: adadelta().update(gradients(run.params), s),
+    "update of another storage": lambda run, s: run.wrap().update(gradients(run.params), s),
     "averages": lambda run, s: averages(s),
     "effective_learning_rate": lambda run, s: effective_learning_rate(s, EPS),
     "summaries": lambda run, s: summaries(s, EPS),
