@@ -220,7 +220,8 @@ def test_the_table_of_the_readme_has_the_measured_errors():
     rows = [[cell.strip(" *") for cell in line.split("|")[1:-1]] for line in table.splitlines()]
     for task, *cells in rows[2:]:
         name = task.rpartition(",")[0].replace(", recurrent", "").replace(", attention", "")
-        name = {"transformer": "source code"}.get(name, name).replace(", ", "_").replace(" ", "_")
+        name = {"transformer": "source code"}.get(name, name).lower()
+        name = name.replace(", ", "_").replace(" ", "_")
         report = json.loads((ROOT / f"studies/results/compare-{name}.json").read_text("utf-8"))
         if report["tuned"]:
             tuned = [report["tuned"]["Adam, cosine"]]
