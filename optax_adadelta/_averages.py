@@ -31,13 +31,20 @@ def map_averages(
     return Averages(*(jax.tree.unflatten(structure, [leaf[i] for leaf in leaves]) for i in (0, 1)))
 
 
+def scale_of(state: AdadeltaState) -> jax.Array | None:
+    """Returns the scale of each array, without the variable that Flax NNX makes of it."""
+    (scale,) = jax.tree.leaves(state.scale) or [None]
+    return scale
+
+
 def units_of(state: AdadeltaState) -> list[Epsilons | None]:
     """Returns what the codes of each leaf are relative to, or None in full precision."""
     (unit,) = jax.tree.leaves(state.unit) or [None]
     count = len(jax.tree.leaves(state.e_g))
     if unit is None:
         return [None] * count
-    if state.scale is None:
+    scale = scale_of(state)
+    if scale is None:
         return [epsilons(unit, None)] * count
-    units = epsilons(unit, state.scale)
+    units = epsilons(unit, scale)
     return list(map(Epsilons, jnp.unstack(units.g), jnp.unstack(units.x)))

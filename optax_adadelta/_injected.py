@@ -8,8 +8,15 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import jax
+import optax
 
-from optax_adadelta._state import has_state_fields
+from optax_adadelta._hyperparameters import number, number_or_schedule
+from optax_adadelta._state import (
+    AdadeltaState,
+    has_state_fields,
+    is_adadelta_state,
+    none_found,
+)
 
 Path: TypeAlias = tuple[str, ...]
 
@@ -44,3 +51,32 @@ def is_scheduled(paths: Sequence[Path], state: Path) -> bool:
     """Returns whether the eps in the state at `state` comes from a schedule."""
     schedule = (*state, "hyperparams_states", "eps")
     return any(path[: len(schedule)] == schedule for path in paths)
+
+
+def states_with_eps(
+    state: Any, eps: optax.ScalarOrSchedule | None
+) -> list[tuple[AdadeltaState, Any]]:
+    """Returns each AdadeltaState with its eps, or the schedule of it."""
+    keyed = jax.tree.leaves_with_path(state, is_leaf=is_adadelta_state)
+    paths = [path_of(keys) for keys, _ in keyed]
+    parts = [part for _, part in keyed]
+    found = [
+        (path, part) for path, part in zip(paths, parts, strict=True) if is_adadelta_state(part)
+    ]
+    if not found:
+        raise none_found(state)
+    if eps is not None:
+        value = number_or_schedule("eps", eps)
+        return [(part, value) for _, part in found]
+    injected = injected_eps(paths)
+
+    def of(path: Path) -> Any:
+        around = [outer for outer in injected if is_inside(path, outer)]
+        if not around:
+            raise ValueError(
+                "eps is None, but the state has no eps: pass the optimizer's eps or its schedule,"
+                " or make the optimizer with optax.inject_hyperparams(adadelta)."
+            )
+        return number("eps", parts[injected[max(around, key=len)]], scheduled=True)
+
+    return [(part, of(path)) for path, part in found]

@@ -103,6 +103,7 @@ def nadadelta(
       >>> for _ in range(steps):
       ...     params, state, loss = step(params, state)
       >>> print(f"{loss:.3f} after {state.count} steps")
+      0.000 after 200 steps
 
     References:
       Zeiler, `ADADELTA: An Adaptive Learning Rate Method
@@ -177,6 +178,8 @@ def scale_by_nadadelta(
       ... )
       >>> params = jnp.array([3.0, -2.0])
       >>> updates, state = optimizer.update(2 * params, optimizer.init(params), params)
+      >>> print(f"{updates[0]:.3f} {updates[1]:.3f}")
+      -0.069 0.069
 
     References:
       As for :func:`nadadelta`.

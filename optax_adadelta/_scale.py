@@ -6,7 +6,7 @@ import numpy as np
 import optax
 
 from optax_adadelta._equation import Epsilons, Scalar
-from optax_adadelta._sharding import replicated
+from optax_adadelta._sharding import in_device_memory, replicated
 
 EPS_G = 1e-16
 """What stands beside E[g^2] for an array of scale 1: the square of Adam's eps."""
@@ -24,7 +24,7 @@ def initial_scale(params: optax.Params) -> jax.Array:
     leaves = jax.tree.leaves(params)
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
         return jnp.full(len(leaves), np.nan, jnp.float32)
-    return _root_mean_squares(leaves)
+    return _root_mean_squares(list(map(in_device_memory, leaves)))
 
 
 @jax.jit

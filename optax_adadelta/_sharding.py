@@ -65,6 +65,18 @@ def placed_scalar(tree: Any, value: float, dtype: Any) -> jax.Array:
     return jax.device_put(jnp.full((), value, dtype), sharding)
 
 
+def in_device_memory(x: Any) -> Any:
+    """Returns an array in the memory in which its devices compute; others stay as they are."""
+    if isinstance(x, jax.core.Tracer):
+        return jax.device_put(x, jax.memory.Space.Device) if _is_in_host(x) else x
+    if not isinstance(x, jax.Array):
+        return x
+    kind = next(iter(x.sharding.addressable_devices)).default_memory().kind
+    if x.sharding.memory_kind in (None, kind):
+        return x
+    return jax.device_put(x, x.sharding.with_memory_kind(kind))
+
+
 def has_manual_axes() -> bool:
     """Returns whether this is traced inside `jax.shard_map`."""
     return bool(jax.sharding.get_abstract_mesh().manual_axes)

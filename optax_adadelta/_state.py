@@ -91,7 +91,9 @@ def varying_with_scalars(state: AdadeltaState, values: Mapping[str, Any]) -> Ada
     state whose types do not change. The count is the same on all devices, and so is the unit,
     unless eps varies.
     """
-    entering = [values[name] for name in ("rho", "eps", "weight_decay")] + [state.scale]
+    entering = [values[name] for name in ("rho", "eps", "weight_decay")]
+    if state.scale is not None:
+        entering.append(jnp.sum(state.scale))
 
     def varying(tree, *more):
         return jax.tree.map(lambda leaf: varying_with(leaf, *entering, *more), tree)

@@ -210,9 +210,10 @@ def tables(reports: Reports) -> dict[str, str]:
     made = {}
     for report in reports.values():
         jax_version = ".".join(report["versions"]["jax"].split(".")[:2])
+        alone = step_table(report, "alone")
         eager = [case["eager"] for case in report["cases"].values() if "eager" in case]
         made |= {
-            f"alone {jax_version}": f"{said(report)}.\n\n{step_table(report, 'alone')}",
+            f"alone {jax_version}": f"{said(report, 'keras', 'torch')}.\n\n{alone}",
             f"clipped {jax_version}": step_table(report, "clipped"),
             f"program {jax_version}": program_table(report),
             f"training {jax_version}": seconds_table(report["training"]),

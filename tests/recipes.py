@@ -44,29 +44,46 @@ def noted():
         yield found
 
 
+def parts(page):
+    """Yields the title, the line and the text of the beginning of a page and of its sections."""
+    text = (DOCS / page).read_text(encoding="utf-8")
+    starts = [found.start() for found in re.finditer(r"^## ", text, re.MULTILINE)]
+    for start, end in zip([0, *starts], [*starts, len(text)], strict=True):
+        part = text[start:end]
+        yield part.partition("\n")[0].lstrip("# "), text.count("\n", 0, start), part
+
+
+def run_part(page, line, text, names):
+    """Runs the code of a part, and returns the names after it."""
+    # With JAX's defaults, as readers have them.
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        path = str(DOCS / page)
+        test = doctest.DocTestParser().get_doctest(text, names, page, path, line)
+        assert doctest.DocTestRunner().run(test, clear_globs=False).failed == 0
+    return test.globs
+
+
 def run(page):
     """Returns, for each section of a page, the names after it and the functions it jits.
 
     A section defines the `optimizer` and `params` it uses; functions may come from sections above.
     """
-    path = DOCS / page
-    text = path.read_text(encoding="utf-8")
-    starts = [found.start() for found in re.finditer(r"^## ", text, re.MULTILINE)]
     names, sections = {}, {}
-    # With JAX's defaults, as readers have them.
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        for start, end in zip([0, *starts], [*starts, len(text)], strict=True):
-            names = {k: v for k, v in names.items() if k not in ("optimizer", "params", "state")}
-            line = text.count("\n", 0, start)
-            test = doctest.DocTestParser().get_doctest(
-                text[start:end], names, page, str(path), line
-            )
-            with noted() as jitted:
-                assert doctest.DocTestRunner().run(test, clear_globs=False).failed == 0
-            names = test.globs
-            title = text[start:end].partition("\n")[0].lstrip("# ")
-            sections[title] = names, jitted
+    for title, line, text in parts(page):
+        names = {k: v for k, v in names.items() if k not in ("optimizer", "params", "state")}
+        with noted() as jitted:
+            names = run_part(page, line, text, names)
+        sections[title] = names, jitted
     return sections
+
+
+def run_section(page, wanted):
+    """Returns the names after the beginning of a page and one of its sections."""
+    names = {}
+    for i, (title, line, text) in enumerate(parts(page)):
+        if i == 0 or title == wanted:
+            names = run_part(page, line, text, names)
+    return names
 
 
 def check_compilations(sections, compiled):

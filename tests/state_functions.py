@@ -1,4 +1,4 @@
-"""Every function that returns or reads a state, with arguments: a new one joins with one line."""
+"""Functions that return or read a state, with arguments: a new one joins with one line."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,14 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from states import EPS
+import pytest
+from states import DTYPES, EPS
 
 from optax_adadelta import (
     AdadeltaState,
     adadelta,
     convert,
+    nadadelta,
     reduce_eps_on_plateau,
     scale_by_adadelta,
+    scale_by_nadadelta,
     stochastic_round,
 )
 from optax_adadelta.diagnostics import (
@@ -30,16 +33,29 @@ def matrices(params):
     return jax.tree.map(lambda p: p.ndim == 2, params)
 
 
+def groups(rule):
+    return lambda **given: optax.multi_transform(
+        {False: rule(**given), True: rule(0.5, **given)}, matrices
+    )
+
+
+def injected(rule):
+    return optax.inject_hyperparams(rule, "state_bits", jnp.float32)
+
+
+RULES = {"adadelta": adadelta, "nadadelta": nadadelta}
+
 # What may be around the optimizer.
 WRAPPED = {
-    "adadelta": adadelta,
+    **RULES,
+    "scale_by_nadadelta": scale_by_nadadelta,
     "scale_by_adadelta": scale_by_adadelta,
     "chain": lambda **given: optax.chain(optax.trace(0.9), adadelta(**given)),
     "masked": lambda **given: optax.masked(adadelta(**given), matrices),
-    "groups": lambda **given: optax.multi_transform(
-        {False: adadelta(**given), True: adadelta(0.5, **given)}, matrices
-    ),
-    "injected": optax.inject_hyperparams(adadelta, "state_bits", jnp.float32),
+    "groups": groups(adadelta),
+    "injected": injected(adadelta),
+    "nadadelta in groups": groups(nadadelta),
+    "nadadelta, injected": injected(nadadelta),
 }
 
 
@@ -102,13 +118,13 @@ OF_ANY_OPTIMIZER = {
             lambda s: convert.with_state_bits(s, bits, eps=run.eps),
             run.state(),
         )
-        for bits in (None, 16, 8)
+        for bits in DTYPES
     },
 }
 
 
 def plateau_init(run, **given):
-    return reduce_eps_on_plateau(**given).init, (run.params, run.state(WRAPPED["injected"]))
+    return reduce_eps_on_plateau(**given).init, (run.params, run.state(injected(run.wrap)))
 
 
 def plateau_update(run, value, **given):
@@ -124,22 +140,26 @@ def plateau_update(run, value, **given):
     return update, tree, watch
 
 
+def two_counts():
+    return optax.chain(optax.adadelta(lambda t: 0.5), optax.scale_by_schedule(lambda t: 2.0))
+
+
 # These take the state of an Adadelta alone, or of one in a certain wrapper.
 OF_ADADELTA = {
     "carry_over to groups": lambda run: (
         convert.carry_over,
         run.state(),
-        run.optimizer(WRAPPED["groups"]).init(run.params),
+        run.optimizer(groups(run.wrap)).init(run.params),
     ),
     "carry_over from groups": lambda run: (
         convert.carry_over,
-        run.state(WRAPPED["groups"]),
+        run.state(groups(run.wrap)),
         run.optimizer().init(run.params),
     ),
     "to_optax": lambda run: (
         convert.to_optax,
         run.state(),
-        optax.chain(optax.adadelta(lambda t: 0.5), optax.trace(0.9)).init(run.params),
+        two_counts().init(run.params),
     ),
     "to_torch": lambda run: (
         lambda s: convert.to_torch(s, flat, names=list(flat(run.params))),
@@ -180,12 +200,16 @@ def torch_state(params, tensor=np.array):
     }
 
 
-def rounded(run):
-    """The run with some of its parameters in bfloat16."""
-    return jax.tree.map(lambda p: p.astype(jnp.bfloat16) if p.ndim == 2 else p, run.params)
+def low(run):
+    """The parameters of a run, some of them in bfloat16."""
+
+    def rounded(p):
+        return jax.device_put(p.astype(jnp.bfloat16), p.sharding) if p.ndim == 2 else p
+
+    return jax.tree.map(rounded, run.params)
 
 
-# The storage makes no difference to these.
+# To these the storage makes no difference.
 OF_NO_STORAGE = {
     "from_optax": lambda run: (
         lambda s: convert.from_optax(s, count=2),
@@ -195,13 +219,93 @@ OF_NO_STORAGE = {
         lambda s: convert.from_torch(s, from_flat(run.params), names=list(flat(run.params))),
         torch_state(flat(run.params)),
     ),
-    "stochastic_round.init": lambda run: (stochastic_round().init, rounded(run)),
+    "stochastic_round.init": lambda run: (stochastic_round().init, low(run)),
     "stochastic_round.update": lambda run: (
         lambda u, s, p: stochastic_round().update(u, s, p)[1],
         run.params,
-        stochastic_round().init(rounded(run)),
-        rounded(run),
+        stochastic_round().init(low(run)),
+        low(run),
     ),
+}
+
+
+def tensors(run):
+    torch = pytest.importorskip("torch")
+    return lambda x: torch.tensor(np.array(x))
+
+
+def keras_optimizer(run):
+    keras = pytest.importorskip("keras")
+    variables = [keras.Variable(p, name=name) for name, p in flat(run.params).items()]
+    optimizer = keras.optimizers.Adadelta()
+    optimizer.build(variables)
+    return optimizer, variables
+
+
+def from_keras(run):
+    optimizer, variables = keras_optimizer(run)
+
+    def function(values):
+        del values
+        return convert.from_keras(optimizer, from_flat(run.params), variables=variables)
+
+    return function, [variable.value for variable in optimizer.variables]
+
+
+def to_keras(run):
+    optimizer, variables = keras_optimizer(run)
+
+    def function(state):
+        convert.to_keras(state, flat, optimizer, variables=variables)
+        return [jnp.asarray(variable.value) for variable in optimizer.variables[2:]]
+
+    return function, run.state()
+
+
+def nnx_state(run):
+    nnx = pytest.importorskip("flax.nnx")
+    model = nnx.Dict(w=nnx.Param(run.params["w"]), b=nnx.Param(run.params["b"]))
+    optimizer = nnx.Optimizer(model, run.optimizer(), wrt=nnx.Param)
+    optimizer.update(model, nnx.state(model, nnx.Param))
+    return optimizer.opt_state
+
+
+# For each: the mark of the session that has the library, and what takes a run.
+OF_LIBRARIES = {
+    "from_torch of tensors": (
+        "peers",
+        lambda run: (
+            lambda s: convert.from_torch(s, from_flat(run.params), names=list(flat(run.params))),
+            torch_state(flat(run.params), tensors(run)),
+        ),
+    ),
+    "to_torch of tensors": (
+        "peers",
+        lambda run: (
+            lambda s: convert.to_torch(
+                s,
+                lambda p: {name: tensors(run)(x) for name, x in flat(p).items()},
+                names=list(flat(run.params)),
+            ),
+            run.state(),
+        ),
+    ),
+    "from_keras": ("peers", from_keras),
+    "to_keras": ("peers", to_keras),
+    "carry_over in NNX": (
+        "frameworks",
+        lambda run: (convert.carry_over, nnx_state(run), nnx_state(run)),
+    ),
+    **{
+        f"with_state_bits {bits} in NNX": (
+            "frameworks",
+            lambda run, bits=bits: (
+                lambda s: convert.with_state_bits(s, bits, eps=EPS),
+                nnx_state(run),
+            ),
+        )
+        for bits in DTYPES
+    },
 }
 
 
@@ -213,13 +317,14 @@ def coordinates(run):
 READERS = {
     "update": lambda run, s: run.optimizer().update(gradients(run.params), s, run.params),
     "jitted update": lambda run, s: jax.jit(run.optimizer().update)(gradients(run.params), s),
-    "update of another storage": lambda run, s: adadelta().update(gradients(run.params), s),
+    "update of another storage": lambda run, s: run.wrap().update(gradients(run.params), s),
     "averages": lambda run, s: averages(s),
     "effective_learning_rate": lambda run, s: effective_learning_rate(s, EPS),
     "summaries": lambda run, s: summaries(s, EPS),
     "sample": lambda run, s: sample(s, run.params, coordinates(run), EPS),
     "carry_over": lambda run, s: convert.carry_over(s, run.optimizer().init(run.params)),
     "with_state_bits": lambda run, s: convert.with_state_bits(s, run.bits, eps=EPS),
+    "with_state_bits None": lambda run, s: convert.with_state_bits(s, None),
     "to_optax": lambda run, s: convert.to_optax(s, optax.adadelta(1.0).init(run.params)),
     "to_torch": lambda run, s: convert.to_torch(s, flat, names=list(flat(run.params))),
 }

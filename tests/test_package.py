@@ -256,8 +256,10 @@ PUBLIC = {
         "clip_by_global_norm",
         "convert",
         "diagnostics",
+        "nadadelta",
         "reduce_eps_on_plateau",
         "scale_by_adadelta",
+        "scale_by_nadadelta",
         "stochastic_round",
     },
     optax_adadelta.convert: {

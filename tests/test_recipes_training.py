@@ -2,6 +2,7 @@
 
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +10,10 @@ import optax
 import pytest
 import recipes
 from reference import algorithm_1, one_step
-from states import BITS, CODE, same_bits, same_types
+from states import BITS, CODE, apart, same_bits, same_types
 
 from optax_adadelta import adadelta
+from optax_adadelta.diagnostics import averages
 
 STEPS = 12
 
@@ -259,6 +261,50 @@ def test_columns_are_scaled_down_to_the_limit_and_never_up(sections):
     np.testing.assert_allclose(limited["bias"], 50 + dx, rtol=1e-6)
     still, _ = names["limited_step"](params, state, jax.tree.map(jnp.zeros_like, params))
     assert not still["output"][:, 0].any()
+
+
+@pytest.mark.parametrize(("bits", "rtol"), [(None, 1e-5), (8, 0.1)])
+def test_workers_go_on_from_the_mean_of_their_parameters_and_states(bits, rtol):
+    names = recipes.run_section("many_devices.md", "Average the workers (local SGD)")
+    names["rule"] = adadelta(state_bits=bits)
+    params, grad = names["new_params"](), jax.grad(names["loss_fn"])
+    state = names["rule"].init(params)
+    batches = np.float32(random(4, 64, 16)), np.float32(random(4, 64, 8, seed=1))
+    found, state = names["train"](params, state, batches)
+
+    ends = []
+    for rows in np.split(np.arange(64), 8):
+        alone = {name: (np.float64(p), 0.0, 0.0) for name, p in params.items()}
+        for x, y in zip(*batches, strict=True):
+            at = {name: np.float32(p) for name, (p, *_) in alone.items()}
+            for name, g in grad(at, x[rows], y[rows]).items():
+                p, *old = alone[name]
+                dx, *new = one_step(np.float64(g), *old, 0.95, 1e-6)
+                alone[name] = p + dx, *new
+        ends.append(alone)
+    assert state.count == 4
+    for name, start in params.items():
+        p, e_g, e_x = (np.mean([end[name][i] for end in ends], axis=0) for i in range(3))
+        distance = np.linalg.norm(p - start)
+        assert np.linalg.norm(found[name] - p) < rtol * distance
+        # The state that is handed on has 8 bits.
+        assert apart(averages(state).e_g[name], e_g) < 2 * CODE[8]
+        assert apart(averages(state).e_x[name], e_x) < 3 * CODE[8]
+
+
+@pytest.mark.skipif(jax.__version_info__ < (0, 10), reason="JAX then has no host memory on a CPU")
+def test_a_state_in_host_memory_trains_as_one_on_the_device():
+    names = recipes.run_section("many_devices.md", "State in host memory")
+    step, optimizer, x, y = (names[name] for name in ("step", "optimizer", "x", "y"))
+    assert step._cache_size() == 1
+    params = names["new_params"]()
+    state = optimizer.init(params)
+    for _ in range(3):
+        grads = jax.grad(names["loss_fn"])(params, x, y)
+        updates, state = optimizer.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    found = jax.device_get((names["params"], names["state"]))
+    chex.assert_trees_all_close(found, jax.device_get((params, state)), rtol=1e-5)
 
 
 @pytest.mark.usefixtures("x64")

@@ -16,26 +16,34 @@ from jax.sharding import PartitionSpec as P
 from state_functions import (
     OF_ADADELTA,
     OF_ANY_OPTIMIZER,
+    OF_LIBRARIES,
     OF_NO_STORAGE,
     READERS,
+    RULES,
     WRAPPED,
     Run,
 )
 from states import BITS, DTYPES, EPS, normal, same_bits
 
-from optax_adadelta import (
-    adadelta,
-    clip_by_global_norm,
-    stochastic_round,
-)
+from optax_adadelta import adadelta, clip_by_global_norm, nadadelta, stochastic_round
 
+ANY, LOW, FULL = tuple(DTYPES), tuple(filter(None, DTYPES)), (None,)
 FUNCTIONS = OF_ANY_OPTIMIZER | OF_ADADELTA | OF_NO_STORAGE
 ALONE = [
-    *((name, "adadelta", bits) for name in OF_ANY_OPTIMIZER | OF_ADADELTA for bits in DTYPES),
+    *(
+        (name, rule, bits)
+        for name in OF_ANY_OPTIMIZER | OF_ADADELTA
+        for rule in RULES
+        for bits in DTYPES
+    ),
     *((name, "adadelta", None) for name in OF_NO_STORAGE),
 ]
+# Other wrappers make a difference only to functions that take the state of any optimizer.
 AROUND = [
-    (name, wrap, bits) for name in OF_ANY_OPTIMIZER for wrap in list(WRAPPED)[1:] for bits in DTYPES
+    (name, wrap, bits)
+    for name in OF_ANY_OPTIMIZER
+    for wrap in WRAPPED.keys() - RULES
+    for bits in DTYPES
 ]
 
 
@@ -79,23 +87,31 @@ def donated(leaves):
     return [x + jnp.ones_like(x) for x in leaves]
 
 
-def donate(tree):
-    """Donates every array of a tree to a step, each once."""
-    leaves = {id(x): x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array)}
-    donated(list(leaves.values()))
-    assert all(x.is_deleted() for x in leaves.values())
+def use_up(tree):
+    """Donates each array of a tree to a step, and overwrites what is not one of JAX."""
+    leaves = {id(x): x for x in jax.tree.leaves(tree)}.values()
+    arrays = [x for x in leaves if isinstance(x, jax.Array)]
+    donated(arrays)
+    assert all(x.is_deleted() for x in arrays)
+    for x in leaves:
+        if isinstance(x, np.ndarray) or hasattr(x, "data_ptr"):
+            x[...] = 0
+
+
+def copied(tree):
+    return jax.tree.map(lambda x: np.array(np.asarray(x)), tree)
 
 
 def check_ownership(function, *arguments):
-    before = jax.tree.map(np.array, arguments)
+    before = copied(arguments)
     found = function(*arguments)
     assert_apart(found, arguments)
-    donate(found)
-    same_bits(jax.tree.map(np.array, arguments), before)
+    use_up(found)
+    same_bits(copied(arguments), before)
     found = function(*arguments)
-    expected = jax.tree.map(np.array, found)
-    donate(arguments)
-    same_bits(jax.tree.map(np.array, found), expected)
+    expected = copied(found)
+    use_up(arguments)
+    same_bits(copied(found), expected)
 
 
 @pytest.mark.parametrize(("name", "wrap", "bits"), ALONE + AROUND)
@@ -103,13 +119,27 @@ def test_a_state_owns_its_arrays(name, wrap, bits):
     check_ownership(*case(name, params(), wrap, bits))
 
 
+@pytest.mark.parametrize(
+    ("case", "bits"),
+    [
+        pytest.param(case, bits, id=f"{name}-{bits}", marks=getattr(pytest.mark, mark))
+        for name, (mark, case) in OF_LIBRARIES.items()
+        for bits in (DTYPES if "from" not in name else FULL)
+    ],
+)
+def test_a_state_from_or_for_another_library_owns_its_arrays(case, bits, monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    with jax.numpy_dtype_promotion("standard"):
+        check_ownership(*case(Run(params(), bits=bits)))
+
+
 # The others read numbers or NumPy arrays.
-JITTED = [(name, bits) for name, _, bits in ALONE if not name.endswith(("_torch", "from_optax"))]
+JITTED = [each for each in ALONE if not each[0].endswith(("_torch", "from_optax"))]
 
 
-@pytest.mark.parametrize(("name", "bits"), JITTED)
-def test_a_state_that_a_jitted_function_returns_owns_its_arrays(name, bits):
-    function, *arguments = case(name, params(), "adadelta", bits)
+@pytest.mark.parametrize(("name", "wrap", "bits"), JITTED)
+def test_a_state_that_a_jitted_function_returns_owns_its_arrays(name, wrap, bits):
+    function, *arguments = case(name, params(), wrap, bits)
     check_ownership(jax.jit(function), *arguments)
 
 
@@ -132,10 +162,14 @@ def is_ours(part):
 
 
 def scalars_of_ours(tree):
-    """The scalars of the parts that are ours; where others are, is Optax's affair."""
+    """The scalars and the scales that are ours; where others are, is Optax's affair."""
     ours = [part for part in jax.tree.leaves(tree, is_leaf=is_ours) if is_ours(part)]
     ours = [part._replace(best=None) if hasattr(part, "best") else part for part in ours]
-    return [leaf for leaf in jax.tree.leaves(ours) if leaf.ndim == 0]
+    return [leaf for leaf in jax.tree.leaves(ours) if leaf.ndim == 0 or is_scale(leaf)]
+
+
+def is_scale(leaf):
+    return leaf.shape == (len(jax.tree.leaves(params())),)
 
 
 # These compute, which is done in device memory. Optax cannot make a state in the host memory of a
@@ -146,22 +180,19 @@ ELSEWHERE = {
     "host memory beside one device": STEPS | {"from_optax", "to_optax"},
 }
 PLACED = [
-    (name, bits, place)
-    for place in PLACES
-    for name, _, bits in ALONE
-    if name not in ELSEWHERE.get(place, ())
+    (*each, place) for place in PLACES for each in ALONE if each[0] not in ELSEWHERE.get(place, ())
 ]
 
 
-@pytest.mark.parametrize(("name", "bits", "place"), PLACED)
-def test_a_state_is_where_its_parameters_are(name, bits, place):
+@pytest.mark.parametrize(("name", "wrap", "bits", "place"), PLACED)
+def test_a_state_is_where_its_parameters_are(name, wrap, bits, place):
     given = jax.tree.map(lambda p: jax.device_put(p, PLACES[place](p)), params())
     places = {p.shape: p.sharding for p in jax.tree.leaves(given)}
-    function, *arguments = case(name, given, "adadelta", bits)
+    function, *arguments = case(name, given, wrap, bits)
     found = function(*arguments)
     arrays = [leaf for leaf in jax.tree.leaves(found) if isinstance(leaf, jax.Array) and leaf.ndim]
-    for leaf in arrays + scalars_of_ours(found):
-        expected = places[leaf.shape]
+    for leaf in [leaf for leaf in arrays if not is_scale(leaf)] + scalars_of_ours(found):
+        expected = places[() if is_scale(leaf) else leaf.shape]
         assert leaf.sharding.is_equivalent_to(expected, leaf.ndim), leaf.sharding
         assert leaf.sharding.memory_kind == expected.memory_kind
 
@@ -185,11 +216,12 @@ def renamed(tree):
     return jax.tree.map(lambda p: oddly(p) if is_params(p) else p, tree, is_leaf=is_params)
 
 
-# What is numbered in the order of the names is compared in test_convert_torch.py.
-@pytest.mark.parametrize(("name", "wrap", "bits"), ALONE + AROUND)
+# What to_torch returns is numbered in the order of the names.
+NAMED = [(name, wrap, bits) for name, wrap, bits in ALONE + AROUND if name != "to_torch"]
+
+
+@pytest.mark.parametrize(("name", "wrap", "bits"), NAMED)
 def test_names_of_parameters_change_nothing(name, wrap, bits):
-    if name == "to_torch":
-        return
     (function, *arguments), (other, *odd) = (
         case(name, p, wrap, bits) for p in (params(), oddly(params()))
     )
@@ -201,18 +233,20 @@ SCANNED = ["init", "update", "carry_over", *(f"with_state_bits {bits}" for bits 
 
 
 @pytest.mark.parametrize("varies", ["", "params", "params and eps", "state"])
-@pytest.mark.parametrize(("name", "bits"), [(name, bits) for name in SCANNED for bits in DTYPES])
-def test_each_device_of_a_shard_map_scans_a_state_of_its_own(name, bits, varies):
+@pytest.mark.parametrize("name", SCANNED)
+@pytest.mark.parametrize("rule", RULES)
+@BITS
+def test_each_device_of_a_shard_map_scans_a_state_of_its_own(name, rule, bits, varies):
     def varying(x, what):
         return jax.lax.pcast(x, "x", to="varying") if what in varies else x
 
     def last(p, eps):
         p, eps = varying(p, "params"), varying(eps, "eps")
-        function, *arguments = case(name, p, "adadelta", bits, eps)
+        function, *arguments = case(name, p, rule, bits, eps)
         (start,) = jax.tree.leaves(function(*arguments), is_leaf=is_ours)
 
         def step(state, _):
-            return adadelta(eps=eps, state_bits=bits).update(p, state)[1], None
+            return RULES[rule](eps=eps, state_bits=bits).update(p, state)[1], None
 
         state, _ = jax.lax.scan(step, varying(start, "state"), length=2)
         return jax.tree.map(lambda x: x[None], state)
@@ -223,8 +257,8 @@ def test_each_device_of_a_shard_map_scans_a_state_of_its_own(name, bits, varies)
 
 
 @functools.cache
-def trained(bits):
-    return Run(params(), bits=bits).state()
+def trained(bits, rule="adadelta"):
+    return Run(params(), RULES[rule], bits).state()
 
 
 def cast(state, dtype):
@@ -251,13 +285,20 @@ def codes_as(state, dtype):
     return state._replace(e_g=e_g, e_x=e_x)
 
 
+def trace_as(state, dtype):
+    return state._replace(trace=jax.tree.map(lambda x: x.astype(dtype), state.trace))
+
+
+def with_scale(state, dtype):
+    return state._replace(scale=state.scale.astype(dtype))
+
+
 def with_count(state, dtype):
     return state._replace(count=state.count.astype(dtype))
 
 
 # For each, in which storages it is wrong, what the error names, and what makes it of a state.
 CURE = r"with_state_bits\(.*None\)"
-LOW, FULL, ANY = (16, 8), (None,), tuple(DTYPES)
 WRONG = {
     "mean": (LOW, CURE, mean),
     "pmean": (LOW, CURE, pmean),
@@ -286,16 +327,33 @@ WRONG = {
     "E[dx^2] without a leaf": (ANY, "'b'", lambda s: s._replace(e_x={**s.e_x, "b": None})),
     "E[dx^2] in another shape": (ANY, "'b'", lambda s: s._replace(e_x={**s.e_x, "b": s.e_x["w"]})),
 }
-READ_WRONG = [(r, w, bits) for r in READERS for w, (wrong, *_) in WRONG.items() for bits in wrong]
+# These too are wrong for nadadelta.
+WRONG_TRACE = {
+    "mean": WRONG["mean"],
+    "trace in float16": (ANY, "trace.*float16", lambda s: trace_as(s, jnp.float16)),
+    "trace in int32": (LOW, "trace.*int32", lambda s: trace_as(s, jnp.int32)),
+    "mean trace": (LOW, CURE, lambda s: s._replace(trace=mean(s).trace)),
+    "trace without a leaf": (ANY, "'b'", lambda s: s._replace(trace={**s.trace, "b": None})),
+    "scale in bfloat16": (ANY, "scale.*bfloat16", lambda s: with_scale(s, jnp.bfloat16)),
+    "scale of two": (ANY, r"scale.*\(2,\)", lambda s: s._replace(scale=s.scale[:2])),
+    "scales of two runs": (ANY, "scale", lambda s: s._replace(scale=jnp.stack([s.scale] * 2))),
+}
+READ_WRONG = [
+    (r, rule, w, bits)
+    for r in READERS
+    for rule, wrongs in (("adadelta", WRONG), ("nadadelta", WRONG_TRACE))
+    for w, (wrong, *_) in wrongs.items()
+    for bits in wrong
+]
 
 
-@pytest.mark.parametrize(("reader", "wrong", "bits"), READ_WRONG)
-def test_a_state_that_cannot_be_right_is_refused(reader, wrong, bits):
-    _, words, spoil = WRONG[wrong]
+@pytest.mark.parametrize(("reader", "rule", "wrong", "bits"), READ_WRONG)
+def test_a_state_that_cannot_be_right_is_refused(reader, rule, wrong, bits):
+    _, words, spoil = (WRONG | WRONG_TRACE)[wrong]
     with jax.numpy_dtype_promotion("standard"):  # as by default
-        state = spoil(trained(bits))
+        state = spoil(trained(bits, rule))
     with pytest.raises((TypeError, ValueError), match=rf"(?s)(?=.*state).*{words}"):
-        READERS[reader](Run(params(), bits=bits), state)
+        READERS[reader](Run(params(), RULES[rule], bits), state)
 
 
 TRAINED = {"w": normal((8, 16)).astype(jnp.bfloat16), "v": normal((8, 16), 1)}
@@ -311,8 +369,9 @@ MODEL, TRAINED = {**TRAINED, **REST}, {**TRAINED, **dict.fromkeys(REST)}
 
 # Optimizers that take parameters beside the gradients.
 TAKES_PARAMETERS = {
-    **{name: WRAPPED[name] for name in ("adadelta", "scale_by_adadelta", "chain", "injected")},
+    **{name: rule for name, rule in WRAPPED.items() if name != "masked" and "groups" not in name},
     "weight decay": lambda **given: adadelta(weight_decay=0.1, **given),
+    "nadadelta with weight decay": lambda **given: nadadelta(weight_decay=0.1, **given),
     "clip": lambda **given: optax.chain(clip_by_global_norm(1.0), adadelta(**given)),
     "rounded": lambda **given: optax.chain(adadelta(**given), stochastic_round()),
 }

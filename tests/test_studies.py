@@ -21,6 +21,7 @@ from scripts import (
     module,
     refusal,
     run,
+    start,
 )
 
 pytestmark = pytest.mark.scripts
@@ -83,7 +84,9 @@ def test_a_study_runs_in_small_and_draws_again_what_it_has_measured(
         shutil.copy(RESULTS.RESULTS / "speaker.json", output)
     arguments = (f"studies.{name}", "--smoke", "--output", output)
     before = {page: page.read_text("utf-8") for page in RESULTS.DOCS.glob("*.md")}
-    printed = run(*arguments, *options, data=data, promotion="standard")
+    # A compiler without its device says so.
+    quiet = {"data": data, "promotion": "standard"}
+    printed = run(*arguments, *options, **quiet) if name in SMOKES else start(*arguments).stdout
     assert {page: page.read_text("utf-8") for page in RESULTS.DOCS.glob("*.md")} == before
     assert smoke.printed in printed
     reports = RESULTS.load_all(study.pattern, output)

@@ -59,8 +59,11 @@ def tasks():
 def test_a_task_is_as_the_committed_results_say(tasks, name):
     facts, task = tasks[name].facts(), RESULTS.load_all(COMPARE.file_of(name))
     (report,) = task.values()
-    for key in ("model", "error", "parameters", "batch", "steps"):
+    for key in ("model", "error", "batch", "steps"):
         assert facts[key] == report["task"][key]
+    # Each Python has another help text.
+    if facts.get("source") == report["task"].get("source"):
+        assert facts["parameters"] == report["task"]["parameters"]
     params = tasks[name].model.init(jax.random.key(0))
     few = tuple(part[:200] for part in tasks[name].test)
     if name in CLASSES:

@@ -1,7 +1,5 @@
 """The transformations: what `init` makes, what `update` keeps, decay, sharding, derivatives."""
 
-import functools
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -173,25 +171,6 @@ def test_gradients_of_another_precision_than_the_parameters():
     assert updates.dtype == jnp.float32
     np.testing.assert_allclose(updates, expected.dx, rtol=1e-6)
     np.testing.assert_allclose(state.e_g, expected.e_g, rtol=1e-6)
-
-
-def test_a_step_may_be_donated_after_a_jitted_and_an_eager_init():
-    params = {"w": jnp.ones((4, 4)), "b": jnp.ones(4)}
-    optimizer = adadelta()
-
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def step(params, state):
-        updates, state = optimizer.update(params, state, params)
-        return optax.apply_updates(params, updates), state
-
-    for init in (optimizer.init, jax.jit(optimizer.init)):
-        own = jax.tree.map(jnp.copy, params)
-        state = init(own)
-        for _ in range(3):
-            donated = (own, state)
-            own, state = step(own, state)
-            assert all(leaf.is_deleted() for leaf in jax.tree.leaves(donated))
-        assert state.count == 3
 
 
 def test_no_arguments_descend():

@@ -176,6 +176,8 @@ class Quantized(Storage):
     def write_trace(self, trace, eps):
         if jnp.iscomplexobj(trace):
             return trace
+        # A NaN has no code.
+        trace = jnp.where(jnp.isnan(trace), 0, trace)
         return _without_derivative(self.encode_trace, trace, eps.x, None)
 
     def disguised(self, g, stored, trace):

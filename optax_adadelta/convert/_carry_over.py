@@ -13,6 +13,7 @@ import numpy as np
 from optax_adadelta._averages import units_of
 from optax_adadelta._equation import Epsilons
 from optax_adadelta._hyperparameters import known
+from optax_adadelta._sharding import in_device_memory
 from optax_adadelta._state import (
     AdadeltaState,
     adadelta_states,
@@ -21,7 +22,7 @@ from optax_adadelta._state import (
 )
 from optax_adadelta._storage import Averages, Storage, storages_of, unit_of
 from optax_adadelta.convert._matching import Name, matches, name_of, places_in, shown, together
-from optax_adadelta.convert._owned import chosen_sharding, in_device_memory, owned, owned_at
+from optax_adadelta.convert._owned import chosen_sharding, owned, owned_at
 from optax_adadelta.convert._problems import place
 from optax_adadelta.convert._storage_bits import converted_leaf, converted_trace, without_wrappers
 
@@ -66,13 +67,16 @@ def carry_over(state: Any, new_state: Any) -> Any:
       ``new_state``. The step count goes on. If the old states have different counts, a new one gets
       the largest of those whose parameters it has. Quantized averages keep their codes and their
       unit. Only if averages in different units become one state, they are rounded to codes in the
-      smallest of these units.
+      smallest of these units. The averages of :func:`.adadelta` and :func:`.nadadelta` are in the
+      same units, so in full precision a run can change from one to the other. The trace and the
+      scale of :func:`.nadadelta` are carried over where both states have them.
 
     Raises:
       TypeError: a parameter's averages have different dtypes in the two states.
       ValueError: no name is the same in the two states, which the error lists; a parameter has
-        different shapes in them; there is no :class:`.AdadeltaState` in one of them; or two in the
-        old one have averages of the same parameter.
+        different shapes in them; there is no :class:`.AdadeltaState` in one of them; two in the
+        old one have averages of the same parameter; or quantized averages would go from
+        :func:`.adadelta` to :func:`.nadadelta` or back.
 
     Example:
       Train the head alone, then everything.
@@ -119,7 +123,7 @@ def _stored(olds: list[AdadeltaState]) -> dict[Name, _Stored]:
                     f"Two AdadeltaStates in the old state have averages of {shown(name)}. Pass the"
                     " one to carry over."
                 )
-            scale = None if old.scale is None else old.scale[i]
+            scale = None if old.scale is None else in_device_memory(old.scale)[i]
             found[name] = _Stored(averages, trace, scale, units, storage, group)
     return found
 
@@ -136,20 +140,14 @@ def _grown(new: AdadeltaState, kept: dict[Name, _Stored], olds: list[AdadeltaSta
     unit = _one(_smallest, units or [bare.unit], bare.unit)
     values = {known(unit) for unit in units}  # None for a traced one
     differ = len(values) > 1 or (len(units) > 1 and None in values)
-    scale = bare.scale
-    if scale is not None:
-        own = [
-            scale[i] if source is None or source.scale is None else source.scale
-            for i, source in enumerate(sources)
-        ]
-        scale = owned_at(jnp.stack(own) if own else scale, scale)
+    scale = None if bare.scale is None else _joined_scale(bare.scale, sources)
     after = units_of(bare._replace(unit=unit, scale=scale)) if differ else [None] * len(leaves)
 
     def carried(leaf, source, units):
         path, fresh, trace = leaf
         if source is None:
             return owned(fresh), owned(trace)
-        _check(path, source.averages, fresh)
+        _check(path, source, fresh, trace)
         averages, old_trace = source.averages, source.trace
         if differ:
             how = (source.storage, source.storage, np.dtype(np.float32))
@@ -165,6 +163,19 @@ def _grown(new: AdadeltaState, kept: dict[Name, _Stored], olds: list[AdadeltaSta
     traces = [trace for _, trace in filled if trace is not None]
     fields = (count, e_gs, e_xs, unit, traces, scale)
     return jax.tree.structure(new).unflatten(jax.tree.leaves(fields))
+
+
+def _joined_scale(new: Any, sources: list[_Stored | None]) -> jax.Array:
+    """Returns the old scale of each parameter that has one, and the new scale of the others."""
+    # The scale of shapes is not known.
+    fresh = jnp.full(new.shape, np.nan, new.dtype) if _is_shape(new) else in_device_memory(new)
+    olds = [None if source is None else source.scale for source in sources]
+    own = [fresh[i] if old is None else old for i, old in enumerate(olds)]
+    return owned_at(jnp.stack(own) if own else fresh, new)
+
+
+def _is_shape(leaf: Any) -> bool:
+    return isinstance(leaf, jax.ShapeDtypeStruct)
 
 
 def _check_kinds(new: AdadeltaState, olds: list[AdadeltaState]) -> None:
@@ -196,8 +207,11 @@ def _smallest(units: list[Any]) -> jax.Array:
     return unit_of(jnp.where(jnp.isinf(smallest), 0, smallest))
 
 
-def _check(path: jax.tree_util.KeyPath, old: Averages, new: Averages) -> None:
-    for was, is_ in zip(old, new, strict=True):
+def _check(path: jax.tree_util.KeyPath, old: _Stored, new: Averages, trace: Any) -> None:
+    pairs = [*zip(old.averages, new, strict=True), (old.trace, trace)]
+    for was, is_ in pairs:
+        if was is None or is_ is None:
+            continue
         if was.shape != is_.shape:
             raise ValueError(
                 f"The parameter at {place(path)} has shape {was.shape} in the old state and"
@@ -206,8 +220,8 @@ def _check(path: jax.tree_util.KeyPath, old: Averages, new: Averages) -> None:
             )
         if was.dtype != is_.dtype:
             raise TypeError(
-                f"The averages at {place(path)} are {was.dtype} in the old state and {is_.dtype} in"
-                " the new one. Convert the old state first: convert.with_state_bits."
+                f"What is stored at {place(path)} is {was.dtype} in the old state and {is_.dtype}"
+                " in the new one. Convert the old state first: convert.with_state_bits."
             )
 
 

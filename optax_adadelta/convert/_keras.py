@@ -106,7 +106,8 @@ def to_keras(
 
     ``to_arrays`` is the function with which you convert the weights, the inverse of ``to_params``
     for :func:`from_keras`. It too may only move elements. If something does not match, the
-    optimizer stays as it is.
+    optimizer stays as it is. Of a state of :func:`.nadadelta`, the averages are converted, in the
+    units of the parameters. The trace and the scale are left out.
 
     Args:
       state: an :class:`.AdadeltaState`, or the state of any optimizer that contains one, in any

@@ -73,6 +73,9 @@ def from_optax(state: Any, *, count: jax.typing.ArrayLike | None = None) -> Adad
 def to_optax(state: Any, new_state: Any) -> Any:
     """Returns the state of an Optax optimizer with the averages of this one.
 
+    Of a state of :func:`.nadadelta`, the averages are converted, in the units of the parameters.
+    The trace and the scale are left out.
+
     Args:
       state: an :class:`.AdadeltaState`, or the state of any optimizer that contains exactly one,
         in any storage.

@@ -30,13 +30,3 @@ def chosen_sharding(leaf: Any) -> jax.sharding.Sharding | None:
     if isinstance(leaf, jax.core.Tracer) or not getattr(leaf, "committed", True):
         return None
     return getattr(leaf, "sharding", None)
-
-
-def in_device_memory(leaf: Any) -> Any:
-    """Returns an array in the memory in which its devices compute; others stay as they are."""
-    if isinstance(leaf, jax.core.Tracer) or not isinstance(leaf, jax.Array):
-        return leaf
-    kind = next(iter(leaf.sharding.addressable_devices)).default_memory().kind
-    if leaf.sharding.memory_kind in (None, kind):
-        return leaf
-    return jax.device_put(leaf, leaf.sharding.with_memory_kind(kind))

@@ -14,7 +14,7 @@ from optax_adadelta._averages import map_averages, units_of
 from optax_adadelta._dtypes import whole_count
 from optax_adadelta._equation import Epsilons
 from optax_adadelta._hyperparameters import at_step, check_limits, number_or_schedule
-from optax_adadelta._sharding import scalar_sharding
+from optax_adadelta._sharding import in_device_memory, scalar_sharding
 from optax_adadelta._state import AdadeltaState, is_adadelta_state, none_found
 from optax_adadelta._storage import (
     Averages,
@@ -24,7 +24,7 @@ from optax_adadelta._storage import (
     storages_of,
     unit_of,
 )
-from optax_adadelta.convert._owned import chosen_sharding, in_device_memory, owned, owned_at
+from optax_adadelta.convert._owned import chosen_sharding, owned, owned_at
 
 
 def with_state_bits(
@@ -37,14 +37,15 @@ def with_state_bits(
     """Returns a state with its averages in another storage, so that a run can change its storage.
 
     The averages are rounded to the nearest values of the new storage. A NaN has no code: it becomes
-    the largest E[g^2], or an E[dx^2] of zero. The step count and every sharding stay.
+    the largest E[g^2], or an E[dx^2] of zero. So is the trace of :func:`.nadadelta`, in which a NaN
+    becomes zero. The step count, the scale and every sharding stay.
 
     Args:
       state: an :class:`.AdadeltaState`, or the state of any optimizer that contains some, however
         deep. All of them are converted.
       state_bits: the storage: None for full precision, 16 or 8, as for :func:`.adadelta`.
-      eps: the optimizer's eps, a positive scalar or the schedule itself. It is required only to
-        quantize averages that are in full precision.
+      eps: the optimizer's eps, a positive scalar or the schedule itself; for :func:`.nadadelta`,
+        its share. It is required only to quantize averages that are in full precision.
       dtype: the dtype of averages that were quantized and become full precision: float32 or
         float64. Use float64 if parameters are float64 or complex128.
 

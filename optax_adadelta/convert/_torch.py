@@ -130,7 +130,8 @@ def to_torch(
     """Returns a state dict for ``torch.optim.Adadelta``, to continue a run there.
 
     ``to_tensors`` is the function with which you convert the weights, the inverse of ``to_params``
-    for :func:`from_torch`. It too may only move elements.
+    for :func:`from_torch`. It too may only move elements. Of a state of :func:`.nadadelta`, the
+    averages are converted, in the units of the parameters. The trace and the scale are left out.
 
     Args:
       state: an :class:`.AdadeltaState`, or the state of any optimizer that contains one, in any

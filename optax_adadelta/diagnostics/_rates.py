@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_adadelta._averages import read_averages
+from optax_adadelta._averages import read_averages, scale_of
 from optax_adadelta._equation import Epsilons, rms_ratio
 from optax_adadelta._hyperparameters import Value, at_step, number_or_schedule
 from optax_adadelta._scale import epsilons
@@ -29,7 +29,9 @@ def effective_learning_rate(
     Args:
       state: an :class:`.AdadeltaState`, or the state of any optimizer that contains exactly one,
         however deep: a chain, a mask, a wrapper.
-      eps: the optimizer's :math:`\epsilon`, a positive scalar or the schedule itself.
+      eps: the optimizer's :math:`\epsilon`, a positive scalar or the schedule itself. For
+        :func:`.nadadelta`, the share: in the formula, :math:`\epsilon r^2` then stands above and
+        :math:`k / r^2` below.
       learning_rate: the optimizer's :math:`\alpha`, a scalar of at least 0 or the schedule itself.
 
     Returns:
@@ -64,7 +66,7 @@ def effective_learning_rate(
     structure = jax.tree.structure(e_g)
     leaves = zip(jax.tree.leaves(e_g), jax.tree.leaves(e_x), strict=True)
     return structure.unflatten(
-        effective_rates(*leaf, epsilons_at(i, eps, found.scale, leaf[0].dtype), rate)
+        effective_rates(*leaf, epsilons_at(i, eps, found, leaf[0].dtype), rate)
         for i, leaf in enumerate(leaves)
     )
 
@@ -90,9 +92,10 @@ def settings_at(
     )
 
 
-def epsilons_at(i: int, eps: Value, scale: jax.Array | None, dtype: np.dtype) -> Epsilons:
-    """Returns both epsilons of the array that is number `i` in its state."""
-    return epsilons(jnp.asarray(eps, dtype), None if scale is None else scale[i])
+def epsilons_at(i: int, eps: Value, state: AdadeltaState, dtype: np.dtype) -> Epsilons:
+    """Returns both epsilons of the array that is number `i` in a state."""
+    scale = scale_of(state)
+    return epsilons(jnp.asarray(eps, dtype), None if scale is None else scale[i]).normal()
 
 
 def effective_rates(

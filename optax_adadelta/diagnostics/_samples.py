@@ -137,7 +137,7 @@ def sample(
         i, storage, units = stored_as[name]
         stored = Averages(*(gathered(x, tuple(indices)) for x in (e_g, e_x)))
         read = storage.read(stored, units)
-        seen[name] = effective_rates(*read, epsilons_at(i, eps, found.scale, read.e_g.dtype), rate)
+        seen[name] = effective_rates(*read, epsilons_at(i, eps, found, read.e_g.dtype), rate)
         steps[name] = gathered(update, tuple(indices))
     # A copy, because the next step may donate the state.
     return Sample(jnp.array(found.count), seen, steps)

@@ -13,12 +13,12 @@ import optax
 from optax_adadelta._averages import units_of
 from optax_adadelta._bits import bits_of, from_bits
 from optax_adadelta._equation import Epsilons
-from optax_adadelta._hyperparameters import number, number_or_schedule
-from optax_adadelta._injected import Path, injected_eps, is_inside, path_of
+from optax_adadelta._hyperparameters import at_step, number_or_schedule
+from optax_adadelta._injected import states_with_eps
 from optax_adadelta._sharding import counted, repeated, replicated
-from optax_adadelta._state import AdadeltaState, is_adadelta_state, none_found
+from optax_adadelta._state import AdadeltaState
 from optax_adadelta._storage import Averages, Storage, storages_of, unit_of
-from optax_adadelta.diagnostics._rates import effective_rates, epsilons_at, last_step, settings_at
+from optax_adadelta.diagnostics._rates import effective_rates, epsilons_at, last_step
 from optax_adadelta.diagnostics._samples import by_name
 
 # Rates are counted in bins of 1/16 of an octave: the 12 leading bits of a positive float32.
@@ -62,7 +62,8 @@ def summaries(
       state: the state of any optimizer that contains an :class:`.AdadeltaState`, or several that
         have different parameters, such as that of :func:`optax.multi_transform`.
       eps: the optimizer's :math:`\epsilon`, a positive scalar or the schedule itself. None takes it
-        from the state of :func:`optax.inject_hyperparams`.
+        from the state of :func:`optax.inject_hyperparams`. For :func:`.nadadelta`, the share:
+        E[dx^2] is then compared with :math:`\epsilon r^2` and E[g^2] with :math:`k / r^2`.
       learning_rate: the optimizer's :math:`\alpha`, a scalar of at least 0 or the schedule itself.
       group: a function from the name of a leaf, which is its path joined by ``/``, to the name of
         its group, or to None if it should count for the whole model only. By default each leaf is a
@@ -105,9 +106,11 @@ def summaries(
         raise ValueError(f"Each of quantiles must be between 0 and 1; got {quantiles}.")
     names: list[str] = []
     parts = []
-    for found, own_eps in _states_with_eps(state, eps):
+    for found, own_eps in states_with_eps(state, eps):
         names += by_name(found.e_g)
-        parts.append((found, *settings_at(last_step(found), own_eps, learning_rate)))
+        last = last_step(found)
+        rate = at_step("learning_rate", number_or_schedule("learning_rate", learning_rate), last)
+        parts.append((found, at_step("eps", own_eps, last), rate))
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(
@@ -116,35 +119,6 @@ def summaries(
         )
     groups = tuple(name if group is None else group(name) for name in names)
     return _summarized(parts, groups, quantiles)
-
-
-def _states_with_eps(
-    state: Any, eps: optax.ScalarOrSchedule | None
-) -> list[tuple[AdadeltaState, Any]]:
-    """Returns each AdadeltaState with its eps, or the schedule of it."""
-    keyed = jax.tree.leaves_with_path(state, is_leaf=is_adadelta_state)
-    paths = [path_of(keys) for keys, _ in keyed]
-    parts = [part for _, part in keyed]
-    found = [
-        (path, part) for path, part in zip(paths, parts, strict=True) if is_adadelta_state(part)
-    ]
-    if not found:
-        raise none_found(state)
-    if eps is not None:
-        value = number_or_schedule("eps", eps)
-        return [(part, value) for _, part in found]
-    injected = injected_eps(paths)
-
-    def of(path: Path) -> Any:
-        around = [outer for outer in injected if is_inside(path, outer)]
-        if not around:
-            raise ValueError(
-                "eps is None, but the state has no eps: pass the optimizer's eps or its schedule,"
-                " or make the optimizer with optax.inject_hyperparams(adadelta)."
-            )
-        return number("eps", parts[injected[max(around, key=len)]], scheduled=True)
-
-    return [(part, of(path)) for path, part in found]
 
 
 @partial(jax.jit, static_argnums=(1, 2))
@@ -209,15 +183,15 @@ def _batches(state: AdadeltaState, eps: jax.Array, groups: list[Hashable]) -> It
     for i, (storage, units, e_g, e_x) in enumerate(
         zip(storages_of(state), units_of(state), e_gs, e_xs, strict=True)
     ):
-        group, dtype = groups.pop(0), e_g.dtype
-        own: Any = unit_of(eps) if storage.quantized else eps
+        group, stored = groups.pop(0), Averages(e_g, e_x)
+        if storage.quantized:
+            own = epsilons_at(i, unit_of(eps), state, np.dtype(np.float32))
+        else:
+            own = epsilons_at(i, eps, state, e_g.dtype)
         if e_g.size >= _LARGE:
-            averages = storage.read(Averages(e_g, e_x), units)
-            both = epsilons_at(i, own, state.scale, averages.e_g.dtype)
-            yield _Batch(averages, both, [group], [0], [e_g.size])
+            yield _Batch(storage.read(stored, units), own, [group], [0], [e_g.size])
         elif e_g.size:
-            own = epsilons_at(i, own, state.scale, dtype)
-            small[storage, dtype].append((group, Averages(e_g, e_x), units, own))
+            small[storage, e_g.dtype].append((group, stored, units, own))
     for (storage, _), leaves in small.items():
         yield _joined(storage, *map(list, zip(*leaves, strict=True)), alike=state.scale is None)
 

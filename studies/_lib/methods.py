@@ -60,6 +60,13 @@ def warm_up(rate, steps, then):
     return optax.join_schedules([rising, then(rate, steps - rise)], [rise])
 
 
+def warm_late_fall(rate, steps):
+    """Returns `late_fall` with a rise over the first twentieth of the training."""
+    rise = steps // 20
+    falling = optax.linear_schedule(rate, 0.0, steps // 2, transition_begin=steps // 2 - rise)
+    return optax.join_schedules([optax.linear_schedule(0.0, rate, rise), falling], [rise])
+
+
 def warm_start(optimizer, e_x: float = 1e-4):
     """Returns Adadelta that begins as if its last updates had had this mean square."""
 
@@ -176,6 +183,8 @@ NADADELTA = {
     "nadadelta": Method("nadadelta(late_fall(rate, steps))"),
     "nadadelta, averaged": Method("growing_average(nadadelta(rate))", 1.0, average_of),
     "nadadelta, twice the rate": Method("nadadelta(late_fall(rate, steps))", 2.0),
+    "nadadelta, warm-up": Method("nadadelta(warm_late_fall(rate, steps))"),
+    "nadadelta, warm-up, twice the rate": Method("nadadelta(warm_late_fall(rate, steps))", 2.0),
     "nadadelta, C": Method("first_gradient(late_fall(rate, steps))"),
     "nadadelta, B": Method("one_eps_per_array(late_fall(rate, steps), share=2e-5)"),
 }
@@ -193,6 +202,7 @@ CANDIDATES = {
     for rate in rates
 }
 CANDIDATES |= {
+    "warm-up, rate 2.828": Method("nadadelta(warm_late_fall(rate, steps))", 2.828),
     "averaged, rate 0.5": Method("growing_average(nadadelta(rate))", 0.5, average_of),
     **{
         f"A, k 1e-09, {name}": Method(

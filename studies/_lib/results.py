@@ -125,11 +125,11 @@ def _processor() -> str | None:
     return names[0] if names else None
 
 
-def said(report: Report) -> str:
-    """Returns what was measured, on what, and the command."""
+def said(report: Report, *others: str) -> str:
+    """Returns the versions of JAX, Optax and other packages, the machine, and the command."""
     given = report["versions"]
-    names = [n for n in ("jax", "optax", "keras", "torch", "python") if n in given]
-    versions = ", ".join(f"{name} {given[name]}" for name in names)
+    names = ("jax", "optax", *others, "python")
+    versions = ", ".join(f"{name} {given[name]}" for name in names if name in given)
     return f"{versions}; {report['machine']}. Made by `{report['command']}`"
 
 
