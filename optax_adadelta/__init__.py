@@ -1,17 +1,17 @@
-"""The Adadelta optimizer (Zeiler, 2012) for JAX, as an Optax transformation.
+"""Adadelta (Zeiler, 2012) for JAX, as Optax transformations: the paper's, and one with momentum.
 
 Example:
   >>> import jax.numpy as jnp, optax
-  >>> from optax_adadelta import adadelta
-  >>> optimizer, params = adadelta(), jnp.array([3.0, -2.0])
+  >>> from optax_adadelta import nadadelta
+  >>> optimizer, params = nadadelta(), jnp.array([3.0, -2.0])
   >>> state = optimizer.init(params)
   >>> updates, state = optimizer.update(2 * params, state, params)  # 2 * params is a gradient
   >>> params = optax.apply_updates(params, updates)
 
 Public names:
-  adadelta: the optimizer.
-  nadadelta: the optimizer with momentum and an eps relative to each array; nothing to tune.
-  scale_by_adadelta, scale_by_nadadelta: their rules without a learning rate and a change of sign.
+  nadadelta: the optimizer to start with: momentum, and steps in the scale of each array.
+  adadelta: the optimizer of the paper.
+  scale_by_nadadelta, scale_by_adadelta: without learning rate and change of sign, for chains.
   clip_by_global_norm: clips gradients as Optax's does, but faster on CPU.
   reduce_eps_on_plateau: lowers eps when a validation metric stops improving.
   stochastic_round: keeps small updates of bfloat16 and float16 parameters.

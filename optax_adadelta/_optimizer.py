@@ -23,7 +23,8 @@ def adadelta(
     r"""The Adadelta optimizer: steps in the units of the parameters, no learning rate to tune.
 
     Each gradient is multiplied by a ratio of two running averages: the root mean square of the past
-    updates of its coordinate over the root mean square of its past gradients.
+    updates of its coordinate over the root mean square of its past gradients. This is the paper's
+    algorithm; unless you follow the paper, try :func:`nadadelta` first.
 
     .. math::
         \begin{aligned}

@@ -113,20 +113,22 @@ def test_ctrl_c_ends_with_one_line(monkeypatch, tmp_path):
 
 
 def check_digits(printed, output, epochs, accuracy):
-    """Checks what digits.py printed and drew."""
-    percent, images, trained = numbers(
-        r"^Test accuracy: ([\d.]+)% of (\d+) digits .* (\d+) epochs", printed
-    )
-    assert accuracy <= percent / 100 <= 1
-    assert percent / 100 * images == pytest.approx(round(percent / 100 * images), abs=0.05)
+    """Checks what digits.py printed and drew, and returns the rates of each optimizer."""
+    images, trained = numbers(r"(?m)^(\d+) digits .* After (\d+) epochs", printed)
     assert (images, trained) == (450, epochs)
     rates = {}
-    for layer in ("hidden 1", "hidden 2", "output"):
-        low, at, end = numbers(rf"{layer}: lowest ([\d.]+) \(epoch (\d+)\), ([\d.]+) at", printed)
-        assert 0 < low < 1
-        assert 1 <= at <= epochs
-        assert low <= end <= 1.05
-        rates[layer] = (low, end)
+    for name in ("adadelta", "nadadelta"):
+        line = rf"(?m)^  {name} +test accuracy ([\d.]+)%, loss ([\d.]+) before, ([\d.e+-]+) after"
+        percent, before, after = numbers(line, printed)
+        assert accuracy <= percent / 100 <= 1
+        assert percent / 100 * images == pytest.approx(round(percent / 100 * images), abs=0.05)
+        assert after < before
+        for layer in ("hidden 1", "hidden 2", "output"):
+            line = rf"(?m)^  {name} +{layer}: lowest ([\d.e+]+) \(epoch (\d+)\), ([\d.e+]+) at"
+            low, at, end = numbers(line, printed)
+            assert 0 < low <= end
+            assert 1 <= at <= epochs
+            rates[name, layer] = (low, end)
     assert printed.endswith(f"Picture: {output}\n")
     check_picture(output)
     return rates
@@ -134,19 +136,26 @@ def check_digits(printed, output, epochs, accuracy):
 
 def test_a_short_run_of_digits_depends_on_the_seed_alone(tmp_path, printed, monkeypatch, compiled):
     digits, output = module("digits"), tmp_path / "new" / "digits.png"
-    bar, before = digits.trange, []
+    bar, fit, before, after = digits.trange, digits.fit, [], []
 
     def noted(*args, **kwargs):
         before.append(compiled())
         return bar(*args, **kwargs)
 
+    def fitted(*args):
+        history = fit(*args)
+        after.append(compiled())
+        return history
+
     monkeypatch.setattr(digits, "trange", noted)
+    monkeypatch.setattr(digits, "fit", fitted)
 
     def told(*options):
         return re.sub(r"Training time: .*", "", printed(digits, *options, "--output", output))
 
     first = told("--smoke")
-    assert before == [compiled()], "the bar's clock counts compilation"
+    assert before == after, "the bar's clock counts compilation"
+    assert len(before) == 2
     check_digits(first, output, epochs=2, accuracy=0.5)
     assert told("--epochs", "2") == first
     assert told("--smoke", "--seed", "1") != first
@@ -157,8 +166,9 @@ def test_digits_in_full(tmp_path):
     text = run("digits", "--seed", "3", "--output", output, promotion="standard")
     rates = check_digits(text, output, epochs=40, accuracy=0.97)
     # The paper's section 4.3: the top layer's rate is the smallest, and all of them return to 1.
-    assert rates["output"][0] < min(rates["hidden 1"][0], rates["hidden 2"][0])
-    assert [end for _, end in rates.values()] == pytest.approx([1, 1, 1], abs=0.02)
+    one, two, top = (rates["adadelta", layer] for layer in ("hidden 1", "hidden 2", "output"))
+    assert top[0] < min(one[0], two[0])
+    assert [end for _, end in (one, two, top)] == pytest.approx([1, 1, 1], abs=0.02)
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,13 @@ import contextlib
 import doctest
 import inspect
 import io
+import json
 import pathlib
 import re
 
 import jax
+import numpy as np
+import optax
 import pytest
 
 import optax_adadelta
@@ -58,6 +61,7 @@ def run(page, left_out=frozenset()):
                 assert printed is None or WithinAFewPercent().check_output(code, printed, 0), (
                     f"{page}, line {line}, says\n{code}but it is\n{printed}"
                 )
+                printed = None
                 continue
             printed = None
             if imported(code) & left_out:
@@ -91,6 +95,7 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
         "when_to_use.md",
         "faq.md",
         "memory.md",
+        "../README.md",
     ],
 )
 def test_the_page_prints_what_it_says(page):
@@ -133,3 +138,98 @@ def test_the_api_page_has_every_public_name(module):
     listed = re.findall(r"^\.\. auto(?:function|class):: (\w+)$", text, re.MULTILINE)
     public = {name for name in module.__all__ if not inspect.ismodule(getattr(module, name))}
     assert sorted(listed) == sorted(public)
+
+
+ROOT = DOCS.parent
+# Pages that recommend settings, beside docs/choosing_settings.md, which owns the advice.
+ADVICE = (
+    "README.md",
+    *(f"docs/{name}.md" for name in ("index", "getting_started", "nadadelta", "frameworks")),
+    *(f"docs/{name}.md" for name in ("when_to_use", "faq")),
+    "examples/digits.py",
+    *(f"examples/frameworks/{path.name}" for path in ROOT.glob("examples/frameworks/*.py")),
+    "optax_adadelta/_nadadelta.py",
+)
+MEASURED = re.compile(r"<!-- (\w[^>]*?) -->.*?<!-- /\1 -->", re.DOTALL)
+CALLS = re.compile(r"(?<![\w.])(?:n?adadelta|optax\.incremental_update)\(")
+
+
+def calls(text):
+    """Yields the source of each call of an optimizer and of the average."""
+    for found in CALLS.finditer(text):
+        depth = 0
+        for end in range(found.end() - 1, len(text)):
+            depth += {"(": 1, ")": -1}.get(text[end], 0)
+            if not depth:
+                break
+        yield re.sub(r"\s*\n[. ]*", " ", text[found.start() : end + 1])
+
+
+def setting(source):
+    """Returns what a call sets, or None if it names variables that only its page knows."""
+
+    def numbers(value):
+        return tuple(float(value(i)) for i in range(0, 1001, 50)) if callable(value) else value
+
+    def optimizer(name):
+        def bound(*args, **kwargs):
+            given = inspect.signature(getattr(optax_adadelta, name)).bind(*args, **kwargs).arguments
+            given = {"learning_rate": 1.0, **given}
+            # How the state is stored is a choice of its own.
+            return name, *sorted((k, numbers(v)) for k, v in given.items() if k != "state_bits")
+
+        return bound
+
+    if source.startswith("optax.incremental_update"):
+        return source
+    known = {name: optimizer(name) for name in ("adadelta", "nadadelta")}
+    try:
+        return eval(source, {"optax": optax, "steps": 1000, "half": 500, **known})
+    except (NameError, SyntaxError):
+        return None
+
+
+def advice():
+    """The settings in the tables and programs of the page that owns them."""
+    lines = (DOCS / "choosing_settings.md").read_text(encoding="utf-8").splitlines()
+    shown = "\n".join(line for line in lines if line.startswith(("|", ">>>", "...")))
+    return {setting(source) for source in calls(shown)} - {None}
+
+
+@pytest.mark.parametrize("page", ADVICE)
+def test_the_page_recommends_what_choosing_settings_says(page):
+    text = MEASURED.sub("", (ROOT / page).read_text(encoding="utf-8"))
+    found = {setting(source) for source in calls(text)} - {None}
+    assert found
+    assert found <= advice()
+
+
+def test_the_advice_has_a_fall_a_constant_rate_and_one_average():
+    rates = {dict(rest)["learning_rate"] for name, *rest in advice() if name == "nadadelta"}
+    (fall,) = (rate for rate in rates if isinstance(rate, tuple))
+    assert fall == pytest.approx([min(1, 2 - i / 500) for i in range(0, 1001, 50)])
+    assert 1.0 in rates
+    (average,) = (found for found in advice() if isinstance(found, str))
+    assert average == "optax.incremental_update(params, average, 10 / (step + 10))"
+
+
+def test_the_table_of_the_readme_has_the_measured_errors():
+    methods = "nadadelta", "nadadelta, averaged", "Prodigy, linear", None, "Adam", "Adadelta"
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"<!-- compared -->\n(.*?)<!-- /compared -->", text, re.DOTALL)
+    rows = [[cell.strip(" *") for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+    for task, *cells in rows[2:]:
+        name = task.rpartition(",")[0].replace(", recurrent", "").replace(", attention", "")
+        name = {"transformer": "source code"}.get(name, name).lower()
+        name = name.replace(", ", "_").replace(" ", "_")
+        report = json.loads((ROOT / f"studies/results/compare-{name}.json").read_text("utf-8"))
+        if report["tuned"]:
+            tuned = [report["tuned"]["Adam, cosine"]]
+        else:
+            tuned = [v for k, v in report["methods"].items() if k.startswith("AdamW, warm-up")]
+        for method, cell in zip(methods, cells, strict=True):
+            if cell:
+                found = tuned if method is None else [report["methods"][method]]
+                error = min(np.mean(given["test error"]) for given in found)
+                # A later seed may move the mean a little.
+                assert float(cell) == pytest.approx(error, rel=0.01, abs=0.0051)

@@ -19,12 +19,12 @@ from flax import nnx
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from optax_adadelta import adadelta, clip_by_global_norm
+from optax_adadelta import nadadelta
 
 images, labels = load_digits(return_X_y=True)
 images = np.float32(images / 16)
 x, test_x, y, test_y = train_test_split(images, labels, train_size=1280, random_state=0)
-tx = optax.chain(clip_by_global_norm(1.0), adadelta())
+tx = nadadelta()
 
 
 def new(seed):

@@ -19,12 +19,12 @@ import optax
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from optax_adadelta import adadelta, clip_by_global_norm
+from optax_adadelta import nadadelta
 
 images, labels = load_digits(return_X_y=True)
 images = np.float32(images / 16)
 x, test_x, y, test_y = train_test_split(images, labels, train_size=1280, random_state=0)
-optimizer = optax.chain(clip_by_global_norm(1.0), adadelta())
+optimizer = nadadelta()
 model = hk.without_apply_rng(hk.transform(lambda x: hk.nets.MLP([128, 10])(x)))
 
 
