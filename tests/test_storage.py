@@ -13,7 +13,7 @@ from reference import algorithm_1
 
 from optax_adadelta import adadelta, diagnostics, scale_by_adadelta
 from optax_adadelta._storage import storage_with
-from optax_adadelta._storage._eight import _S_GRID, _Z_GRID
+from optax_adadelta._storage._eight import _Z_GRID, S_GRID
 from optax_adadelta.diagnostics import choose_coordinates, effective_learning_rate, sample
 
 LOW = pytest.mark.parametrize("bits", [16, 8])
@@ -86,7 +86,7 @@ def test_two_thousand_steps_with_heavy_tailed_gradients_end_near_full_precision(
         assert nmse(found, expected) < bound
 
 
-@pytest.mark.parametrize("grid", [_S_GRID, _Z_GRID], ids=["s", "z"])
+@pytest.mark.parametrize("grid", [S_GRID, _Z_GRID], ids=["s", "z"])
 def test_a_grid_has_its_codes_in_order_and_evenly_spaced_within_each_octave(grid):
     codes = jnp.arange(255, dtype=jnp.uint8)
     values = np.float64(jax.jit(grid.decode)(codes))
@@ -105,7 +105,7 @@ def test_a_grid_has_its_codes_in_order_and_evenly_spaced_within_each_octave(grid
 
 
 @pytest.mark.parametrize("dither", [-0.5, 0.0, 0.499999])
-@pytest.mark.parametrize("grid", [_S_GRID, _Z_GRID], ids=["s", "z"])
+@pytest.mark.parametrize("grid", [S_GRID, _Z_GRID], ids=["s", "z"])
 def test_values_outside_a_grid_are_put_on_its_ends_whatever_the_dither(grid, dither):
     outside = jnp.array([0.0, 1e-30, 1e30, jnp.inf])
     values = np.asarray(grid.decode(grid.encode(outside, np.float32(dither))))
