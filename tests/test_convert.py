@@ -103,12 +103,6 @@ def test_an_eps_schedule_is_followed_as_in_full_precision(bits):
         assert not np.allclose(rate, effective_learning_rate(state, 1e-4), rtol=0.02)
 
 
-@BITS
-def test_eps_must_be_given_to_read_learning_rates(bits):
-    with pytest.raises(TypeError, match="eps"):
-        effective_learning_rate(trained(bits))
-
-
 @QUANTIZED
 def test_a_full_state_is_quantized_and_read_back(bits):
     full = trained(None)

@@ -362,31 +362,6 @@ def test_seeds_have_rounding_of_their_own_and_leaves_do_not_depend_on_one_anothe
         assert np.mean(codes(seed, g) != codes(other, g)) > 0.2
 
 
-@LOW
-@pytest.mark.usefixtures("x64")
-def test_float64_gradients_have_float64_updates_and_the_same_codes(bits):
-    g = np.float64(normal())
-    optimizer = scale_by_adadelta(state_bits=bits)
-    updates, state = optimizer.update(jnp.asarray(g), optimizer.init(jnp.asarray(g)))
-    assert updates.dtype == jnp.float64
-    (expected,) = algorithm_1(g[None])
-    np.testing.assert_allclose(updates, -expected.dx, rtol=1e-3 if bits == 16 else 0.09)
-    float32 = jnp.asarray(g, jnp.float32)
-    same, low = optimizer.update(float32, optimizer.init(float32))
-    assert same.dtype == jnp.float32
-    chex.assert_trees_all_equal_shapes_and_dtypes(low, state)
-
-
-@LOW
-def test_complex_gradients_are_taken_by_their_modulus(bits):
-    g = (normal() + 1j * normal(seed=1)).astype(np.complex64)
-    optimizer = scale_by_adadelta(state_bits=bits)
-    updates, state = optimizer.update(jnp.asarray(g), optimizer.init(jnp.asarray(g)))
-    (expected,) = algorithm_1(g[None])
-    np.testing.assert_allclose(updates, -expected.dx, rtol=1e-3 if bits == 16 else 0.09)
-    np.testing.assert_allclose(averages(state)[0], expected.e_g, rtol=1e-3 if bits == 16 else 0.2)
-
-
 @pytest.mark.slow
 @LOW
 def test_a_falling_eps_only_lowers_the_floor(bits):
