@@ -177,7 +177,7 @@ def test_nnx_optimizer_updates_without_jit(nnx, bits, rule):
         lambda s: summaries(s, 1e-6),
     ):
         expected = jax.tree.leaves(read(state))
-        chex.assert_trees_all_equal(jax.tree.leaves(read(optimizer.opt_state)), expected)
+        chex.assert_trees_all_equal(jax.tree.leaves(read(found)), expected)
 
 
 def lora(nnx):
