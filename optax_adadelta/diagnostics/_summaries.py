@@ -187,7 +187,8 @@ def _batches(state: AdadeltaState, eps: jax.Array, groups: list[Hashable]) -> It
             own = epsilons_at(i, own, state, averages.e_g.dtype)
             yield _Batch(averages, own, [group], [0], [e_g.size])
         elif e_g.size:
-            own = epsilons_at(i, own, state, dtype)
+            wide = np.dtype(np.float32) if storage.quantized else dtype
+            own = epsilons_at(i, own, state, wide)
             small[storage, dtype].append((group, Averages(e_g, e_x), units, own))
     for (storage, _), leaves in small.items():
         yield _joined(storage, *map(list, zip(*leaves, strict=True)), alike=state.scale is None)
