@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from optax_adadelta._equation import Epsilons
 from optax_adadelta._scale import epsilons
+from optax_adadelta._sharding import in_device_memory, in_memory_of
 from optax_adadelta._state import AdadeltaState
 from optax_adadelta._storage import Averages, Storage, storages_of
 
@@ -32,9 +33,9 @@ def map_averages(
 
 
 def scale_of(state: AdadeltaState) -> jax.Array | None:
-    """Returns the scale of each array, without the variable that Flax NNX makes of it."""
+    """Returns the scale of each array, in device memory and without a variable around it."""
     (scale,) = jax.tree.leaves(state.scale) or [None]
-    return scale
+    return in_device_memory(scale)
 
 
 def units_of(state: AdadeltaState) -> list[Epsilons | None]:
@@ -46,5 +47,5 @@ def units_of(state: AdadeltaState) -> list[Epsilons | None]:
     scale = scale_of(state)
     if scale is None:
         return [epsilons(unit, None)] * count
-    units = epsilons(unit, scale)
-    return list(map(Epsilons, jnp.unstack(units.g), jnp.unstack(units.x)))
+    units = map(jnp.unstack, epsilons(in_device_memory(unit), scale))
+    return [Epsilons(*(in_memory_of(x, unit) for x in pair)) for pair in zip(*units, strict=True)]

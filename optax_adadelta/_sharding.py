@@ -77,6 +77,13 @@ def in_device_memory(x: Any) -> Any:
     return jax.device_put(x, x.sharding.with_memory_kind(kind))
 
 
+def in_memory_of(x: jax.Array, like: jax.Array) -> jax.Array:
+    """Returns a scalar in the memory of another one, on its devices if that is host memory."""
+    if not _is_in_host(like):
+        return x
+    return jax.device_put(x, scalar_sharding(like))
+
+
 def has_manual_axes() -> bool:
     """Returns whether this is traced inside `jax.shard_map`."""
     return bool(jax.sharding.get_abstract_mesh().manual_axes)

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
-from optax_adadelta import adadelta
+from optax_adadelta import adadelta, nadadelta
 
 EPS = 1e-6
 BITS = pytest.mark.parametrize("bits", [None, 16, 8])
+RULE = pytest.mark.parametrize("rule", [adadelta, nadadelta])
 QUANTIZED = pytest.mark.parametrize("bits", [16, 8])
 DTYPES = {None: jnp.float32, 16: jnp.uint16, 8: jnp.uint8}
 # The largest distance between neighbouring codes, as a share of the average plus eps.
@@ -47,8 +48,8 @@ def stepped(optimizer, params, steps=3):
 
 
 @functools.cache
-def trained(bits, steps=3):
-    return stepped(adadelta(state_bits=bits), tree(), steps)
+def trained(bits, steps=3, rule=adadelta):
+    return stepped(rule(state_bits=bits), tree(), steps)
 
 
 def apart(found, expected, eps=EPS):

@@ -1,4 +1,4 @@
-"""What the compiler makes of a step: three in-place loops per leaf, and nothing else.
+"""What the compiler makes of a step: in-place loops, one for each result, and nothing else.
 
 No test here takes the time. Each reads the program, so that a change which costs a copy, a loop or
 scratch memory fails on every machine alike.
@@ -12,7 +12,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from optax_adadelta import adadelta, clip_by_global_norm, scale_by_adadelta
+from optax_adadelta import adadelta, clip_by_global_norm, nadadelta, scale_by_adadelta
 
 SHAPES = {"w": (96, 250), "b": (1003,), "k": (3, 3, 16, 40)}
 SIZE = sum(jnp.zeros(shape).size for shape in SHAPES.values())
@@ -112,6 +112,34 @@ def test_quantized_averages_are_three_loops_in_place_with_no_float32_copy(
     assert made.aliased >= (bits // 4 + jnp.dtype(dtype).itemsize) * SIZE
     # In float32 16 bits take 8 for E[g^2], 10 for E[dx^2], 16 for the parameters; 8 bits 7, 7, 14.
     assert made.bytes == pytest.approx(bytes_accessed * SIZE, abs=SCALARS)
+
+
+@pytest.mark.parametrize(
+    ("given", "dtype", "bytes_accessed"),
+    [
+        # 12 for E[g^2], 16 for E[dx^2], 20 for the trace, 24 for the parameters.
+        ({}, jnp.float32, 72),
+        ({}, jnp.bfloat16, 60),
+        ({"nesterov": False}, jnp.float32, 60),
+        ({"weight_decay": 1e-4}, jnp.float32, 84),
+        ({"state_bits": 16}, jnp.float32, 48),
+        ({"state_bits": 16}, jnp.bfloat16, 36),
+        ({"state_bits": 8}, jnp.float32, 37),
+        ({"state_bits": 8}, jnp.bfloat16, 25),
+    ],
+)
+def test_nadadelta_is_four_in_place_loops_per_leaf(given, dtype, bytes_accessed):
+    made = program(nadadelta(**given), dtype)
+    loops = re.findall(
+        r" = \w+\[(?!3\])[\d,]+\]\S* (?!parameter|bitcast|constant)(\w+)\(", made.entry
+    )
+    assert loops == ["fusion"] * 4 * len(SHAPES)
+    assert made.copies == []
+    # Numbers of each leaf as a whole, such as its eps.
+    assert made.scratch < 8 * SCALARS
+    state = 3 * (given.get("state_bits", 32) // 8)
+    assert made.aliased >= (state + jnp.dtype(dtype).itemsize) * SIZE
+    assert made.bytes == pytest.approx(bytes_accessed * SIZE, abs=8 * SCALARS)
 
 
 @pytest.mark.usefixtures("x64")

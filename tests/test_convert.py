@@ -18,6 +18,7 @@ from states import (
     DTYPES,
     EPS,
     QUANTIZED,
+    RULE,
     apart,
     assert_agree,
     normal,
@@ -28,7 +29,13 @@ from states import (
     tree,
 )
 
-from optax_adadelta import AdadeltaState, adadelta, convert, scale_by_adadelta
+from optax_adadelta import (
+    AdadeltaState,
+    adadelta,
+    convert,
+    nadadelta,
+    scale_by_adadelta,
+)
 from optax_adadelta.diagnostics import averages, effective_learning_rate, find_state
 
 
@@ -305,20 +312,21 @@ def test_another_dtype_than_that_of_averages_is_refused(dtype):
         convert.with_state_bits(trained(8), None, dtype=dtype)
 
 
-def wrapped(trained, bits=None, wrap=lambda rule: rule):
+def wrapped(trained, bits=None, wrap=lambda rule: rule, rule=adadelta):
     labels = {name: "train" if name in trained else "freeze" for name in ("w", "b", "new")}
-    rules = {"train": wrap(adadelta(state_bits=bits)), "freeze": optax.set_to_zero()}
+    rules = {"train": wrap(rule(state_bits=bits)), "freeze": optax.set_to_zero()}
     return optax.multi_transform(rules, labels)
 
 
 @BITS
+@RULE
 @pytest.mark.parametrize("chained", [False, True])
-def test_unfrozen_parameters_start_fresh_and_others_go_on(bits, chained):
+def test_unfrozen_parameters_start_fresh_and_others_go_on(bits, rule, chained):
     def wrap(rule):
         return optax.chain(optax.trace(0.9), rule, optax.scale(1.0)) if chained else rule
 
     params = {"w": normal((3, 4)), "b": normal(4), "new": normal(5)}
-    some, every = (wrapped(trained, bits, wrap) for trained in ("w", ("w", "b", "new")))
+    some, every = (wrapped(trained, bits, wrap, rule) for trained in ("w", ("w", "b", "new")))
     state = stepped(some, params)
     fresh = every.init(params)
     before, begun = find_state(state), find_state(fresh)
@@ -337,14 +345,15 @@ def test_unfrozen_parameters_start_fresh_and_others_go_on(bits, chained):
         expected, _ = some.update(grads, state, params)
         updates, _ = every.update(grads, carried, params)
         same_bits(updates["w"], expected["w"])
-        alone, _ = adadelta().update(grads["b"], adadelta().init(params["b"]))
+        alone, _ = rule().update(grads["b"], rule().init(params["b"]))
         np.testing.assert_allclose(updates["b"], alone, rtol=0.1 if bits else 1e-6)
 
 
 @BITS
-def test_averages_are_distributed_to_groups(bits):
+@RULE
+def test_averages_are_distributed_to_groups(bits, rule):
     params = {"w": normal((3, 4)), "b": normal(4)}
-    rule = adadelta(state_bits=bits)
+    rule = rule(state_bits=bits)
     state = stepped(rule, params)
     groups = optax.multi_transform({"one": rule, "two": rule}, {"w": "one", "b": "two"})
     carried = convert.carry_over(state, groups.init(params))
@@ -364,9 +373,9 @@ def test_averages_are_distributed_to_groups(bits):
 GROUPS = {"fast": "w", "slow": "b"}
 
 
-def grouped(eps, bits=None):
+def grouped(eps, bits=None, rule=adadelta):
     """An optimizer with a group for each of two parameters, which may differ in eps."""
-    rules = {group: adadelta(eps=eps[name], state_bits=bits) for group, name in GROUPS.items()}
+    rules = {group: rule(eps=eps[name], state_bits=bits) for group, name in GROUPS.items()}
     return optax.multi_transform(rules, {name: group for group, name in GROUPS.items()})
 
 
@@ -380,14 +389,15 @@ def restored(state, counts):
 
 
 @BITS
+@RULE
 @pytest.mark.parametrize("jit", [False, True])
-def test_groups_become_one_or_others(bits, jit):
+def test_groups_become_one_or_others(bits, rule, jit):
     params = {"w": normal((3, 4)), "b": normal(4), "new": normal(5)}
     eps = {"w": EPS, "b": EPS}
-    old = grouped(eps, bits)
+    old = grouped(eps, bits, rule)
     trained = {name: params[name] for name in eps}
     state = stepped(old, trained)
-    one = adadelta(state_bits=bits)
+    one = rule(state_bits=bits)
     carry_over = jax.jit(convert.carry_over) if jit else convert.carry_over
     fresh = one.init(params)
     found = carry_over(state, fresh)
@@ -422,30 +432,37 @@ def test_each_group_gets_the_largest_count_of_its_parameters():
 
 
 @QUANTIZED
+@RULE
 @pytest.mark.parametrize("jit", [False, True])
-def test_groups_with_different_units_keep_their_averages(bits, jit):
+def test_groups_with_different_units_keep_their_averages(bits, rule, jit):
     params = {"w": normal((8, 16)), "b": normal((8, 16), 1)}
     eps = {"w": 1e-4, "b": 1e-7}
-    state = stepped(grouped(eps, bits), params)
+    state = stepped(grouped(eps, bits, rule), params)
     carry_over = jax.jit(convert.carry_over) if jit else convert.carry_over
-    found = carry_over(state, adadelta(state_bits=bits).init(params))
+    found = carry_over(state, rule(state_bits=bits).init(params))
     assert float(found.unit) == pytest.approx(1e-7)
     for group, name in GROUPS.items():
         before, after = averages(state.inner_states[group]), averages(found)
         pair = tuple(tree[name] for tree in after)
         assert_agree(pair, tuple(tree[name] for tree in before), bits, eps[name])
+        if rule is nadadelta:
+            inner = find_state(state.inner_states[group])
+            i = list(found.trace).index(name)
+            same_bits(found.scale[i], inner.scale[0])
+            before, after = traces(inner), traces(found)
+            assert_near(after[name], before[name], bits, np.sqrt(eps[name]) * inner.scale[0])
     # A group that was never stepped has a unit of zero, which says nothing.
     begun = state._replace(
         inner_states={
             **state.inner_states,
-            "slow": grouped(eps, bits).init(params).inner_states["slow"],
+            "slow": grouped(eps, bits, rule).init(params).inner_states["slow"],
         }
     )
-    found = carry_over(begun, adadelta(state_bits=bits).init(params))
+    found = carry_over(begun, rule(state_bits=bits).init(params))
     assert float(found.unit) == pytest.approx(1e-4)
     same_bits(found.e_g["w"], find_state(state.inner_states["fast"]).e_g["w"])
     assert not averages(found).e_g["b"].any()
-    found = carry_over(grouped(eps, bits).init(params), adadelta(state_bits=bits).init(params))
+    found = carry_over(grouped(eps, bits, rule).init(params), rule(state_bits=bits).init(params))
     assert all((leaf < 1e-6 * EPS).all() for leaf in jax.tree.leaves(tuple(averages(found))))
 
 
@@ -484,8 +501,9 @@ def in_variables(state):
 
 
 @BITS
-def test_arrays_may_be_in_variables(bits):
-    state, fresh = trained(bits), adadelta(state_bits=bits).init(tree())
+@RULE
+def test_arrays_may_be_in_variables(bits, rule):
+    state, fresh = trained(bits, rule=rule), rule(state_bits=bits).init(tree())
     theirs, new = (f(counting_optax(), tree()) for f in (stepped, lambda rule, p: rule.init(p)))
     expected = in_variables(convert.carry_over(state, fresh))
     same_bits(convert.carry_over(state, in_variables(fresh)), expected)
@@ -525,11 +543,96 @@ def test_carried_averages_are_placed_like_the_new_parameters():
     assert found.e_g.sharding == stepped_before.e_g.sharding
 
 
-def test_only_dtypes_and_shapes_of_the_new_state_are_needed():
-    state = stepped(adadelta(), {"w": normal(3), "b": normal(2)})
-    target = jax.eval_shape(adadelta().init, {"w": normal(3)})
+@RULE
+def test_only_dtypes_and_shapes_of_the_new_state_are_needed(rule):
+    state = stepped(rule(), {"w": normal(3), "b": normal(2)})
+    target = jax.eval_shape(rule().init, {"w": normal(3)})
     found = convert.carry_over(state, target)
-    same_bits(found, AdadeltaState(state.count, {"w": state.e_g["w"]}, {"w": state.e_x["w"]}))
+    same_bits(found, convert.carry_over(state, rule().init({"w": normal(3)})))
+    same_bits((found.e_g["w"], found.e_x["w"]), (state.e_g["w"], state.e_x["w"]))
+    # Shapes have no scale.
+    other = convert.carry_over(stepped(adadelta(), {"w": normal(3)}), target)
+    assert rule is adadelta or np.isnan(other.scale).all()
+
+
+def traces(state):
+    return convert.with_state_bits(state, None).trace
+
+
+def assert_near(found, trace, bits, unit, most=1.0):
+    """Traces agree within `most` times half a code; `unit` is the root of what stands above."""
+    share, least = {None: (0, 0), 16: (2.0**-9, 0), 8: (1 / 14, unit / 16)}[bits]
+    np.testing.assert_array_less(
+        np.abs(found - trace), 1.01 * most * share * (np.abs(trace) + least) + 1e-30
+    )
+
+
+@BITS
+@pytest.mark.parametrize("start", [None, 16, 8])
+def test_a_state_of_nadadelta_is_stored_otherwise(bits, start):
+    state = trained(start, rule=nadadelta)
+    found = convert.with_state_bits(state, bits, eps=1e-5)
+    same_types(found, nadadelta(state_bits=bits).init(tree()))
+    same_bits(found.scale, state.scale)
+    before, after = averages(state), averages(found)
+    leaves = zip(
+        *map(jax.tree.leaves, (before.e_g, after.e_g, before.e_x, after.e_x)),
+        *map(jax.tree.leaves, (traces(state), traces(found))),
+        np.float64(state.scale),
+        strict=True,
+    )
+    for old_g, new_g, old_x, new_x, trace, new_trace, r in leaves:
+        assert apart(new_g, old_g, 1e-16 / r**2) <= 2.01 * CODE[bits] / 2
+        assert apart(new_x, old_x, 1e-5 * r**2) <= 2.01 * CODE[bits]
+        assert_near(np.asarray(new_trace), np.asarray(trace), bits, np.sqrt(1e-5) * r)
+    same_bits(convert.with_state_bits(found, bits), found)
+    nadadelta(state_bits=bits).update(tree(), found)
+
+
+@QUANTIZED
+def test_what_is_not_finite_in_a_trace_has_a_code(bits):
+    full = nadadelta().init(jnp.ones(3))
+    full = full._replace(trace=jnp.array([np.nan, np.inf, -np.inf]))
+    found = traces(convert.with_state_bits(full, bits, eps=1e-5))
+    assert (found[0], np.isfinite(found).all(), found[1] > 1, found[2]) == (0, 1, 1, -found[1])
+
+
+RULES = pytest.mark.parametrize(
+    ("old", "new"), [(adadelta, nadadelta), (nadadelta, adadelta)], ids=["to", "back"]
+)
+
+
+@RULES
+def test_a_run_goes_on_with_the_other_rule(old, new):
+    state, fresh = trained(None, rule=old), new().init(tree())
+    found = convert.carry_over(state, fresh)
+    same_types(found, fresh)
+    same_bits(found, fresh._replace(count=state.count, e_g=state.e_g, e_x=state.e_x))
+    # E[g^2] has no part in it of which rule it is, so it goes on as if nothing had changed.
+    for t in range(3, 6):
+        _, found = new().update(tree(t), found)
+        _, state = old().update(tree(t), state)
+    chex.assert_trees_all_close(found.e_g, state.e_g, rtol=1e-6)
+
+
+@QUANTIZED
+@RULES
+def test_quantized_averages_go_to_the_other_rule_by_way_of_full_precision(bits, old, new):
+    state, optimizer = trained(bits, rule=old), new(state_bits=bits)
+    with pytest.raises(ValueError, match=r"with_state_bits\(state, None\)"):
+        convert.carry_over(state, optimizer.init(tree()))
+    # As the error says.
+    full = convert.carry_over(convert.with_state_bits(state, None), new().init(tree()))
+    found = convert.with_state_bits(full, bits, eps=1e-5)
+    same_types(found, optimizer.init(tree()))
+    assert_agree(averages(found), averages(state), bits, 1e-4)
+    assert optimizer.update(tree(), found)[1].count == 4
+
+
+def test_a_trace_of_real_numbers_is_not_carried_to_complex_parameters():
+    state = stepped(nadadelta(), {"w": normal(3)})
+    with pytest.raises(TypeError, match=r"\['w'\].*float32.*complex64"):
+        convert.carry_over(state, nadadelta().init({"w": normal(3) + 1j}))
 
 
 class Layer(NamedTuple):

@@ -10,10 +10,10 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from states import BITS, DTYPES, assert_owns_its_arrays
+from states import BITS, DTYPES, RULE, assert_owns_its_arrays
 
 from optax_adadelta import AdadeltaState, adadelta, convert, stochastic_round
-from optax_adadelta.diagnostics import averages
+from optax_adadelta.diagnostics import averages, effective_learning_rate, summaries
 
 pytestmark = pytest.mark.frameworks
 INPUTS = np.random.default_rng(0).standard_normal((16, 3), np.float32)
@@ -47,9 +47,9 @@ def eqx():
     return pytest.importorskip("equinox")
 
 
-def optimizer_with(bits):
+def optimizer_with(bits, rule=adadelta):
     """An ordinary chain, so that the state is not the outermost node."""
-    return optax.chain(optax.clip_by_global_norm(10.0), adadelta(rho=0.9, state_bits=bits))
+    return optax.chain(optax.clip_by_global_norm(10.0), rule(rho=0.9, state_bits=bits))
 
 
 def squared_error(outputs):
@@ -67,9 +67,9 @@ def stepper(optimizer, loss):
 
 
 @functools.cache
-def trained(bits):
+def trained(bits, rule=adadelta):
     """A plain JAX run: the optimizer, its step, and the parameters and state after a few steps."""
-    optimizer = optimizer_with(bits)
+    optimizer = optimizer_with(bits, rule)
     params = {"w": jnp.ones((3, 8)), "b": jnp.zeros(8), "frozen": None}
     step = stepper(optimizer, lambda p: squared_error(INPUTS @ p["w"] + p["b"]))
     state = optimizer.init(params)
@@ -155,12 +155,13 @@ def test_nnx_optimizer_trains_as_plain_jax_does(nnx, bits):
 
 
 @BITS
-def test_nnx_optimizer_updates_without_jit(nnx, bits):
+@RULE
+def test_nnx_optimizer_updates_without_jit(nnx, bits, rule):
     model = nnx.Linear(3, 8, rngs=nnx.Rngs(0))
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     grads = jax.tree.map(lambda p: p + 1.0, nnx.state(model, nnx.Param))
-    optimizer = nnx.Optimizer(model, adadelta(state_bits=bits), wrt=nnx.Param)
-    plain = adadelta(state_bits=bits)
+    optimizer = nnx.Optimizer(model, rule(state_bits=bits), wrt=nnx.Param)
+    plain = rule(state_bits=bits)
     state = plain.init(params)
     for _ in range(3):
         optimizer.update(model, grads)
@@ -170,7 +171,13 @@ def test_nnx_optimizer_updates_without_jit(nnx, bits):
     chex.assert_trees_all_equal(nnx.to_pure_dict(nnx.state(model, nnx.Param)), params)
     chex.assert_trees_all_equal(jax.tree.leaves(found), jax.tree.leaves(state))
     # A state that NNX carried is read like any other.
-    chex.assert_trees_all_equal(jax.tree.leaves(averages(found)), jax.tree.leaves(averages(state)))
+    for read in (
+        averages,
+        lambda s: effective_learning_rate(s, 1e-6),
+        lambda s: summaries(s, 1e-6),
+    ):
+        expected = jax.tree.leaves(read(state))
+        chex.assert_trees_all_equal(jax.tree.leaves(read(found)), expected)
 
 
 def lora(nnx):
@@ -202,23 +209,24 @@ def test_nnx_optimizer_steps_the_variables_of_its_filter_alone(nnx, names, bits)
 
 
 @BITS
+@RULE
 @pytest.mark.parametrize("start", [None, 16, 8])
 @pytest.mark.parametrize("wrap", [lambda rule: rule, optax.chain], ids=["alone", "chain"])
-def test_nnx_optimizer_goes_on_in_another_storage(nnx, bits, start, wrap):
+def test_nnx_optimizer_goes_on_in_another_storage(nnx, bits, rule, start, wrap):
     def step(model, optimizer):
         optimizer.update(model, nnx.grad(lambda model: squared_error(model(INPUTS)))(model))
 
     model = nnx.Linear(3, 8, rngs=nnx.Rngs(0))
-    optimizer = nnx.Optimizer(model, wrap(adadelta(state_bits=start)), wrt=nnx.Param)
+    optimizer = nnx.Optimizer(model, wrap(rule(state_bits=start)), wrt=nnx.Param)
     step(model, optimizer)
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     before = adadelta_state(arrays_of(nnx, optimizer.opt_state))
-    plain = adadelta(state_bits=bits)
+    plain = rule(state_bits=bits)
     state = convert.with_state_bits(before, bits, eps=1e-6)
     state = convert.carry_over(state, plain.init(params))
 
     # As docs/frameworks.md says.
-    new = nnx.Optimizer(model, wrap(adadelta(state_bits=bits)), wrt=nnx.Param)
+    new = nnx.Optimizer(model, wrap(rule(state_bits=bits)), wrt=nnx.Param)
     new.opt_state = convert.with_state_bits(optimizer.opt_state, bits, eps=1e-6)
 
     assert_owns_its_arrays(new.opt_state, optimizer.opt_state)
@@ -238,8 +246,9 @@ def test_nnx_optimizer_goes_on_in_another_storage(nnx, bits, start, wrap):
 
 
 @BITS
+@RULE
 @pytest.mark.parametrize("prefix", [False, True])
-def test_averages_are_carried_between_a_dict_and_nnx(nnx, bits, prefix):
+def test_averages_are_carried_between_a_dict_and_nnx(nnx, bits, rule, prefix):
     class Model(nnx.Module):
         def __init__(self, rngs):
             self.hidden = nnx.Linear(3, 5, rngs=rngs)
@@ -249,17 +258,17 @@ def test_averages_are_carried_between_a_dict_and_nnx(nnx, bits, prefix):
             return self.out(jnp.tanh(self.hidden(x)))
 
     model = Model(nnx.Rngs(0))
-    rule = adadelta(state_bits=bits)
+    plain = rule(state_bits=bits)
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     tree = {"params": params} if prefix else params
-    _, state = jax.jit(rule.update)(tree, rule.init(tree))
-    optimizer = nnx.Optimizer(model, rule, wrt=nnx.Param)
+    _, state = jax.jit(plain.update)(tree, plain.init(tree))
+    optimizer = nnx.Optimizer(model, plain, wrt=nnx.Param)
     optimizer.opt_state = convert.carry_over(state, optimizer.opt_state)
-    back = convert.carry_over(optimizer.opt_state, rule.init(tree))
+    back = convert.carry_over(optimizer.opt_state, plain.init(tree))
     chex.assert_trees_all_equal(back, state)
     grads = jax.tree.map(jnp.ones_like, nnx.state(model, nnx.Param))
     optimizer.update(model, grads)
-    _, state = rule.update(jax.tree.map(jnp.ones_like, tree), state)
+    _, state = plain.update(jax.tree.map(jnp.ones_like, tree), state)
     found = arrays_of(nnx, optimizer.opt_state)
     chex.assert_trees_all_equal(jax.tree.leaves(found), jax.tree.leaves(state))
 
@@ -279,14 +288,15 @@ def test_optax_states_are_converted_in_nnx(nnx):
 
 
 @BITS
-def test_averages_are_carried_between_a_dict_and_equinox(eqx, bits):
+@RULE
+def test_averages_are_carried_between_a_dict_and_equinox(eqx, bits, rule):
     model = eqx.nn.MLP(3, 8, 4, 1, key=jax.random.key(0))
     filtered = eqx.filter(model, eqx.is_inexact_array)
     params = {"layers": [{"weight": layer.weight, "bias": layer.bias} for layer in filtered.layers]}
-    rule = adadelta(state_bits=bits)
+    plain = rule(state_bits=bits)
     for tree in (params, {"params": params}):
-        _, state = jax.jit(rule.update)(tree, rule.init(tree))
-        found = convert.carry_over(state, rule.init(filtered))
+        _, state = jax.jit(plain.update)(tree, plain.init(tree))
+        found = convert.carry_over(state, plain.init(filtered))
         chex.assert_trees_all_equal(
             [(layer.weight, layer.bias) for layer in found.e_x.layers],
             [
@@ -294,7 +304,7 @@ def test_averages_are_carried_between_a_dict_and_equinox(eqx, bits):
                 for layer in state.e_x.get("params", state.e_x)["layers"]
             ],
         )
-        chex.assert_trees_all_equal(convert.carry_over(found, rule.init(tree)), state)
+        chex.assert_trees_all_equal(convert.carry_over(found, plain.init(tree)), state)
 
 
 @BITS
@@ -364,8 +374,9 @@ def test_nnx_gives_the_state_the_sharding_of_its_parameters(nnx, bits):
 
 
 @BITS
-def test_flax_serialization_gives_the_same_bits_back(serialization, bits):
-    optimizer, step, params, state = trained(bits)
+@RULE
+def test_flax_serialization_gives_the_same_bits_back(serialization, bits, rule):
+    optimizer, step, params, state = trained(bits, rule)
     target = optimizer.init(params)
     data = serialization.to_bytes(state)
     assert_same_run(step, params, serialization.from_bytes(target, data), state)
@@ -425,14 +436,15 @@ def test_linen_partitioning_places_the_state_like_the_parameters(linen, bits):
 
 
 @BITS
-def test_a_linen_train_state_trains_and_is_saved_as_a_whole(linen, serialization, bits):
+@RULE
+def test_a_linen_train_state_trains_and_is_saved_as_a_whole(linen, serialization, bits, rule):
     train_state = pytest.importorskip("flax.training.train_state")
     model = linen.Dense(8)
 
     start = train_state.TrainState.create(
         apply_fn=model.apply,
         params=model.init(jax.random.key(0), INPUTS),
-        tx=optimizer_with(bits),
+        tx=optimizer_with(bits, rule),
     )
 
     def loss(params):
@@ -461,9 +473,10 @@ def test_a_linen_train_state_trains_and_is_saved_as_a_whole(linen, serialization
 
 
 @BITS
-def test_equinox_trains_and_serialises_leaves(eqx, bits):
+@RULE
+def test_equinox_trains_and_serialises_leaves(eqx, bits, rule):
     model = eqx.nn.MLP(3, 8, 4, 1, key=jax.random.key(0))
-    optimizer = optimizer_with(bits)
+    optimizer = optimizer_with(bits, rule)
 
     @eqx.filter_jit
     def train(model, state):
@@ -531,10 +544,11 @@ def test_equinox_rounds_the_trained_part_of_a_bfloat16_model(eqx, bits):
 
 
 @BITS
-def test_orbax_gives_the_same_bits_back(tmp_path, bits):
+@RULE
+def test_orbax_gives_the_same_bits_back(tmp_path, bits, rule):
     """Flax's checkpoints are Orbax's."""
     checkpoint = pytest.importorskip("orbax.checkpoint")
-    optimizer, step, params, state = trained(bits)
+    optimizer, step, params, state = trained(bits, rule)
     target = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
         optimizer.init(params),

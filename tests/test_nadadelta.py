@@ -6,9 +6,16 @@ import numpy as np
 import optax
 import pytest
 from reference import KINDS, gradients, relative, root_mean_squares
-from states import BITS, QUANTIZED
+from states import BITS, QUANTIZED, same_types
 
-from optax_adadelta import adadelta, diagnostics, nadadelta, scale_by_adadelta, scale_by_nadadelta
+from optax_adadelta import (
+    adadelta,
+    diagnostics,
+    nadadelta,
+    scale_by_adadelta,
+    scale_by_nadadelta,
+    stochastic_round,
+)
 from optax_adadelta._dither import dither_at
 from optax_adadelta._equation import Epsilons
 from optax_adadelta._storage import Quantization, storage_with
@@ -282,3 +289,145 @@ def test_scale_by_nadadelta_is_nadadelta_without_rate_and_sign(bits):
     expected, _ = updates_of(nadadelta(0.5, state_bits=bits), start, grads)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+SOME = {"w": params()["weights"], "s": jnp.float32(2), "none": None, "empty": jnp.zeros((0, 3))}
+YES = {"w": True, "s": True, "none": None, "empty": True}
+
+
+def grads_of(start, t):
+    return jax.tree.map(lambda p: jnp.full_like(p, np.float32(0.1 * (-1) ** t * (1 + t))), start)
+
+
+def trained(optimizer, start, steps=5):
+    """The sum of the updates, and the state."""
+    state, total = optimizer.init(start), jax.tree.map(jnp.zeros_like, start)
+    for t in range(steps):
+        updates, state = optimizer.update(grads_of(start, t), state, start)
+        total = jax.tree.map(jnp.add, total, updates)
+    return total, state
+
+
+# Each must make the steps of nadadelta alone.
+AROUND = {
+    "injected": optax.inject_hyperparams(nadadelta, "state_bits", jnp.float32),
+    "masked": lambda **given: optax.masked(nadadelta(**given), YES),
+    "groups": lambda **given: optax.multi_transform({True: nadadelta(**given)}, YES),
+    "MultiSteps": lambda **given: optax.MultiSteps(nadadelta(**given), 1),
+}
+
+
+def close(found, expected, bits):
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol={None: 1e-5, 16: 1e-2, 8: 0.2}[bits], atol=1e-6)
+
+
+@BITS
+@pytest.mark.parametrize("name", AROUND)
+def test_wrappers_of_optax_make_the_same_steps(name, bits):
+    with jax.numpy_dtype_promotion("standard"):  # some wrappers need it
+        found, _ = trained(AROUND[name](state_bits=bits), SOME)
+    close(found, trained(nadadelta(state_bits=bits), SOME)[0], bits)
+
+
+def scanned(optimizer, start):
+    def step(carry, t):
+        state, total = carry
+        g = jax.tree.map(lambda p: jnp.full_like(p, 0.1 * (-1.0) ** t * (1 + t)), start)
+        updates, state = optimizer.update(g, state, start)
+        return (state, jax.tree.map(jnp.add, total, updates)), None
+
+    zeros = jax.tree.map(jnp.zeros_like, start)
+    (state, total), _ = jax.lax.scan(step, (optimizer.init(start), zeros), jnp.arange(5.0))
+    return total, state
+
+
+def without_jit(optimizer, start):
+    with jax.disable_jit():
+        return trained(optimizer, start)
+
+
+def exported(optimizer, start):
+    """The step is saved and loaded again, and init is compiled."""
+    state, total = jax.jit(optimizer.init)(start), jax.tree.map(jnp.zeros_like, start)
+    same_types(state, jax.eval_shape(optimizer.init, start))
+    step = jax.export.export(jax.jit(optimizer.update))(start, state)
+    step = jax.export.deserialize(step.serialize())
+    for t in range(5):
+        updates, state = step.call(grads_of(start, t), state)
+        total = jax.tree.map(jnp.add, total, updates)
+    return total, state
+
+
+def as_one_of_two_runs(optimizer, start):
+    runs = jax.tree.map(lambda p: jnp.stack([p, 2 * p]), start)
+    state = jax.vmap(optimizer.init)(runs)
+    assert state.scale.shape == (2, len(jax.tree.leaves(start)))
+    total = jax.tree.map(jnp.zeros_like, runs)
+    for t in range(5):
+        updates, state = jax.vmap(optimizer.update)(grads_of(runs, t), state)
+        total = jax.tree.map(jnp.add, total, updates)
+    return jax.tree.map(lambda x: x[0], (total, state))
+
+
+RUNS = {f.__name__: f for f in (scanned, without_jit, exported, as_one_of_two_runs)}
+
+
+@BITS
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_makes_the_same_steps_however_it_is_run(name, bits):
+    optimizer = nadadelta(state_bits=bits)
+    found, state = RUNS[name](optimizer, SOME)
+    expected, other = trained(optimizer, SOME)
+    close(found, expected, bits)
+    same_types(state, other)
+
+
+@BITS
+def test_complex_parameters_step_in_their_real_directions(bits):
+    """With gradients along one direction, a complex parameter moves as a real one does."""
+    start = params()["weights"]
+    turn = jnp.complex64(0.6 + 0.8j)
+    optimizer = nadadelta(state_bits=bits)
+    expected, _ = updates_of(optimizer, start, gradients("normal", 9, SIZE))
+    found, state = updates_of(
+        optimizer, turn * start.astype(jnp.complex64), 1j * gradients("normal", 9, SIZE)
+    )
+    assert state.trace.dtype == jnp.complex64
+    path, other = (np.sum(np.complex128(steps), axis=0) for steps in (found, expected))
+    assert np.sum(np.abs(path - 1j * other) ** 2) < 1e-2 * np.sum(np.abs(other) ** 2)
+
+
+@BITS
+def test_bfloat16_parameters_are_rounded_stochastically(bits):
+    start = params(jnp.bfloat16)["gains"]
+    chain = optax.chain(nadadelta(0.05, state_bits=bits), stochastic_round())
+    state, p = chain.init(start), start
+    exact, _ = updates_of(nadadelta(0.05), jnp.ones(SIZE), np.full((9, SIZE), 0.1))
+    for _ in range(9):
+        updates, state = chain.update(jnp.full_like(p, 0.1), state, p)
+        p = optax.apply_updates(p, updates)
+    moved = np.mean(np.float64(p) - 1)
+    np.testing.assert_allclose(moved, np.sum([np.mean(u) for u in exact]), rtol=0.25)
+
+
+@BITS
+def test_diagnostics_read_the_units_of_each_array(bits):
+    start = {"w": params()["weights"], "v": params()["large"], "b": jnp.zeros(SIZE)}
+    eps = 2e-5
+    _, state = updates_of(nadadelta(eps=eps, state_bits=bits), start, gradients("normal", 9, SIZE))
+    read = diagnostics.averages(state)
+    coordinates = diagnostics.choose_coordinates(state, SIZE)
+    rates = diagnostics.effective_learning_rate(state, eps, 0.5)
+    seen = diagnostics.sample(state, start, coordinates, eps, 0.5)
+    found = diagnostics.summaries(state, eps, 0.5, quantiles=())
+    for name, r in zip(sorted(start), np.float64(state.scale), strict=True):
+        e_g, e_x = np.float64(read.e_g[name]), np.float64(read.e_x[name])
+        expected = 0.5 * np.sqrt(e_x + eps * r**2) / np.sqrt(e_g + 1e-16 / r**2)
+        np.testing.assert_allclose(rates[name], expected, rtol=1e-5)
+        np.testing.assert_allclose(seen.rate[name], expected[coordinates[name][0]], rtol=1e-5)
+        mean = found[f"{name}/effective_learning_rate/mean"]
+        np.testing.assert_allclose(mean, expected.mean(), rtol=1e-4)
+        at_rest = np.mean(e_x < eps * r**2 / 100)
+        np.testing.assert_allclose(found[f"{name}/share/at_rest"], at_rest, atol=0.02)
+        assert found[f"{name}/share/dominated_by_eps"] == 0

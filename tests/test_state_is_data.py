@@ -165,11 +165,12 @@ def scalars_of_ours(tree):
     """The scalars and the scales that are ours; where others are, is Optax's affair."""
     ours = [part for part in jax.tree.leaves(tree, is_leaf=is_ours) if is_ours(part)]
     ours = [part._replace(best=None) if hasattr(part, "best") else part for part in ours]
-    return [leaf for leaf in jax.tree.leaves(ours) if leaf.ndim == 0 or is_scale(leaf)]
+    return [leaf for leaf in jax.tree.leaves(ours) if leaf.ndim == 0] + scales_in(ours)
 
 
-def is_scale(leaf):
-    return leaf.shape == (len(jax.tree.leaves(params())),)
+def scales_in(tree):
+    parts = jax.tree.leaves(tree, is_leaf=is_ours)
+    return [part.scale for part in parts if getattr(part, "scale", None) is not None]
 
 
 # These compute, which is done in device memory. Optax cannot make a state in the host memory of a
@@ -191,8 +192,9 @@ def test_a_state_is_where_its_parameters_are(name, wrap, bits, place):
     function, *arguments = case(name, given, wrap, bits)
     found = function(*arguments)
     arrays = [leaf for leaf in jax.tree.leaves(found) if isinstance(leaf, jax.Array) and leaf.ndim]
-    for leaf in [leaf for leaf in arrays if not is_scale(leaf)] + scalars_of_ours(found):
-        expected = places[() if is_scale(leaf) else leaf.shape]
+    scales = {id(scale) for scale in scales_in(found)}
+    for leaf in arrays + scalars_of_ours(found):
+        expected = places[() if id(leaf) in scales else leaf.shape]
         assert leaf.sharding.is_equivalent_to(expected, leaf.ndim), leaf.sharding
         assert leaf.sharding.memory_kind == expected.memory_kind
 

@@ -121,9 +121,10 @@ class Storage(abc.ABC):
         """Returns a gradient and the averages; a compiler does not see that they are the same."""
 
 
-def disguised_gradient(g: jax.Array, trace: jax.Array) -> jax.Array:
-    """Returns `g`, in a form that a compiler cannot know to be `g`."""
-    return g + jnp.zeros_like(trace) * trace
+def disguised(x: jax.Array, trace: jax.Array) -> jax.Array:
+    """Returns `x`, in a form that a compiler cannot know to be `x`."""
+    like = trace if jnp.iscomplexobj(x) else trace.real
+    return x + jnp.zeros_like(like) * like
 
 
 class Quantized(Storage):
@@ -182,7 +183,7 @@ class Quantized(Storage):
 
     def disguised(self, g, stored, trace):
         if jnp.iscomplexobj(trace):
-            return disguised_gradient(g, trace), stored
+            return disguised(g, trace), stored
         zero = trace.astype(jnp.int32) >> self.bits
         codes = (code + zero.astype(code.dtype) for code in stored)
         return g + zero.astype(g.dtype), Averages(*codes)

@@ -4,7 +4,7 @@ import numpy as np
 
 from optax_adadelta._equation import clip_to_squarable, delta, equation
 from optax_adadelta._sharding import zeros_like
-from optax_adadelta._storage._base import Averages, Storage, disguised_gradient
+from optax_adadelta._storage._base import Averages, Storage, disguised
 
 
 class FullPrecision(Storage):
@@ -51,4 +51,4 @@ class FullPrecision(Storage):
         return 2 * (momentum * trace + dx,)
 
     def disguised(self, g, stored, trace):
-        return disguised_gradient(g, trace), stored
+        return disguised(g, trace), Averages(*(disguised(average, trace) for average in stored))
