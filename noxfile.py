@@ -11,7 +11,7 @@ PROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PROJECT)
 OLDEST = PYTHONS[0]
 
-nox.options.sessions = ["tests", "scripts", "lint", "docs"]
+nox.options.sessions = ["tests", "slow", "scripts", "lint", "docs"]
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
 
@@ -52,6 +52,13 @@ def lowest(session: nox.Session) -> None:
     constraints.write_text("\n".join(pins), encoding="utf-8")
     session.install("--constraint", str(constraints), "-e", ".[test]")
     pytest(session)
+
+
+@nox.session(python=OLDEST)
+def slow(session: nox.Session) -> None:
+    """The package's tests that take long."""
+    session.install("-e", ".[test]")
+    pytest(session, "-m", "slow and not scripts")
 
 
 @nox.session

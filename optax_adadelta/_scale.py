@@ -6,7 +6,7 @@ import numpy as np
 import optax
 
 from optax_adadelta._equation import Epsilons, Scalar
-from optax_adadelta._sharding import in_device_memory, replicated
+from optax_adadelta._sharding import in_device_memory, replicated, varying_with
 
 EPS_G = 1e-16
 """What stands beside E[g^2] for an array of scale 1: the square of Adam's eps."""
@@ -56,12 +56,14 @@ def places(scale: jax.Array) -> list[jax.Array]:
     count = len(scale)
     if not count:
         return []
+    known = varying_with(jnp.arange(count, dtype=jnp.int32), scale[0])
     return jax.lax.platform_dependent(
-        scale, cpu=_unknown_places, default=lambda _: list(jnp.arange(count, dtype=jnp.int32))
+        scale, known, cpu=_unknown_places, default=lambda _, known: list(known)
     )
 
 
-def _unknown_places(scale: jax.Array) -> list[jax.Array]:
+def _unknown_places(scale: jax.Array, known: jax.Array) -> list[jax.Array]:
+    del known
     # XLA compiles loops that are alike once. On CPU it would write each place into the loops that
     # use it, so that no two were alike, if it could know the number.
     one = jnp.where(jnp.isinf(scale[0]), np.float32(2), np.float32(1))

@@ -115,8 +115,9 @@ def _update_leaf(
         if nesterov:
             # XLA on CPU would store dx, which two results need, in an array of its own. It computes
             # dx twice if it does not know that both are the same.
+            same = jax.tree.map(lambda x: varying_with(x, trace), (g, stored))
             again, averages = jax.lax.platform_dependent(
-                g, stored, trace, cpu=storage.disguised, default=lambda g, stored, _: (g, stored)
+                *same, trace, cpu=storage.disguised, default=lambda g, stored, _: (g, stored)
             )
             velocity = momentum * velocity
             velocity += storage.delta(again, averages, constants, quantization)

@@ -65,7 +65,7 @@ def training_seconds(chip: Chip) -> float:
 def compiled_bytes(accelerators: Report, dtype: str, storage: str) -> list[float]:
     """Returns the bytes per parameter that a compiled step moves, on each card."""
     cases = [card["cases"].get(COMPILED[dtype]) for card in accelerators["cards"].values()]
-    found = [case[storage] for case in cases if case]
+    found = [case[storage] for case in cases if case and storage in case]
     return [facts["bytes"] / facts["parameters on a device"] for facts in found]
 
 

@@ -141,10 +141,10 @@ def per_parameter(facts: Report, key: str, form: str) -> str:
 
 def table(card: str, found: Report) -> str:
     """Returns what was found for a card as Markdown."""
-    rows = []
+    rows, rules = [], list(next(iter(found["cases"].values())))
     for name, case in found["cases"].items():
         cells = [
-            " / ".join("fails" if "failed" in case[rule] else cell(case[rule]) for rule in RULES)
+            " / ".join("fails" if "failed" in case[rule] else cell(case[rule]) for rule in rules)
             for cell in COLUMNS.values()
         ]
         rows.append([name, *cells])
@@ -156,9 +156,10 @@ def table(card: str, found: Report) -> str:
         if "failed" in facts
     ]
     odd = ", ".join(found["odd shapes"])
+    storages = ", ".join(rule for rule in rules if rule in STORAGES)
     return (
-        f"{card}, {' / '.join(RULES)}:\n\n{markdown(['leaf', *COLUMNS], rows)}\n\n"
-        f"Other shapes that were compiled with {', '.join(STORAGES)}: {odd}. "
+        f"{card}, {' / '.join(rules)}:\n\n{markdown(['leaf', *COLUMNS], rows)}\n\n"
+        f"Other shapes that were compiled with {storages}: {odd}. "
         f"Failed: {'; '.join(failed) or 'none'}."
     )
 

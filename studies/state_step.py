@@ -100,15 +100,16 @@ COLUMNS = (
 
 def table(report: Report) -> str:
     """Returns what was measured on one machine as Markdown."""
-    timed = [*RULES, *(["floor"] if "floor" in next(iter(report["cases"].values())) else [])]
-    rows = []
+    first, rows = next(iter(report["cases"].values())), []
+    timed = [who for who in (*RULES, "floor") if who in first]
+    storages = [storage for storage in STORAGES if storage in first]
     for name, case in report["cases"].items():
         row, size = [name], case["parameters"]
         for who in timed:
             ns = [1e9 * s / size for s in (case[who]["seconds"], *case[who]["quartiles"])]
             row.append("{:.3g} ({:.3g} to {:.3g})".format(*ns))
         for _, key, scale, form in COLUMNS:
-            row.append(" / ".join(f"{scale * case[who][key]:{form}}" for who in STORAGES))
+            row.append(" / ".join(f"{scale * case[who][key]:{form}}" for who in storages))
         rows.append(row)
     speed = 1e-9 * statistics.median(c["bytes a second"] for c in report["cases"].values())
     head = ["ns per parameter (quartiles)", *timed, *(head for head, *_ in COLUMNS)]
@@ -116,7 +117,11 @@ def table(report: Report) -> str:
     text += f"\n\n{markdown(head, rows)}"
     if kept["float32"] is None:
         return f"{text}\n\nWhat a process holds cannot be read on this platform."
-    rows = [[who, *(f"{1e-6 * kept[who][key]:.0f}" for key in ("state", "peak"))] for who in RULES]
+    rows = [
+        [who, *(f"{1e-6 * kept[who][key]:.0f}" for key in ("state", "peak"))]
+        for who in RULES
+        if who in kept
+    ]
     head = f"{1e-6 * kept['parameters']:.0f}M parameters, MB beyond them and their gradients"
     return f"{text}\n\n{markdown([head, 'after init', 'at most, in 3 steps'], rows)}"
 
@@ -130,6 +135,8 @@ OTHERS = {
 
 def span(values: list[float]) -> str:
     """Returns the least and the largest of the values with two digits."""
+    if not values:
+        return "-"
     low, high = (f"{f(values):.2g}" for f in (min, max))
     return low if low == high else f"{low} to {high}"
 
@@ -144,15 +151,17 @@ def summary(reports: Reports, errors: Report) -> str:
     states = {name: f"`adadelta({code})`" for name, code in codes.items()}
     rows = []
     for name, state in (states | {"optax": "`optax.adadelta`"}).items():
-        first = next(iter(backends.values()))[0]
-        size = first.get(name, first["float32"])["state bytes per parameter"]
+        known = [[c for c in cases if name in c] for cases in backends.values()]
+        if not any(known):
+            continue
+        size = next(filter(None, known))[0][name]["state bytes per parameter"]
         measured = errors.get(codes.get(name), {}).values()
         percent = [rhos["rho 0.95"]["percent"] for rhos in measured if isinstance(rhos, dict)]
         times = [
             span([case[name]["seconds"] / case["float32"]["seconds"] for case in cases])
-            for cases in backends.values()
+            for cases in known
         ]
-        rows.append([state, f"{size:.3g}", span(percent) if percent else "-", *times])
+        rows.append([state, f"{size:.3g}", span(percent), *times])
     rows += [[name, size, *["-"] * (1 + len(backends))] for name, size in OTHERS.items()]
     head = ["state", "bytes per parameter", "error of a path at rho 0.95, %"]
     return markdown([*head, *(f"time of a step, {name}" for name in backends)], rows)

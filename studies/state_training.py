@@ -102,7 +102,7 @@ def compared(results: Report) -> dict[str, Report]:
     for measure in [m for m in MEASURES if m in results["float32"]]:
         full = np.asarray(results["float32"][measure])
         summary[measure] = {}
-        for storage in STORAGES:
+        for storage in results:
             values = np.asarray(results[storage][measure])
             with np.errstate(invalid="ignore"):  # A run that diverged is within no spread.
                 apart = values - full
@@ -122,8 +122,9 @@ def tables(reports: Reports) -> dict[str, str]:
     A row has so many decimals that float32's spread has two digits.
     """
     report = reports["state_training"]
-    few = list(STORAGES)[1:]
-    heads = [f"{report['seeds']} seeds", "measured", *STORAGES]
+    storages = list(next(iter(report["tasks"].values()))["results"])
+    few = storages[1:]
+    heads = [f"{report['seeds']} seeds", "measured", *storages]
     heads += [f"{storage} less float32" for storage in few] + ["within float32's spread"]
     rows = []
     for task, content in report["tasks"].items():

@@ -22,7 +22,7 @@ hypothesis.settings.register_profile("nightly", max_examples=500, deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ordinary"))
 
 # noxfile.py has a session for each of these, and CI runs them all.
-OWN_SESSION = {"accelerators", "frameworks", "peers", "scripts", "types"}
+OWN_SESSION = {"accelerators", "frameworks", "peers", "scripts", "slow", "types"}
 
 _COMPILED = []
 jax.monitoring.register_event_duration_secs_listener(
@@ -36,6 +36,13 @@ jax.monitoring.register_event_duration_secs_listener(
 def compiled():
     """Returns how many programs JAX has compiled so far, by its own count."""
     return lambda: len(_COMPILED)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """Compiled programs of a test module are of no use to the next one, and take memory."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture

@@ -58,14 +58,14 @@ NOT_RUN += ("studies_programs", "studies_reproductions", "studies_steps", "studi
 # run first, so that a fault that is noticed takes a second or two.
 FIRST = {
     "_equation": "equation properties rates storage numerics",
-    "_update": "transform storage trees pairing",
+    "_update": "transform storage pairing",
     "_hyperparameters": "hyperparameters mistakes transform storage",
-    "_validation": "trees pairing mistakes plain_state transform convert",
-    "_mismatch": "mistakes trees pairing",
+    "_validation": "mistakes pairing plain_state transform convert",
+    "_mismatch": "mistakes pairing",
     "_clip": "clip",
     "_dither": "dither storage stochastic_round",
     "_bits": "storage stochastic_round convert",
-    "_optimizer": "pairing transform hyperparameters mistakes storage trees",
+    "_optimizer": "pairing transform hyperparameters mistakes storage",
     "_state": "transform plain_state convert mistakes",
     "_dtypes": "pairing transform plain_state storage",
     "_sharding": "sharded_state transform rates samples",

@@ -5,25 +5,27 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from states import BITS, QUANTIZED, normal, stepped
 
 from optax_adadelta import adadelta, convert, scale_by_adadelta
 from optax_adadelta.diagnostics import averages
 
-AT = {"learning_rate": 1.0, "rho": 0.9, "eps": 1e-3, "start": 0.5}
+AT = {"learning_rate": 1.0, "rho": 0.9, "eps": 1e-3, "weight_decay": 0.1, "start": 0.5}
 refused = functools.partial(pytest.raises, NotImplementedError, match="state_bits=None")
 
 
-def loss_after(steps, bits, loop, learning_rate=1.0, rho=0.9, eps=1e-3, start=0.5):
+def loss_after(steps, bits, loop, start=0.5, **hyperparameters):
     """The loss after a few steps, from one start for all coordinates."""
     x = jnp.full(5, start, jnp.result_type(float))
     target = jnp.linspace(-1.0, 3.0, 5, dtype=x.dtype)
-    optimizer = adadelta(learning_rate, rho, eps, state_bits=bits)
+    given = {name: value for name, value in AT.items() if name != "start"} | hyperparameters
+    optimizer = adadelta(**given, state_bits=bits)
 
     def step(carry, _):
         x, state = carry
-        updates, state = optimizer.update(3 * (x - target) ** 3, state)
+        updates, state = optimizer.update(3 * (x - target) ** 3, state, x)
         return (x + updates, state), None
 
     carry = x, optimizer.init(x)
@@ -40,12 +42,14 @@ def loss_after(steps, bits, loop, learning_rate=1.0, rho=0.9, eps=1e-3, start=0.
 def test_full_precision_derivatives_are_those_of_finite_differences(loop):
     loss = jax.jit(lambda at: loss_after(3, None, loop, **at))
     found = jax.jit(jax.grad(loss))(AT)
+    forward = jax.jit(jax.jacfwd(loss))(AT)
     for name, value in AT.items():
         h = 1e-4 * value
         ends = [float(loss({**AT, name: value + sign * h})) for sign in (1, -1)]
         expected = (ends[0] - ends[1]) / (2 * h)
-        assert abs(expected) > 1e-2
+        assert abs(expected) > 1e-3
         np.testing.assert_allclose(found[name], expected, rtol=1e-4)
+        np.testing.assert_allclose(forward[name], found[name], rtol=1e-9)
 
 
 @QUANTIZED
@@ -147,3 +151,18 @@ def test_gradients_that_are_taken_inside_a_step_are_no_derivatives_of_it(bits):
 
     _, losses = train(normal((5,)))
     assert np.all(np.diff(losses) < 0)
+
+
+def test_derivatives_are_finite_in_float32_where_gradients_are_zero():
+    def loss(learning_rate, rho, eps, x):
+        optimizer = adadelta(learning_rate, rho, eps)
+        state = optimizer.init(x)
+        for _ in range(3):
+            updates, state = optimizer.update(jnp.array([0.0, 1.0]) * x, state)
+            x = optax.apply_updates(x, updates)
+        return jnp.sum(x**2)
+
+    given = (jnp.float32(1.0), jnp.float32(0.9), jnp.float32(1e-6), jnp.array([1.0, 2.0]))
+    for derivative in jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)))(*given):
+        assert jnp.isfinite(derivative).all()
+        assert (derivative != 0).any()

@@ -109,11 +109,18 @@ def test_a_builtin_without_a_signature_may_be_a_schedule():
             ("updates has None at ['b']", "state.e_g has ['b']", "zeros"),
         ),
         ({"w": PARAMS["w"], "c": PARAMS["b"]}, ("updates has ['c'], state.e_g has ['b']",)),
+        ({"w": PARAMS["w"]}, ("state.e_g has ['b'], updates does not", "init")),
+        ({**PARAMS, "c": jnp.ones(1)}, ("updates has ['c'], state.e_g does not", "init")),
+        (
+            {"w": PARAMS["w"], "b": {"c": jnp.ones(4)}},
+            ("updates has ['b']['c'], state.e_g has ['b']", "init"),
+        ),
+        ([PARAMS["b"], PARAMS["w"]], ("updates has [0], [1], state.e_g has ['b'], ['w']", "init")),
+        (jnp.ones(4), ("updates has", "state.e_g has ['b'], ['w']", "init")),
     ],
-    ids=["value and gradient", "gradient and aux", "None", "another name"],
 )
 def test_updates_that_are_not_a_tree_of_gradients(grads, parts):
-    with refused(ValueError, *parts):
+    with refused(ValueError, "updates and state.e_g", *parts):
         OPTIMIZER.update(grads, STATE)
 
 
@@ -246,3 +253,84 @@ def test_values_known_only_later_are_not_warned_of():
         return adadelta(lambda count: 1e-3, lambda count: 0.9, eps).update(PARAMS, STATE)[0]
 
     assert (update(0.999)["b"] < 0).all()
+
+
+@pytest.mark.parametrize(
+    ("leaf", "dtype"),
+    [
+        (jnp.arange(3), "int32"),
+        (np.ones(3, bool), "bool"),
+        (3, "int32"),
+        (jax.ShapeDtypeStruct((3,), jnp.uint8), "uint8"),
+        (jax.random.key(0), "key<"),
+        (jnp.sin, "is <"),
+        ("float32", "is 'float32', of type str"),
+    ],
+)
+def test_parameters_that_are_not_floating_point(leaf, dtype):
+    with refused(TypeError, "params['a'][1]", dtype, "eqx.filter", "nnx.Param", "mask"):
+        adadelta().init({"a": [jnp.ones(2), leaf]})
+
+
+def test_gradients_of_integers():
+    grads = jax.grad(lambda p: p["w"].sum() * 1.0, allow_int=True)({**PARAMS, "b": jnp.arange(4)})
+    with refused(TypeError, "updates['b']", "float0", "eqx.filter", "nnx.Param", "mask"):
+        adadelta().update(grads, adadelta().init(PARAMS))
+
+
+def test_gradients_of_another_shape():
+    grads = {**PARAMS, "b": jnp.ones(5)}
+    with refused(ValueError, "updates['b'] has shape (5,)", "state.e_g['b'] has shape (4,)"):
+        adadelta().update(grads, adadelta().init(PARAMS))
+
+
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ({"w": PARAMS["w"]}, "updates has ['b'], params does not"),
+        ({**PARAMS, "b": jnp.ones(5)}, "params['b'] has shape (5,)"),
+        ({**PARAMS, "b": {"c": jnp.ones(4)}}, "updates has ['b'], params has ['b']['c']"),
+    ],
+)
+def test_parameters_that_do_not_match(params, words):
+    with refused(ValueError, words):
+        adadelta(weight_decay=0.1).update(PARAMS, adadelta().init(PARAMS), params)
+
+
+def test_weight_decay_without_parameters():
+    with refused(ValueError, "params is None", "update(grads, state, params)"):
+        adadelta(weight_decay=0.1).update(PARAMS, adadelta().init(PARAMS))
+
+
+@pytest.mark.usefixtures("x64")
+def test_averages_of_two_dtypes():
+    state = adadelta().init(PARAMS)
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), state.e_x)
+    with refused(TypeError, "state.e_g['b'] and state.e_x['b'] are float32 and float64"):
+        adadelta().update(PARAMS, state._replace(e_x=wide))
+
+
+@pytest.mark.parametrize("mask", [{"w": True}, {"w": True, "b": {"c": True}}, [True, False]])
+def test_a_mask_of_another_structure(mask):
+    with refused(ValueError, "weight_decay_mask must have the structure of params", "'b': *"):
+        adadelta(weight_decay=0.1, weight_decay_mask=mask).update(
+            PARAMS, adadelta().init(PARAMS), PARAMS
+        )
+
+
+@pytest.mark.parametrize("value", [1, "yes", np.ones(4, bool)])
+def test_a_mask_that_is_not_of_bools(value):
+    with refused(TypeError, "weight_decay_mask['b'] must be True or False", repr(value)):
+        adadelta(weight_decay=0.1, weight_decay_mask={"w": True, "b": value}).update(
+            PARAMS, adadelta().init(PARAMS), PARAMS
+        )
+
+
+def test_a_traced_mask():
+    @jax.jit
+    def update(chosen):
+        optimizer = adadelta(weight_decay=0.1, weight_decay_mask={"w": True, "b": chosen})
+        return optimizer.update(PARAMS, optimizer.init(PARAMS), PARAMS)
+
+    with refused(TypeError, "weight_decay_mask['b'] must be True or False", "traced"):
+        update(True)

@@ -55,7 +55,7 @@ def test_an_eps_near_the_smallest_float_still_moves_and_stays_bounded(rho, eps):
         assert (size >= least * (1 - 1e-5))[ordinary].all()
 
 
-@pytest.mark.parametrize("huge", [1e18, 1e20, 1e30, float(jnp.finfo(jnp.float32).max)])
+@pytest.mark.parametrize("huge", [1e18, 1e20, -1e30, float(jnp.finfo(jnp.float32).max)])
 @pytest.mark.parametrize("rho", [0.5, 0.9])
 def test_after_a_huge_gradient_a_coordinate_recovers_no_later_than_in_float64(huge, rho):
     g = np.concatenate([np.full(50, 0.1), [huge], np.full(1800, 0.1)])[:, None]
@@ -67,10 +67,11 @@ def test_after_a_huge_gradient_a_coordinate_recovers_no_later_than_in_float64(hu
     ours, exact = np.array(ours), np.array(exact)
     # The same gradient is rounded in the same way at every step, by about 1e-8 per step.
     assert (ours >= exact * (1 - 1e-4)).all()
+    np.testing.assert_allclose(ours[50], exact[50], rtol=1e-5)
     ordinary = exact[49]
     back = 51 + np.argmax(ours[51:] > 0.5 * ordinary), 51 + np.argmax(exact[51:] > 0.5 * ordinary)
     assert back[0] <= back[1]
-    if huge < 1.8e19:
+    if abs(huge) < 1.8e19:
         np.testing.assert_allclose(ours, exact, rtol=1e-4)
 
 
@@ -144,6 +145,7 @@ def test_loops_carry_the_state_under_x64(name, dtype):
     assert (np.abs(scanned[0]["w"]) < 1).all()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     ("varies", "rho", "bound_e_g", "bound_e_x", "bound_path"),

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 from reference import algorithm_1
-from states import BITS, same_types
+from states import BITS, CODE, same_types
 
 from optax_adadelta import adadelta, scale_by_adadelta
 
@@ -42,23 +42,6 @@ def test_a_whole_model_may_stand_for_the_parameters(bits, nothing, mask):
     assert updates == beside(updates["w"], nothing)
 
 
-def test_the_first_update_of_a_model_with_functions_and_integers():
-    optimizer = adadelta(weight_decay=0.1)
-    params = {"w": jnp.ones(2), "ids": jnp.arange(3), "act": jax.nn.relu}
-    grads = {"w": jnp.ones(2), "ids": None, "act": None}
-    updates, _ = optimizer.update(grads, optimizer.init(grads), params)
-    np.testing.assert_allclose(updates["w"], np.full(2, -0.0044721), rtol=2e-6)
-
-
-def test_a_model_without_decay_steps_as_its_trained_part_alone():
-    optimizer = adadelta()
-    grads = beside(jnp.array([0.1, -0.2]))
-    state = optimizer.init(beside(jnp.ones(2)))
-    updates, _ = optimizer.update(grads, state, relu_model())
-    alone, _ = optimizer.update(grads["w"], optimizer.init(jnp.ones(2)))
-    np.testing.assert_array_equal(updates["w"], alone)
-
-
 def test_a_gradient_needs_a_parameter_beside_it():
     state = adadelta().init(beside(jnp.ones(2)))
     for missing in (None, {"deeper": jnp.ones(2)}, "no array", jnp.arange(2)):
@@ -87,21 +70,19 @@ FLOATS = (jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64)
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("decay", [0.0, 0.1])
 @pytest.mark.parametrize("p_dtype", FLOATS)
 @pytest.mark.parametrize("g_dtype", FLOATS)
-def test_the_update_has_the_wider_dtype_if_parameters_are_given(g_dtype, p_dtype, decay):
+def test_the_update_has_the_wider_dtype_if_parameters_are_given(g_dtype, p_dtype):
     p, g = jnp.ones(3, p_dtype), jnp.full(3, 0.5, g_dtype)
-    optimizer = adadelta(weight_decay=decay)
+    optimizer = adadelta()
     state = optimizer.init(p)
     updates, after = optimizer.update(g, state, p)
     bits = jnp.finfo(g_dtype).bits, jnp.finfo(p_dtype).bits
     assert updates.dtype == (g_dtype if bits[0] > bits[1] else p_dtype)
     same_types(after, state)
-    (expected,) = algorithm_1(np.full((1, 3), 0.5 + decay))
+    (expected,) = algorithm_1(np.full((1, 3), 0.5))
     np.testing.assert_allclose(np.float64(updates), expected.dx, rtol=float(jnp.finfo(p_dtype).eps))
-    if decay == 0.0:
-        assert optimizer.update(g, state)[0].dtype == g_dtype
+    assert optimizer.update(g, state)[0].dtype == g_dtype
 
 
 def test_each_leaf_has_its_own_dtype():
@@ -140,3 +121,37 @@ def test_a_parameter_of_another_shape_is_refused_without_decay_too():
     state = adadelta().init(jnp.ones(3))
     with pytest.raises(ValueError, match=r"shape \(3,\).*params.*shape \(1, 3\)"):
         adadelta().update(jnp.ones(3), state, jnp.ones((1, 3)))
+
+
+# So large that the first update depends on the size of the gradient, and not on its sign alone.
+EPS = 0.09
+
+
+# Gradient, parameter, and the update: the wider of the two, of equal ones the parameter's.
+KINDS = [
+    (jnp.bfloat16, jnp.float32, jnp.float32),
+    (jnp.float16, jnp.bfloat16, jnp.bfloat16),
+    (jnp.float64, jnp.float32, jnp.float64),
+    (jnp.complex64, jnp.complex128, jnp.complex128),
+]
+
+
+@BITS
+@pytest.mark.parametrize("kinds", KINDS, ids=lambda kinds: "-".join(k.__name__ for k in kinds))
+def test_a_decayed_update_has_the_wider_dtype_in_every_storage(kinds, bits, request):
+    if any(jnp.finfo(kind).bits > 32 for kind in kinds):
+        request.getfixturevalue("x64")
+    g, p = jnp.asarray([0.5, -2.0], kinds[0]), jnp.asarray([1.0, 3.0], kinds[1])
+    (expected,) = algorithm_1(np.array([[0.5, -2.0]]) + 0.5 * np.array([[1.0, 3.0]]), eps=EPS)
+    optimizer = adadelta(weight_decay=0.5, eps=EPS, state_bits=bits)
+    state = optimizer.init(p)
+    updates, after = optimizer.update(g, state, p)
+    same_types(after, state)
+    assert updates.dtype == kinds[2]
+    rtol = max(4 * float(jnp.finfo(kinds[2]).eps), 1e-6 if bits is None else CODE[bits])
+    np.testing.assert_allclose(np.asarray(updates, "c16"), expected.dx, rtol=rtol)
+    plain = adadelta(state_bits=bits).update
+    for update, dtype in ((plain, kinds[2]), (lambda g, state, _: plain(g, state), kinds[0])):
+        updates, after = jax.eval_shape(update, g, state, p)
+        same_types(after, state)
+        assert updates.dtype == dtype

@@ -116,15 +116,3 @@ def test_an_update_is_bounded_by_the_past_updates(case):
         size = np.abs(np.asarray(dx, np.complex128))
         assert (size <= bound * (1 + rounding + 1e-6) + least).all()
         e_x = np.asarray(state.e_x, np.float64)
-
-
-@given(cases(), st.booleans())
-def test_types_stay(case, jit):
-    g, rho, eps = case
-    with wide_enough_for(g):
-        optimizer = scale_by_adadelta(rho, eps)
-        first = jnp.asarray(g[0])
-        state = optimizer.init(first)
-        dx, after = (jax.jit(optimizer.update) if jit else optimizer.update)(first, state)
-    assert jax.typeof(dx) == jax.typeof(first)
-    assert jax.tree.map(jax.typeof, after) == jax.tree.map(jax.typeof, state)

@@ -14,7 +14,7 @@ RESULTS, PROBLEM = module("studies._lib.results"), module("studies._lib.cards").
 CARDS = ("H100", "TPU v5e")
 # Bytes per float32 parameter: gradient, parameter and state are read, the last two are written.
 FLOORS = {"float32": 28, "16 bits": 20, "8 bits": 16}
-STATE = {"float32": 8, "16 bits": 4, "8 bits": 2}
+STATE = {storage: (floor - 12) // 2 for storage, floor in FLOORS.items()}
 ON_H100 = {"float32": 28.1, "16 bits": 20.1, "8 bits": 16.5}
 
 GPU = """HloModule jit_step, is_scheduled=true

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from states import BITS, same_bits, same_types
+from reference import algorithm_1, gradients
+from states import BITS, CODE, normal, same_bits, same_types, tree
 
 from optax_adadelta import adadelta
-from optax_adadelta.diagnostics import find_state
+from optax_adadelta.diagnostics import averages, find_state
 
 tree_get = optax.tree_utils.tree_get
 
@@ -318,3 +319,93 @@ def test_a_line_search_after_it_never_lets_the_loss_rise(bits):
     assert np.all(np.diff(losses) <= 1e-6)
     assert losses[-1] < 0.7 * losses[0]
     assert int(tree_get(state, "count")) == 200
+
+
+GROUPS = {
+    "w": dict(learning_rate=0.5, rho=0.9, eps=1e-4, weight_decay=0.1),
+    "z": dict(learning_rate=2.0, rho=0.6, eps=1e-8, weight_decay=0.0),
+    "scalar": dict(learning_rate=0.0, rho=0.99, eps=1e-6, weight_decay=1.0),
+}
+
+
+@BITS
+def test_groups_of_parameters_have_hyperparameters_of_their_own(bits):
+    params = {"w": normal((3, 4)), "z": jnp.asarray([1j, 2 - 1j], "c8"), "scalar": jnp.float32(2.0)}
+    groups = {name: adadelta(**given, state_bits=bits) for name, given in GROUPS.items()}
+    optimizer = optax.partition(groups, {name: name for name in params})
+    grads = [jax.tree.map(lambda p, t=t: 0.7**t * p, params) for t in range(4)]
+    state = optimizer.init(params)
+    for g in grads:
+        updates, state = optimizer.update(g, state, params)
+    for name, p in params.items():
+        alone = groups[name].init(p)
+        for g in grads:
+            expected, alone = groups[name].update(g[name], alone, p)
+        assert_same(updates[name], expected)
+        group = find_state(state.inner_states[name])
+        assert_same((group.e_g[name], group.e_x[name]), (alone.e_g, alone.e_x))
+        if bits is None:
+            rate, rho, eps, decay = GROUPS[name].values()
+            decayed = [np.asarray(g[name], "c16") + decay * np.asarray(p) for g in grads]
+            *_, last = algorithm_1(decayed, rho, eps)
+            np.testing.assert_allclose(updates[name], rate * last.dx, rtol=2e-6)
+
+
+@BITS
+def test_a_flat_vector_of_the_parameters_takes_the_steps_of_the_tree(bits):
+    optimizer = adadelta(state_bits=bits)
+    flat, unravel = jax.flatten_util.ravel_pytree(tree())
+    state, whole = optimizer.init(flat), optimizer.init(tree())
+    wrapped = optax.flatten(optimizer)
+    inner = wrapped.init(tree())
+    for t in range(3):
+        g = tree(t)
+        updates, state = optimizer.update(jax.flatten_util.ravel_pytree(g)[0], state)
+        flattened, inner = wrapped.update(g, inner)
+        expected, whole = optimizer.update(g, whole)
+        same_bits(unravel(updates), flattened)
+        # An element's index is another, so a value may be rounded to the neighbouring code.
+        rtol = 1e-6 if bits is None else 2 * CODE[bits]
+        chex.assert_trees_all_close(flattened, expected, rtol=rtol)
+    same_bits(inner, state)
+    assert jax.tree.map(np.shape, averages(inner)) == ((97,), (97,))
+
+
+def test_integers_are_frozen():
+    params = {"w": jnp.ones(3), "step": jnp.int32(7)}
+    optimizer = optax.multi_transform(
+        {"train": adadelta(), "freeze": FROZEN}, {"w": "train", "step": "freeze"}
+    )
+    grads = {"w": jnp.ones(3), "step": jnp.int32(5)}
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    assert updates["step"] == 0
+    assert (updates["w"] < 0).all()
+
+
+def test_zero_nans_makes_a_bad_coordinate_stand_still():
+    optimizer = optax.chain(optax.zero_nans(), adadelta())
+    state = optimizer.init(jnp.ones(2))
+    for g in ([1.0, 2.0], [1.0, jnp.nan], [1.0, 2.0]):
+        updates, state = optimizer.update(jnp.array(g), state)
+        assert (updates[1] == 0) == np.isnan(g[1])
+    assert jnp.isfinite(state[1].e_g).all()
+
+
+def test_maximising_is_a_chain_and_gives_the_negated_path():
+    ascent = optax.chain(optax.scale(-1.0), adadelta())
+    x = jnp.array([1.0, -2.0])
+    state, descent_state = ascent.init(x), adadelta().init(x)
+    for _ in range(5):
+        up, state = ascent.update(2 * x, state)
+        down, descent_state = adadelta().update(2 * x, descent_state)
+        np.testing.assert_array_equal(up, -down)
+
+
+def test_complex_as_two_reals_is_adadelta_of_each_part():
+    g = gradients("normal", 20, 16).reshape(20, 8, 2)
+    optimizer = optax.contrib.split_real_and_imaginary(adadelta())
+    z = jnp.asarray(g @ [1, 1j], jnp.complex64)
+    state = optimizer.init(z[0])
+    for t, expected in enumerate(algorithm_1(g)):
+        updates, state = optimizer.update(z[t], state)
+        np.testing.assert_allclose(updates, expected.dx @ [1, 1j], rtol=2e-6)

@@ -33,7 +33,7 @@ def checked_state_bits(bits: Any) -> int | None:
             f"state_bits must be known when the optimizer is built; got {bits!r}. Under"
             " optax.inject_hyperparams, name it in static_args."
         )
-    if isinstance(bits, bool) or np.ndim(bits) or bits not in _STORAGES:
+    if isinstance(bits, bool) or np.ndim(bits) or bits not in list(_STORAGES):
         raise ValueError(
             f"state_bits must be 16, 8, or None for full precision; got {bits!r}. Fewer than 8 bits"
             " do not train as full precision does."

@@ -25,6 +25,8 @@ def storages_of(state: Any) -> list[Storage]:
             f"state.unit must be a scalar; got an array of shape {np.shape(unit)}. For the states"
             " of several runs or steps, use jax.vmap."
         )
+    for name in ("e_x", "trace"):
+        _check_leaves(name, getattr(state, name), state.e_g)
     leaves = jax.tree.leaves_with_path(state.e_g), jax.tree.leaves(state.e_x)
     storages = [
         _storage_at(path, e_g, e_x, unit, relative=state.scale is not None)
@@ -41,6 +43,23 @@ def storages_of(state: Any) -> list[Storage]:
     _check_traces(state.trace, storages)
     _check_scale(state.scale, len(storages))
     return storages
+
+
+def _check_leaves(name: str, tree: Any, e_g: Any) -> None:
+    if tree is None:
+        return
+    found, expected = (
+        {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(part)}
+        for part in (tree, e_g)
+    )
+    for at in sorted(found.keys() | expected.keys()):
+        if found.get(at) != expected.get(at):
+            shapes = (f"state.e_g{at}", expected.get(at)), (f"state.{name}{at}", found.get(at))
+            have = " and ".join(
+                f"{part} is missing" if shape is None else f"{part} has shape {shape}"
+                for part, shape in shapes
+            )
+            raise ValueError(f"{have}. Take all fields from the same state.")
 
 
 def _storage_at(
@@ -80,8 +99,8 @@ def _check_count(count: Any, *, may_be_float: bool) -> None:
 
 
 def _check_traces(trace: Any, storages: list[Storage]) -> None:
-    # Trees that do not match have an error of their own.
-    for (path, leaf), storage in zip(jax.tree.leaves_with_path(trace), storages, strict=False):
+    leaves = [] if trace is None else zip(jax.tree.leaves_with_path(trace), storages, strict=True)
+    for (path, leaf), storage in leaves:
         if leaf.dtype not in storage.dtypes and not jnp.iscomplexobj(leaf):
             raise TypeError(
                 f"state.trace{jax.tree_util.keystr(path)} is {leaf.dtype}, but must be"

@@ -115,8 +115,8 @@ def _stored(olds: list[AdadeltaState]) -> dict[Name, _Stored]:
     """Returns what is stored of each parameter, which must be in one state only."""
     found: dict[Name, _Stored] = {}
     for group, old in enumerate(olds):
-        leaves = zip(_by_path(old), units_of(old), storages_of(old), strict=True)
-        for i, ((path, averages, trace), units, storage) in enumerate(leaves):
+        leaves = zip(storages_of(old), units_of(old), _by_path(old), strict=True)
+        for i, (storage, units, (path, averages, trace)) in enumerate(leaves):
             name = name_of(path)
             if name in found:
                 raise ValueError(

@@ -92,6 +92,7 @@ def with_state_bits(
 
 def _converted(state: AdadeltaState, state_bits: int | None, eps, dtype) -> AdadeltaState:
     bare = without_wrappers(state)
+    olds = storages_of(bare)
     storage = storage_with(state_bits, relative=bare.scale is not None)
     unit = None
     if storage.quantized:
@@ -113,7 +114,7 @@ def _converted(state: AdadeltaState, state_bits: int | None, eps, dtype) -> Adad
 
     e_g, e_x = map_averages(convert, on_device)
     traces, structure = jax.tree.flatten(bare.trace)
-    leaves = zip(storages_of(bare), traces, before, after, strict=True) if traces else ()
+    leaves = zip(olds, traces, before, after, strict=True) if traces else ()
     traces = [converted_trace(old, storage, dtype, trace, *units) for old, trace, *units in leaves]
 
     wrapper = jax.tree.structure(state.count)

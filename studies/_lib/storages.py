@@ -1,4 +1,7 @@
-"""The storages and the optimizers that studies compare. A new storage is an entry of STORAGES."""
+"""The storages and the optimizers that studies compare. A new storage is an entry of STORAGES.
+
+Every study measures it in its next run. Tables show those that the results have.
+"""
 
 import optax
 

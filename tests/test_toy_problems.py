@@ -1,0 +1,114 @@
+"""Toy problems, which other suites have too, are solved in every storage."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from states import BITS
+
+from optax_adadelta import adadelta
+
+
+@pytest.fixture(autouse=True)
+def optax_promotes():
+    """Optax's schedules mix dtypes."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def modulus_squared(z):
+    return jnp.real(z * jnp.conj(z))
+
+
+def rosenbrock(a, x):
+    return modulus_squared(a - x[0]) + 100 * modulus_squared(x[1] - x[0] ** 2)
+
+
+def distance(target, x):
+    return sum(
+        jnp.sum(modulus_squared(a - b))
+        for a, b in zip(jax.tree.leaves(x), jax.tree.leaves(target), strict=True)
+    )
+
+
+TREE = {"w": np.array([[2.0, -3.0], [0.5, 0.25]]), "more": [np.array(-1.5), np.array([4.0])]}
+
+
+PROBLEMS = {
+    "parabola": (functools.partial(distance, TREE), TREE),
+    "parabola in the complex plane": (
+        functools.partial(distance, {"z": np.array([1 - 2j, -3j, 0.5])}),
+        {"z": np.array([1 - 2j, -3j, 0.5])},
+    ),
+    "Rosenbrock": (functools.partial(rosenbrock, 1.0), np.array([1.0, 1.0])),
+    "Rosenbrock in the complex plane": (
+        functools.partial(rosenbrock, 1 + 0.5j),
+        np.array([1 + 0.5j, (1 + 0.5j) ** 2]),
+    ),
+}
+
+
+def solve(optimizer, loss, target, steps):
+    """The parameters after so many steps from zero in one compiled loop."""
+
+    def step(carry, _):
+        params, state = carry
+        grads = jax.grad(loss)(params)
+        # JAX's gradient of a real function of a complex number is the conjugate of the ascent.
+        grads = jax.tree.map(jnp.conj, grads)
+        updates, state = optimizer.update(grads, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    @jax.jit
+    def loop(params):
+        return jax.lax.scan(step, (params, optimizer.init(params)), length=steps)[0][0]
+
+    return loop(jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.result_type(x)), target))
+
+
+@BITS
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_the_usual_toy_problems_are_solved(name, bits):
+    loss, target = PROBLEMS[name]
+    optimizer = adadelta(optax.cosine_decay_schedule(0.3, 10_000), state_bits=bits)
+    found = solve(optimizer, loss, target, 10_000)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=5e-3), found, target)
+
+
+def test_where_the_curvature_is_above_two_a_falling_learning_rate_settles():
+    """The README's advice: once gradients die away, Adadelta is descent with step 1."""
+    x = np.random.default_rng(0).uniform(0, 10, 100)
+    inputs = jnp.asarray(np.stack([x, np.ones(100)], axis=1), jnp.float32)
+    line = jnp.array([3.0, 2.0])
+    steps = 10_000
+
+    def distances(optimizer):
+        def step(carry, _):
+            params, state = carry
+            grads = jax.grad(lambda p: jnp.mean((inputs @ (p - line)) ** 2))(params)
+            updates, state = optimizer.update(grads, state)
+            params = optax.apply_updates(params, updates)
+            return (params, state), jnp.max(jnp.abs(params - line))
+
+        start = jnp.zeros(2)
+        return jax.lax.scan(step, (start, optimizer.init(start)), length=steps)[1]
+
+    assert jnp.max(distances(adadelta())[-500:]) > 0.01
+    falling = adadelta(optax.cosine_decay_schedule(1.0, steps))
+    assert jnp.max(distances(falling)[-500:]) < 1e-5
+
+
+def test_no_arguments_descend():
+    for optimizer in (adadelta(), adadelta(learning_rate=None)):
+        x = jnp.array([3.0, -2.0])
+        state = optimizer.init(x)
+        losses = []
+        for _ in range(300):
+            losses.append(float(jnp.sum(x**2)))
+            updates, state = optimizer.update(2 * x, state)
+            x = optax.apply_updates(x, updates)
+        assert np.all(np.diff(losses) < 0)
+        assert losses[-1] < 0.5 * losses[0]
