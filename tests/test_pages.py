@@ -92,7 +92,6 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
         "getting_started.md",
         "choosing_settings.md",
         "nadadelta.md",
-        "when_to_use.md",
         "faq.md",
         "memory.md",
         "../README.md",
