@@ -10,6 +10,7 @@ import nox
 PROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PROJECT)
 OLDEST = PYTHONS[0]
+NOT_SLOW = "devices or not slow"
 
 nox.options.sessions = ["tests", "slow", "scripts", "lint", "docs"]
 nox.options.default_venv_backend = "uv|virtualenv"
@@ -35,9 +36,9 @@ def sphinx(session: nox.Session, builder: str, *options: str) -> None:
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """The package's tests."""
+    """The package's tests, also those on eight devices."""
     session.install("-e", ".[test]")
-    pytest(session)
+    pytest(session, "-m", NOT_SLOW)
 
 
 @nox.session(python=OLDEST)
@@ -51,7 +52,7 @@ def lowest(session: nox.Session) -> None:
     constraints = Path(session.create_tmp(), "constraints.txt")
     constraints.write_text("\n".join(pins), encoding="utf-8")
     session.install("--constraint", str(constraints), "-e", ".[test]")
-    pytest(session)
+    pytest(session, "-m", NOT_SLOW)
 
 
 @nox.session(python=OLDEST)

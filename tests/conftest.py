@@ -22,7 +22,7 @@ hypothesis.settings.register_profile("nightly", max_examples=500, deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ordinary"))
 
 # noxfile.py has a session for each of these, and CI runs them all.
-OWN_SESSION = {"accelerators", "frameworks", "peers", "scripts", "slow", "types"}
+OWN_SESSION = {"accelerators", "devices", "frameworks", "peers", "scripts", "slow", "types"}
 
 _COMPILED = []
 jax.monitoring.register_event_duration_secs_listener(
@@ -32,17 +32,22 @@ jax.monitoring.register_event_duration_secs_listener(
 )
 
 
+_FORGOTTEN = [0]
+
+
+@pytest.fixture(autouse=True)
+def forget_programs():
+    """A compiled program takes up to 2 MB, and later tests need few of those before."""
+    yield
+    if len(_COMPILED) - _FORGOTTEN[-1] > 300:
+        jax.clear_caches()
+        _FORGOTTEN.append(len(_COMPILED))
+
+
 @pytest.fixture
 def compiled():
     """Returns how many programs JAX has compiled so far, by its own count."""
     return lambda: len(_COMPILED)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def forget_programs():
-    """Compiled programs of a test module are of no use to the next one, and take memory."""
-    yield
-    jax.clear_caches()
 
 
 @pytest.fixture

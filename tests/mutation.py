@@ -137,7 +137,7 @@ def check(fault, order, seconds, quick, log, sender):
     soon = {module_of(name.partition("::")[0]) for name in order.first}
     # Not every plugin's own assertions can be rewritten, for some are imported already.
     quiet = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
-    options = ["-x", "-q", "-n0", "-p", "no:cacheprovider", *quiet, "-m", "not slow"]
+    options = ["-x", "-q", "-n0", "-p", "no:cacheprovider", *quiet, "-m", "devices or not slow"]
     # In two parts, because it takes a while to import all modules.
     for part in (True,) if quick else (True, False):
         modules = [str(path) for path in paths if (module_of(path) in soon) is part]

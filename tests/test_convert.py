@@ -202,6 +202,7 @@ def test_two_states_are_both_converted(bits):
         assert leaf.dtype == DTYPES[bits]
 
 
+@pytest.mark.devices
 @BITS
 @pytest.mark.parametrize("start", [None, 16, 8])
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)

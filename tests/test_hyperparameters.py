@@ -1,5 +1,6 @@
 """Hyperparameters: what may be given, what is refused, and that no value recompiles."""
 
+import itertools
 import re
 
 import jax
@@ -77,11 +78,10 @@ def test_a_hyperparameter_is_a_schedule_of_the_updates_made_so_far(name, jit):
 def test_a_hyperparameter_may_be_traced(name):
     @jax.jit
     def final(value):
-        return list(path_of(adadelta(**{name: value})))
+        return list(itertools.islice(path_of(adadelta(**{name: value})), 8))
 
-    for got, expected in zip(
-        final(GIVEN[name]), reference_path(**{name: GIVEN[name]}), strict=True
-    ):
+    first = itertools.islice(reference_path(**{name: GIVEN[name]}), 8)
+    for got, expected in zip(final(GIVEN[name]), first, strict=True):
         np.testing.assert_allclose(got, expected, rtol=5e-6)
 
 
@@ -195,6 +195,7 @@ def slowly(value):
     return value + 0 * x[0, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "names"),
     [

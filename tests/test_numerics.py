@@ -76,7 +76,7 @@ def test_after_a_huge_gradient_a_coordinate_recovers_no_later_than_in_float64(hu
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
-@pytest.mark.parametrize("rho", [0.99, 0.999])
+@pytest.mark.parametrize("rho", [0.99, pytest.param(0.999, marks=pytest.mark.slow)])
 def test_averages_of_a_low_precision_model_follow_gradients_that_drop(dtype, rho):
     steps = round(3 / (1 - rho))
     drop = np.concatenate([np.ones(steps), np.full(steps, 0.1)])[:, None] * [1.0, 0.03]
@@ -247,6 +247,7 @@ def test_the_order_of_keys_changes_no_bit():
     jax.tree.map(np.testing.assert_array_equal, *runs)
 
 
+@pytest.mark.devices
 @pytest.mark.parametrize(
     ("shape", "spec", "ulps"),
     [

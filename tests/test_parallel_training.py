@@ -16,6 +16,8 @@ from states import CODE, normal, same_bits, same_types
 
 from optax_adadelta import adadelta
 
+pytestmark = pytest.mark.devices
+
 READER = module("studies._lib.programs")
 STEPS = 4
 FIRST = np.sqrt(1e-6 / 0.05)  # the largest update of the first step

@@ -186,6 +186,7 @@ def test_two_leaves_of_one_name():
         choose_coordinates(state)
 
 
+@pytest.mark.devices
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
 @pytest.mark.parametrize(
     "kinds",

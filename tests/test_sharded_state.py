@@ -26,6 +26,8 @@ from states import (
 from optax_adadelta import AdadeltaState, adadelta, reduce_eps_on_plateau, stochastic_round
 from optax_adadelta.diagnostics import averages, effective_learning_rate
 
+pytestmark = pytest.mark.devices
+
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
 
 

@@ -36,6 +36,7 @@ def added(p, u):
         return optax.apply_updates(p, u)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", LEAST)
 @pytest.mark.parametrize(
     "built",
@@ -232,6 +233,7 @@ def test_a_seed_may_be_an_array_or_injected_or_scheduled_and_a_new_one_compiles_
         np.testing.assert_array_equal(end(injected(seed))[0], expected)
 
 
+@pytest.mark.devices
 @pytest.mark.parametrize("types", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("spec", [("a",), (None, "b"), (("a", "b"),)])
 def test_eight_devices_have_the_bits_of_one(types, spec, compiled):

@@ -266,6 +266,7 @@ def test_new_values_compile_nothing(compiled):
     assert compiled() == before
 
 
+@pytest.mark.devices
 @pytest.mark.parametrize(
     ("bits", "kind"), [(None, AxisType.Auto), (None, AxisType.Explicit), (8, AxisType.Explicit)]
 )

@@ -112,7 +112,7 @@ SKIPPING = {
 }
 
 
-@BITS
+@pytest.mark.parametrize("bits", [None, 8])
 @pytest.mark.parametrize("name", SKIPPING)
 def test_steps_that_a_wrapper_skips_are_as_if_they_never_were(name, bits):
     wrap, given, got, moves = SKIPPING[name]
