@@ -702,7 +702,7 @@ def traces(state):
 
 def assert_near(found, trace, bits, unit, most=1.0):
     """Traces agree within `most` times half a code; `unit` is the root of what stands above."""
-    share, least = {None: (0, 0), 16: (2.0**-9, 0), 8: (1 / 14, unit / 16)}[bits]
+    share, least = {None: (0, 0), 16: (2.0**-8, 0), 8: (1 / 14, unit / 16)}[bits]
     np.testing.assert_array_less(
         np.abs(found - trace), 1.01 * most * share * (np.abs(trace) + least) + 1e-30
     )
@@ -735,7 +735,9 @@ def test_what_is_not_finite_in_a_trace_has_a_code(bits):
     full = nadadelta().init(jnp.ones(3))
     full = full._replace(trace=jnp.array([np.nan, np.inf, -np.inf]))
     found = traces(convert.with_state_bits(full, bits, eps=1e-5))
-    assert (found[0], np.isfinite(found).all(), found[1] > 1, found[2]) == (0, 1, 1, -found[1])
+    assert found[0] == 0
+    assert 1 < found[1] == -found[2]
+    assert np.isfinite(found).all()
 
 
 RULES = pytest.mark.parametrize(
@@ -773,7 +775,7 @@ def test_quantized_averages_go_to_the_other_rule_by_way_of_full_precision(bits, 
 def test_a_trace_of_real_numbers_is_not_carried_to_complex_parameters():
     state = stepped(nadadelta(), {"w": normal(3)})
     with pytest.raises(TypeError, match=r"\['w'\].*float32.*complex64"):
-        convert.carry_over(state, nadadelta().init({"w": normal(3) + 1j}))
+        convert.carry_over(state, nadadelta().init({"w": normal(3).astype(jnp.complex64)}))
 
 
 class Layer(NamedTuple):
