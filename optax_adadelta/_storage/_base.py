@@ -169,7 +169,9 @@ class Quantized(Storage):
 
     def init_trace(self, p: Any, dtype: np.dtype) -> jax.Array:
         # Complex numbers have no codes.
-        return zeros_like(p, dtype if jnp.issubdtype(dtype, complex) else self.dtypes[0])
+        return zeros_like(
+            p, dtype if jnp.issubdtype(dtype, jnp.complexfloating) else self.dtypes[0]
+        )
 
     def read_trace(self, trace, eps):
         return trace if jnp.iscomplexobj(trace) else self.decode_trace(trace, eps.x)
