@@ -90,7 +90,7 @@ def test_libraries_that_trace_a_closure_find_array_hyperparameters_in_it():
 
     def arrays_in(function):
         cells = [cell.cell_contents for cell in function.__closure__]
-        return [cell for cell in cells if isinstance(cell, jax.Array)]
+        return [leaf for leaf in jax.tree.leaves(cells) if isinstance(leaf, jax.Array)]
 
     given = {name: jnp.float32(value) for name, value in GIVEN.items()}
     optimizer = adadelta(**given)

@@ -9,6 +9,7 @@ import pytest
 from reference import algorithm_1
 
 from optax_adadelta import adadelta, diagnostics, scale_by_adadelta
+from optax_adadelta._equation import Epsilons
 from optax_adadelta._storage import storage_with
 from optax_adadelta._storage._eight import _Z_GRID, S_GRID
 from optax_adadelta.diagnostics import effective_learning_rate
@@ -117,7 +118,8 @@ def test_values_outside_a_grid_are_put_on_its_ends_whatever_the_dither(grid, dit
 @LOW
 def test_what_is_read_is_written_as_the_same_codes(bits):
     _, state = run(adadelta(state_bits=bits), made(SHAPE, 50))
-    back = storage_with(bits).write(diagnostics.averages(state), state.unit)
+    unit = Epsilons(state.unit, state.unit)
+    back = storage_with(bits).write(diagnostics.averages(state), unit)
     # What rounding put below zero is read as zero.
     positive = np.asarray(diagnostics.averages(state).e_x) > 0
     np.testing.assert_array_equal(back.e_g, state.e_g)
