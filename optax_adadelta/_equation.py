@@ -38,8 +38,8 @@ def delta(
 ) -> jax.Array:
     """Returns `dx` from the new `e_g` and the new `e_x`."""
     rho, rho_eps = constants.rho, constants.rho_eps
-    denominator = rho.high * e_g + (rho.one_minus_rho * g_sq + rho_eps.g)
-    return _root_ratio(e_x + rho_eps.x, denominator).astype(g.dtype) * g
+    ratio = _root_ratio(e_x + rho_eps.x, rho.high * e_g + (rho.one_minus_rho * g_sq + rho_eps.g))
+    return ratio.astype(g.dtype) * g
 
 
 def rms_ratio(e_g: jax.Array, e_x: jax.Array, eps: "Epsilons") -> jax.Array:

@@ -20,8 +20,11 @@ Group = dict[str, list[Report]]  # From a method to its results on each task.
 
 
 def untuned(found: Reports) -> Group:
-    """Returns the methods with their usual settings."""
-    return {name: [report["methods"][name] for report in found.values()] for name in UNTUNED}
+    """Returns the methods with their usual settings that were trained on every task."""
+    everywhere = [
+        name for name in UNTUNED if all(name in report["methods"] for report in found.values())
+    ]
+    return {name: [report["methods"][name] for report in found.values()] for name in everywhere}
 
 
 def ideas(found: Reports) -> Group:

@@ -21,6 +21,8 @@ hypothesis.settings.register_profile(
 hypothesis.settings.register_profile("nightly", max_examples=500, deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ordinary"))
 
+collect_ignore = ["kills.py"]  # a script that needs orbax
+
 # noxfile.py has a session for each of these, and CI runs them all.
 OWN_SESSION = {"accelerators", "devices", "frameworks", "peers", "scripts", "slow", "types"}
 

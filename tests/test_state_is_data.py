@@ -42,7 +42,8 @@ ALONE = [
 AROUND = [
     (name, wrap, bits)
     for name in OF_ANY_OPTIMIZER
-    for wrap in WRAPPED.keys() - RULES
+    for wrap in WRAPPED
+    if wrap not in RULES
     for bits in DTYPES
 ]
 

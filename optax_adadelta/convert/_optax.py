@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_adadelta._averages import read_averages
+from optax_adadelta._sharding import placed
 from optax_adadelta._state import AdadeltaState, find_state
 from optax_adadelta._validation import dtype_of_averages
 from optax_adadelta.convert._matching import name_of, places_in, shown
@@ -67,7 +68,7 @@ def from_optax(state: Any, *, count: jax.typing.ArrayLike | None = None) -> Adad
         return owned(jnp.asarray(average, dtype_of_averages(path, average)))
 
     e_g, e_x = (jax.tree.map_with_path(converted, tree) for tree in (found.e_g, found.e_x))
-    return AdadeltaState(owned(jnp.asarray(count, jnp.int32)), e_g, e_x)
+    return AdadeltaState(placed(e_g, owned(jnp.asarray(count, jnp.int32))), e_g, e_x)
 
 
 def to_optax(state: Any, new_state: Any) -> Any:
