@@ -17,16 +17,25 @@ import optax
 from matplotlib.figure import Figure
 
 from studies._lib import cases
-from studies._lib import contenders as step_of
 from studies._lib.cases import CASES, SMOKE, Shape
-from studies._lib.contenders import CLIP, gradients_of
+from studies._lib.contenders import (
+    CLIP,
+    bound,
+    donated,
+    eager,
+    gradients_of,
+    of_keras,
+    of_optax,
+    of_torch,
+)
 from studies._lib.models import perceptron
 from studies._lib.results import Report, Reports, Results, markdown, said
-from studies._lib.storages import EPS, RHO, RULES
+from studies._lib.storages import EPS, RHO
+from studies._lib.storages import RULES as ALL
 from studies._lib.study import Study, run
 from studies._lib.timing import Contender, in_turns, timed
 
-RULES = {"optax_adadelta": RULES["float32"], "optax": RULES["optax"]}
+RULES = {"optax_adadelta": ALL["float32"], "optax": ALL["optax"]}
 WHO = ("optax_adadelta", "optax", "keras", "torch for-loop", "torch foreach", "torch compiled")
 WHO += ("floor",)
 # torch writes and compiles a kernel a tree, which for hundreds of leaves takes many minutes.
@@ -43,18 +52,18 @@ def contenders(setting: str, gradients: list[np.ndarray]) -> dict[str, Contender
     made: dict[str, Contender] = {}
     for name, rule in RULES.items():
         if setting == "eager":
-            made[name] = step_of.eager(rule, gradients, apply=True)
-            made[f"{name}, update alone"] = step_of.eager(rule, gradients, apply=False)
+            made[name] = eager(rule, gradients, apply=True)
+            made[f"{name}, update alone"] = eager(rule, gradients, apply=False)
             continue
         if clip:
             rule = optax.chain(optax.clip_by_global_norm(clip), rule)
-        made[name] = step_of.of_optax(rule, gradients)
+        made[name] = of_optax(rule, gradients)
     if setting != "eager" and find_spec("keras"):
-        made["keras"] = step_of.of_keras(gradients, clip)
+        made["keras"] = of_keras(gradients, clip)
     if find_spec("torch"):
         compiled = setting == "alone" and len(gradients) <= LEAVES_COMPILED
         for mode in ("for-loop", "foreach", *["compiled"] * compiled):
-            made[f"torch {mode}"] = step_of.of_torch(gradients, mode, clip)
+            made[f"torch {mode}"] = of_torch(gradients, mode, clip)
     return made
 
 
@@ -64,7 +73,7 @@ def measure_case(shapes: list[Shape], rounds: int) -> Report:
     size = sum(g.size for g in gradients)
     report: Report = {"floor is": "adding one to a large array"}
     for setting in ("alone", "clipped", *["eager"] * (size < SMALL)):
-        steps = {**contenders(setting, gradients), "floor": step_of.bound(BYTES * size)}
+        steps = {**contenders(setting, gradients), "floor": bound(BYTES * size)}
         report[setting] = in_turns(steps, rounds, samples=3 if size > SMALL else 20)
         del steps
         jax.clear_caches()
@@ -89,7 +98,7 @@ def trainers(sizes: tuple[int, ...]) -> dict[str, Contender]:
             return optax.apply_updates(params, updates), state
 
         given = jax.tree.map(jnp.array, params)
-        return step_of.donated(step, given, rule.init(given), images, labels)
+        return donated(step, given, rule.init(given), images, labels)
 
     def gradients(params, grads, *data):
         del grads  # The parameters are not changed, so the gradients go where a state would.
@@ -97,7 +106,7 @@ def trainers(sizes: tuple[int, ...]) -> dict[str, Contender]:
 
     steps = {name: trained(rule) for name, rule in RULES.items()}
     given, zeros = (jax.tree.map(f, params) for f in (jnp.array, jnp.zeros_like))
-    steps["jax, gradients alone"] = step_of.donated(gradients, given, zeros, images, labels)
+    steps["jax, gradients alone"] = donated(gradients, given, zeros, images, labels)
     if find_spec("torch"):
         for mode in ("for-loop", "foreach", None):
             name = f"torch {mode}" if mode else "torch, gradients alone"
