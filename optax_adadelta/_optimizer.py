@@ -198,6 +198,7 @@ def _transformation(
     seed = seed_scalar(seed)
 
     def init(params: optax.Params) -> Any:
+        # An array may not have been computed yet when the optimizer was built.
         given = (learning_rate, rho, eps, weight_decay)
         for key, value in zip(SCHEDULABLE, given, strict=True):
             if isinstance(value, jax.Array):
