@@ -209,6 +209,8 @@ def test_a_parameter_whose_sum_over_an_axis_is_pending_gets_an_ordinary_state(bi
         place = NamedSharding(mesh, spec)
         if of == "abstract":
             state = optimizer.init(jax.ShapeDtypeStruct((8, 4), jnp.float32, sharding=place))
+            host = place.with_memory_kind("pinned_host")
+            assert in_host(optimizer.init(jax.ShapeDtypeStruct((8,), jnp.float32, sharding=host)))
         else:
             p = jax.jit(lambda x: jax.sharding.reshard(x, place))(jnp.ones((8, 4)))
             state = (jax.jit(optimizer.init) if of == "tracer" else optimizer.init)(p)
@@ -335,7 +337,7 @@ def test_a_state_in_host_memory_is_there_as_a_whole(bits, devices, of, mesh, com
     if of == "abstract":
         given = jax.tree.map(lambda p: p.update(sharding=place), jax.eval_shape(params))
     state = init(given)
-    assert in_host(state)
+    assert in_host((state, init(given["w"])))
     same_types(state, optimizer.init(grads))
     expected = optimizer.init(grads)
     same_bits(jax.device_get(state), jax.device_get(expected))
