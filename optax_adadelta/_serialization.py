@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 from jax import export
 
-NamedTupleType = TypeVar("NamedTupleType", bound=type[Any])
+NamedTupleType = TypeVar("NamedTupleType")
 
 
 def exportable(name: str) -> Callable[[NamedTupleType], NamedTupleType]:

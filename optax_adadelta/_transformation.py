@@ -65,6 +65,7 @@ def transformation(
     seed_value = seed_scalar(seed)
 
     def init(params: optax.Params) -> Any:
+        # An array may not have been computed yet when the optimizer was built.
         for key, value in values.items():
             if isinstance(value, jax.Array):
                 number(key, value, wait=True)

@@ -1,4 +1,3 @@
-import collections
 import email
 import html.parser
 import importlib.metadata
@@ -18,7 +17,6 @@ import pytest
 import readme_renderer.markdown
 
 import optax_adadelta
-from optax_adadelta._serialization import exportable
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "optax_adadelta"
@@ -228,19 +226,6 @@ check()
 
 def test_it_can_be_reloaded_and_imported_again():
     run(sys.executable, "-c", AGAIN, cwd=ROOT)
-
-
-def test_a_class_of_states_is_registered_once_and_used_again():
-    state = optax_adadelta.AdadeltaState
-    same, other = (
-        collections.namedtuple("AdadeltaState", fields)
-        for fields in (state._fields, state._fields[:3])
-    )
-    register = exportable("optax_adadelta.AdadeltaState")
-    assert register(same) is state
-    # Another version of the package has other fields.
-    assert register(other) is other
-    assert register(same) is state
 
 
 def test_its_version_is_the_one_in_pyproject():

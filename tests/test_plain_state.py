@@ -1,5 +1,6 @@
 """The state is a tree of plain arrays in every storage, and JAX and Optax treat it as one."""
 
+import collections
 import copy
 import functools
 import pickle
@@ -25,6 +26,7 @@ from states import (
 )
 
 from optax_adadelta import AdadeltaState, adadelta, convert, scale_by_adadelta
+from optax_adadelta._serialization import exportable
 from optax_adadelta.diagnostics import averages, effective_learning_rate
 
 
@@ -278,6 +280,19 @@ def test_states_are_pickled_and_copied(bits):
 def test_what_functions_return_belongs_to_public_modules():
     assert type(averages(trained(8))).__module__ == "optax_adadelta.diagnostics"
     assert type(adadelta().init({})).__module__ == "optax_adadelta"
+
+
+def test_a_class_of_states_is_registered_once_and_used_again():
+    state = AdadeltaState
+    same, other = (
+        collections.namedtuple("AdadeltaState", fields)
+        for fields in (state._fields, state._fields[:3])
+    )
+    register = exportable("optax_adadelta.AdadeltaState")
+    assert register(same) is state
+    # Another version of the package has other fields.
+    assert register(other) is other
+    assert register(same) is state
 
 
 def test_what_diagnostics_return_can_be_exported():
