@@ -1,5 +1,7 @@
 """Tables and the picture of compare.py."""
 
+from itertools import cycle
+
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -180,7 +182,8 @@ def draw_group(axes, title: str, group: Group, best: np.ndarray, tasks: list[str
     order = np.argsort(middle)
     lines = np.arange(len(order))
     axes.hlines(lines, 1, WORST_DRAWN, color="#E6E6E6", linewidth=0.8, zorder=0)
-    for task, color, marker, column in zip(tasks, COLORS, MARKERS, ratios[order].T, strict=False):
+    styles = zip(cycle(COLORS), cycle(MARKERS + "*"), strict=False)
+    for task, (color, marker), column in zip(tasks, styles, ratios[order].T, strict=False):
         axes.plot(column, lines, marker, color=color, markersize=5, alpha=0.85, label=task)
     axes.plot(
         middle[order], lines, "|", color="black", markersize=13, markeredgewidth=2, label="mean"

@@ -197,18 +197,6 @@ def test_linear_regression(tmp_path, options, seed, epochs):
     check_picture(output)
 
 
-def test_a_line_is_settled_from_the_epoch_after_which_it_never_leaves():
-    target = np.array([2.0, -1.0])
-    near, far = target * 1.009, target * [1.0, 1.011]
-    for lines, epoch in (
-        ([far, near, near], 1),
-        ([near, far, near], 2),
-        ([near, near], 0),
-        ([near, far], None),
-    ):
-        assert module("linear_regression").settled(np.array(lines), target) == epoch
-
-
 @pytest.fixture(scope="module")
 def speaker():
     return module("speaker")
