@@ -334,3 +334,8 @@ def test_a_traced_mask():
 
     with refused(TypeError, "weight_decay_mask['b'] must be True or False", "traced"):
         update(True)
+
+
+def test_a_pair_that_is_neither_a_value_with_gradients_nor_gradients_with_extras():
+    with refused(ValueError, "updates and state.e_g", "Call init"):
+        OPTIMIZER.update((jnp.ones(2), jnp.ones(3)), STATE)

@@ -10,6 +10,7 @@ from states import BITS, QUANTIZED, same_types
 
 from optax_adadelta import (
     adadelta,
+    convert,
     diagnostics,
     nadadelta,
     scale_by_adadelta,
@@ -430,3 +431,19 @@ def test_diagnostics_read_the_units_of_each_array(bits):
         at_rest = np.mean(e_x < eps * r**2 / 100)
         np.testing.assert_allclose(found[f"{name}/share/at_rest"], at_rest, atol=0.02)
         assert found[f"{name}/share/dominated_by_eps"] == 0
+
+
+@BITS
+def test_a_tree_without_arrays_passes(bits):
+    optimizer = nadadelta(state_bits=bits)
+    updates, state = optimizer.update({}, optimizer.init({}))
+    assert updates == {}
+    assert state.count == 1
+
+
+@QUANTIZED
+def test_a_complex_trace_stays_as_it_is_in_another_storage(bits):
+    start = {"w": jnp.full(3, 1 + 2j, jnp.complex64)}
+    _, state = nadadelta().update(start, nadadelta().init(start))
+    converted = convert.with_state_bits(state, bits, eps=1e-5)
+    np.testing.assert_array_equal(converted.trace["w"], state.trace["w"])
