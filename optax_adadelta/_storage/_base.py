@@ -30,7 +30,7 @@ class Quantization(NamedTuple):
 
     before: Epsilons  # what the codes are relative to before the step
     after: Epsilons  # and after it
-    gain: Scalar | None  # what turns a step in units into dx; None if both units are the same
+    gain: Scalar | None  # dx divided by the update in units; None if both units are equal
     dither: Dither
 
 
@@ -40,7 +40,7 @@ def unit_of(eps: jax.typing.ArrayLike) -> jax.Array:
 
 
 def gain_of(units: Epsilons) -> jax.Array:
-    """Returns what turns a step in these units into dx."""
+    """Returns dx divided by the update in these units."""
     return jnp.sqrt(units.x) / jnp.sqrt(units.g)
 
 
