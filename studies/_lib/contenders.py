@@ -84,7 +84,7 @@ def of_torch(gradients: list[np.ndarray], mode: str, clip: float | None = None) 
 
 
 def bound(moved: float) -> Contender:
-    """Returns a step that moves this many bytes, at the speed of adding one to an array in place."""
+    """Returns a step that moves this many bytes as fast as adding one to an array in place does."""
     run = repeated(jax.jit(lambda x: (x + 1,), donate_argnums=0), (jnp.zeros(ADDED),))
     return Contender(lambda count: tuple(s * moved / (8 * ADDED) for s in run(count)))
 
