@@ -349,13 +349,15 @@ def test_unfrozen_parameters_start_fresh_and_others_go_on(bits, rule, chained):
         rtol = 0 if rule is adadelta else 1e-5
         chex.assert_trees_all_close(updates["w"], expected["w"], rtol=rtol)
         alone, _ = rule().update(grads["b"], rule().init(params["b"]))
-        np.testing.assert_allclose(updates["b"], alone, rtol=0.2 if bits else 1e-5)
+        low, full = (0.1, 1e-6) if rule is adadelta else (0.2, 1e-5)
+        np.testing.assert_allclose(updates["b"], alone, rtol=low if bits else full)
 
 
 @BITS
 @RULE
 def test_averages_are_distributed_to_groups(bits, rule):
     params = {"w": normal((3, 4)), "b": normal(4)}
+    rtol = 0 if rule is adadelta else 1e-6
     rule = rule(state_bits=bits)
     state = stepped(rule, params)
     groups = optax.multi_transform({"one": rule, "two": rule}, {"w": "one", "b": "two"})
@@ -364,7 +366,7 @@ def test_averages_are_distributed_to_groups(bits, rule):
     expected, state = rule.update(params, state)
     updates, carried = groups.update(params, carried)
     if bits is None:
-        chex.assert_trees_all_close(updates, expected, rtol=1e-6)
+        chex.assert_trees_all_close(updates, expected, rtol=rtol)
     for name, group in (("w", "one"), ("b", "two")):
         inner = find_state(carried.inner_states[group])
         assert inner.count == 4
