@@ -157,7 +157,8 @@ def ends_alike(
     folders = [folder / kind for kind in ("undisturbed", "disturbed")]
     assert Run(folders[0], options, bits).end() == [0]
     lives = []
-    for i, step in enumerate(sorted(random.choices(range(options.steps * 9 // 10), k=kills))):
+    # Many saves follow, in case a busy machine lets some pass.
+    for i, step in enumerate(sorted(random.choices(range(options.steps // 2), k=kills))):
         run = Run(folders[1], options, bits)
         lives.append(killed(run, ("step", "save")[i % 2], step, 0))
     run = Run(folders[1], options, bits)

@@ -311,8 +311,9 @@ def test_the_committed_learning_rates_are_those_with_the_least_validation_error(
     [("untuned", "test error", False), ("tuned losses", "training loss", True)],
 )
 def test_ranks_and_spreads_are_those_of_numpy_and_scipy(title, what, tuned):
-    found = COMPARE.by_task(RESULTS.load_all("compare-*"))
-    table = COMPARE.tables(RESULTS.load_all("compare-*"))[title].splitlines()[2:]
+    reports = RESULTS.load_all("compare-*")
+    found = {name: COMPARE.by_task(reports)[name] for name in COMPARE.TASKS}
+    table = COMPARE.tables(reports)[title].splitlines()[2:]
     lines = {row[0]: row[1:] for row in ([c.strip() for c in r.split("|")[1:-1]] for r in table)}
     labels = {label: name for name, label in module("studies._compare_report").NOT_TUNED.items()}
     plain = {name: labels.get(name, name) for name in lines}
