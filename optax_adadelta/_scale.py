@@ -56,7 +56,7 @@ def places(scale: jax.Array) -> list[jax.Array]:
     count = len(scale)
     if not count:
         return []
-    known = varying_with(jnp.arange(count, dtype=jnp.int32), scale[0])
+    known = varying_with(jnp.arange(count, dtype=jnp.uint32), scale[0])
     return jax.lax.platform_dependent(
         scale, known, cpu=_unknown_places, default=lambda _, known: list(known)
     )
@@ -70,4 +70,4 @@ def _unknown_places(scale: jax.Array, known: jax.Array) -> list[jax.Array]:
     found = [one - 1]
     for _ in scale[1:]:
         found.append(found[-1] / one + 1)
-    return [place.astype(jnp.int32) for place in found]
+    return [place.astype(jnp.uint32) for place in found]

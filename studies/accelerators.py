@@ -29,7 +29,7 @@ from studies._lib.cases import Shape
 from studies._lib.contenders import step_of
 from studies._lib.programs import read_program
 from studies._lib.results import Report, Reports, Results, markdown, said
-from studies._lib.storages import RULES, STORAGES
+from studies._lib.storages import NADADELTAS, RULES, STORAGES
 from studies._lib.study import Study, at_least, run
 from studies._lib.timing import cpu_seconds
 
@@ -78,7 +78,7 @@ def compile_step(*given: Any) -> Report:
         sharding = rows if leaf.ndim and case.devices > 1 else whole
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    rule = RULES[case.rule]
+    rule = {**RULES, **NADADELTAS}[case.rule]
     if case.chain == "clip":
         rule = optax.chain(optax.clip_by_global_norm(1.0), rule)
     elif case.chain == "stochastic_round":
