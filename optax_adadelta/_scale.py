@@ -18,22 +18,24 @@ SCALE_OF_ZEROS = 0.3
 def initial_scale(params: optax.Params) -> jax.Array:
     """Returns the scale of each array of `params`, as one float32 vector.
 
-    It is the root mean square of the array, or that of the whole tree if the array is zero. Shapes
-    have no values, so their scale is NaN.
+    It is the root mean square of the array. An array of zeros has the geometric mean of the others'
+    scales, which no single one of them dominates. Shapes have no values, so their scale is NaN.
     """
     leaves = jax.tree.leaves(params)
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
         return jnp.full(len(leaves), np.nan, jnp.float32)
-    return _root_mean_squares(list(map(in_device_memory, leaves)))
+    return _scales(list(map(in_device_memory, leaves)))
 
 
 @jax.jit
-def _root_mean_squares(leaves: list[jax.Array]) -> jax.Array:
-    sizes = np.array([np.size(leaf) for leaf in leaves], np.float32)
+def _scales(leaves: list[jax.Array]) -> jax.Array:
     squares = jnp.array([_mean_square(jnp.asarray(leaf)) for leaf in leaves], jnp.float32)
-    whole = jnp.sum(sizes * squares) / np.float32(max(sizes.sum(), 1))
-    whole = jnp.where(whole > 0, whole, np.float32(SCALE_OF_ZEROS**2))
-    return jnp.sqrt(jnp.where(squares > 0, squares, whole))
+    known = (squares > 0) & jnp.isfinite(squares)
+    logs = jnp.log(jnp.where(known, squares, jnp.ones_like(squares)))
+    count = jnp.sum(known, dtype=jnp.float32)
+    mean = jnp.exp(jnp.sum(logs) / jnp.maximum(count, np.float32(1)))
+    mean = jnp.where(count > 0, mean, np.float32(SCALE_OF_ZEROS**2))
+    return jnp.sqrt(jnp.where(squares == 0, mean, squares))
 
 
 def _mean_square(leaf: jax.Array) -> jax.Array:
