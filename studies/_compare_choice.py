@@ -71,7 +71,7 @@ def table_of_choice(found: Reports) -> str:
         cells = [number(error) if there else "" for error, there in zip(errors, known, strict=True)]
         rows.append((failed, ratios.max(), geometric(ratios), name, cells))
     return markdown(
-        ["", "failed seeds", "worst ratio", "geometric mean", *found],
+        ["", "failed", "worst", "mean", *found],
         [
             [name, f"{failed}", f"{worst:.2f}", f"{mean:.2f}", *cells]
             for failed, worst, mean, name, cells in sorted(rows)
