@@ -73,7 +73,13 @@ def table_of_choice(found: Reports) -> str:
     return markdown(
         ["", "failed", "worst", "mean", *found],
         [
-            [name, f"{failed}", f"{worst:.2f}", f"{mean:.2f}", *cells]
+            [
+                name.replace("nesterov=False", "plain").replace("=", " "),
+                f"{failed}",
+                f"{worst:.2f}",
+                f"{mean:.2f}",
+                *cells,
+            ]
             for failed, worst, mean, name, cells in sorted(rows)
         ],
     )
