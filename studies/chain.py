@@ -48,11 +48,10 @@ def compared(reports: Reports, slow: str, *fast: str, few: int = 0) -> str:
     """Returns how many times as fast as one kind of step others are, on each machine."""
     machines = {}
     for report in reports.values():  # The newest JAX of each machine comes last.
-        device = report["machine"].rpartition(", ")[2]
-        machines[device] = f"{device}, jax {report['versions']['jax']}", report["cases"]
+        machines[report["machine"].rpartition(", ")[2]] = report["cases"]
     rows = []
     for name, case in reports[next(iter(reports))]["cases"].items():
-        steps = [found[name]["steps"] if name in found else None for _, found in machines.values()]
+        steps = [found[name]["steps"] if name in found else None for found in machines.values()]
         cells = [
             f"{s[slow]['seconds'] / s[kind]['seconds']:.2f}" if s else ""
             for kind in fast
@@ -61,7 +60,7 @@ def compared(reports: Reports, slow: str, *fast: str, few: int = 0) -> str:
         if case["parameters"] >= few:
             rows.append([name, *cells, str(case["leaves"])])
     kinds = [f"{kind}, " if len(fast) > 1 else "" for kind in fast]
-    head = [f"{kind}{machine}" for kind in kinds for machine, _ in machines.values()]
+    head = [f"{kind}{machine}" for kind in kinds for machine in machines]
     return markdown(["times as fast", *head, "leaves"], rows)
 
 

@@ -242,32 +242,33 @@ def tables(reports: Reports) -> dict[str, str]:
 
 
 def draw(reports: Reports) -> dict[str, Figure]:
-    figure = Figure(figsize=(6.2 * len(reports), 4.6), dpi=140, layout="constrained")
-    panels = figure.subplots(1, len(reports), sharey=True, squeeze=False)[0]
+    """Draws the times of the JAX with which most packages were timed."""
+    report = max(reports.values(), key=lambda report: len(report["versions"]))
+    found = sizeable(report)
+    figure = Figure(figsize=(8, 4.8), dpi=150, layout="constrained")
+    panel = figure.subplots()
     styles = dict(zip(WHO, ("DC3", "oC0", "sC4", "^C1", "vC8", "PC2", "|black"), strict=True))
-    for panel, report in zip(panels, reports.values(), strict=True):
-        found = sizeable(report)
-        for place, (who, style) in enumerate(styles.items()):
-            off, size = (0, 420) if who == "floor" else (0.09 * (place - 2.5), 42)
-            points = [
-                (nanoseconds(case, "alone", who), i + off)
-                for i, case in enumerate(found.values())
-                if who in case["alone"]
-            ]
-            if points:
-                x, y = zip(*points, strict=True)
-                panel.scatter(x, y, size, style[1:], marker=style[0], label=who, zorder=3)
-        ticks = [0.3, 0.5, 1, 2, 3, 5, 10]
-        panel.set(xscale="log", xlim=(0.25, 12))
-        panel.set(xlabel="nanoseconds per parameter, median (lower is better)")
-        panel.set_yticks(range(len(found)), found)
-        panel.set_xticks(ticks, [str(t) for t in ticks])
-        panel.minorticks_off()
-        panel.grid(axis="x", alpha=0.4)
-        cores = report["machine"].split(",")[1].strip()
-        panel.set_title(f"jax {report['versions']['jax']}, CPU, {cores}")
-    panels[0].invert_yaxis()
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=7)
+    for place, (who, style) in enumerate(styles.items()):
+        off, size = (0, 420) if who == "floor" else (0.09 * (place - 2.5), 60)
+        points = [
+            (nanoseconds(case, "alone", who), i + off)
+            for i, case in enumerate(found.values())
+            if who in case["alone"]
+        ]
+        if points:
+            x, y = zip(*points, strict=True)
+            panel.scatter(x, y, size, style[1:], marker=style[0], label=who, zorder=3)
+    ticks = [0.3, 0.5, 1, 2, 3, 5, 10]
+    panel.set(xscale="log", xlim=(0.25, 12))
+    panel.set_xlabel("nanoseconds per parameter, median (left is better)", fontsize=12)
+    panel.set_yticks(range(len(found)), found, fontsize=12)
+    panel.set_xticks(ticks, [str(t) for t in ticks], fontsize=12)
+    panel.minorticks_off()
+    panel.grid(axis="x", alpha=0.4)
+    cores = report["machine"].split(",")[1].strip()
+    panel.set_title(f"jax {report['versions']['jax']}, CPU, {cores}")
+    panel.invert_yaxis()
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=12)
     return {"step": figure}
 
 
