@@ -70,16 +70,13 @@ def table_of_choice(found: Reports) -> str:
         ratios = (errors / best)[known]
         cells = [number(error) if there else "" for error, there in zip(errors, known, strict=True)]
         rows.append((failed, ratios.max(), geometric(ratios), name, cells))
-    return markdown(
-        ["", "failed", "worst", "mean", *found],
-        [
-            [
-                name.replace("nesterov=False", "plain").replace("=", " "),
-                f"{failed}",
-                f"{worst:.2f}",
-                f"{mean:.2f}",
-                *cells,
-            ]
-            for failed, worst, mean, name, cells in sorted(rows)
-        ],
-    )
+    rows = [
+        [shown(name), f"{failed}", f"{worst:.2f}", f"{mean:.2f}", *cells]
+        for failed, worst, mean, name, cells in sorted(rows)
+    ]
+    return markdown(["", "failed", "worst", "mean", *found], rows)
+
+
+def shown(name: str) -> str:
+    """Returns a candidate's name in words. No line breaks inside its numbers."""
+    return name.replace("nesterov=False", "plain").replace("=", " ").replace("e-", "e\u2011")

@@ -97,7 +97,7 @@ def measure(given: argparse.Namespace, results: Results) -> None:
 
 
 def compared(results: Report) -> dict[str, Report]:
-    """Returns the mean and spread by measure and storage, and for few bits how far from float32."""
+    """Returns the mean and spread by measure and storage, and whether it is within float32's."""
     summary = {}
     for measure in [m for m in MEASURES if m in results["float32"]]:
         full = np.asarray(results["float32"][measure])
@@ -105,11 +105,10 @@ def compared(results: Report) -> dict[str, Report]:
         for storage in results:
             values = np.asarray(results[storage][measure])
             with np.errstate(invalid="ignore"):  # A run that diverged is within no spread.
-                apart = values - full
                 summary[measure][storage] = {
                     "mean": values.mean(),
                     "spread": values.std(ddof=1),
-                    "holds": bool(abs(apart.mean()) <= full.std(ddof=1)),
+                    "holds": bool(abs((values - full).mean()) <= full.std(ddof=1)),
                 }
     return summary
 
