@@ -145,20 +145,6 @@ def test_a_step_that_overflows_changes_the_scale_alone(sections):
     assert (state_after.notfinite_count, state_after.total_notfinite) == (1, 1)
 
 
-def test_each_member_of_an_ensemble_trains_as_if_alone(sections):
-    names, _ = sections["An ensemble"]
-    params = jnp.asarray(random(3, 2), jnp.float32)
-    state = jax.vmap(names["optimizer"].init)(params)
-    alone = np.float64(params)
-    averages = [(0.0, 0.0)] * 3
-    for _ in range(STEPS):
-        params, state = names["member_step"](params, state)
-        for i in range(3):
-            dx, *averages[i] = one_step(2 * alone[i], *averages[i], 0.95, 1e-6)
-            alone[i] += dx
-    np.testing.assert_allclose(params, alone, rtol=1e-5)
-
-
 @BITS
 def test_old_rows_of_a_vocabulary_go_on_and_new_ones_start_fresh(sections, bits):
     put = sections["A vocabulary that grows"][0]["put"]
@@ -174,14 +160,6 @@ def test_old_rows_of_a_vocabulary_go_on_and_new_ones_start_fresh(sections, bits)
     np.testing.assert_allclose(updates[:5], expected, rtol=1e-6)
     # Codes are rounded by the place of an element in its array.
     np.testing.assert_allclose(updates[5:], begun, rtol=1e-6 + CODE[bits])
-
-
-def test_columns_are_scaled_down_to_the_limit_and_never_up(page):
-    w = random(4, 3) * np.array([0.0, 0.1, 100.0])
-    norms = np.linalg.norm(w, axis=0)
-    assert norms[2] > 3 > norms[1]
-    expected = w * np.array([1, 1, 3 / norms[2]])
-    np.testing.assert_allclose(page["limited"](np.float32(w)), expected, rtol=1e-5)
 
 
 def test_schedules_and_changes_by_hand_do_not_compile_after_the_second_step(compiled):
