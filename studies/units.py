@@ -31,6 +31,7 @@ SHOWN = {
 UNITS = {"loss": "the loss", "array": "the first layer's weights"}
 FACTORS = tuple(10.0**power for power in range(-4, 5))
 SEED = 0
+LEAST = 1e-7  # Smaller losses are drawn there.
 
 
 def trained(task: Task, method: str, what: str) -> np.ndarray:
@@ -78,10 +79,10 @@ def draw(report: Report) -> Figure:
     colors = ("#EE6677", "#4477AA", "#228833", "#CCBB44", "#777777")
     for axes, (what, name) in zip(panels, UNITS.items(), strict=True):
         for (method, label), color in zip(SHOWN.items(), colors, strict=True):
-            losses = np.array(report["training loss"][what][method], float)
+            losses = np.maximum(report["training loss"][what][method], LEAST)
             width = 3 if method == "nadadelta" else 1.6
             axes.plot(report["factors"], losses, "o-", color=color, linewidth=width, label=label)
-        axes.set(title=f"other units for {name}", xscale="log", yscale="log", ylim=(1e-7, 5))
+        axes.set(title=f"other units for {name}", xscale="log", yscale="log", ylim=(LEAST, 5))
         axes.set_xlabel(f"{name} times")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="#E6E6E6")
@@ -91,17 +92,12 @@ def draw(report: Report) -> Figure:
     return figure
 
 
-def tables(reports: Reports) -> dict[str, str]:
-    del reports
-    return {}
-
-
 STUDY = Study(
     "units",
     __doc__,
     "nadadelta",
     measure,
-    tables,
+    tables=lambda reports: {},
     pictures=lambda reports: {"units": draw(reports["units"])},
 )
 
