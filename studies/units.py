@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from studies._lib.methods import METHODS
-from studies._lib.results import Report, Reports, Results, rounded
+from studies._lib.results import Report, Results, rounded
 from studies._lib.study import Study, run
 from studies._lib.tasks import Task, load
 from studies._lib.training import batches

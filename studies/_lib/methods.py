@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_adadelta import adadelta, nadadelta
+from optax_adadelta import adadelta, nadadelta  # noqa: F401
 from studies._lib import nadadelta as forms  # noqa: F401
 
 FACTORS = tuple(10 ** (half / 2) for half in range(-2, 5))  # Times the usual learning rate.
