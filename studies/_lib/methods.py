@@ -97,22 +97,16 @@ def falling_eps(rate, steps):
 
 def averaged(optimizer, steps: int):
     """Returns the optimizer with an average of the parameters, over a tenth of the training."""
-
-    def init(params):
-        return optimizer.init(params), params
-
-    def update(grads, state, params):
-        state, average = state
-        updates, state = optimizer.update(grads, state, params)
-        new_params = optax.apply_updates(params, updates)
-        average = optax.incremental_update(new_params, average, step_size=10 / steps)
-        return updates, (state, average)
-
-    return optax.GradientTransformation(init, update)
+    return with_average(optimizer, lambda step: 10 / steps)
 
 
 def growing_average(optimizer):
     """Returns the optimizer with an average over about a tenth of all steps so far."""
+    return with_average(optimizer, lambda step: 10 / (step + 10))
+
+
+def with_average(optimizer, share):
+    """Returns the optimizer with an average to which each step adds this share of its result."""
 
     def init(params):
         return optimizer.init(params), params, jnp.zeros((), jnp.int32)
@@ -121,7 +115,7 @@ def growing_average(optimizer):
         state, average, step = state
         updates, state = optimizer.update(grads, state, params)
         new_params = optax.apply_updates(params, updates)
-        average = optax.incremental_update(new_params, average, 10 / (step + 10))
+        average = optax.incremental_update(new_params, average, share(step))
         return updates, (state, average, step + 1)
 
     return optax.GradientTransformation(init, update)

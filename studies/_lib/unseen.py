@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from studies._lib import data, models
-from studies._lib.tasks import Data, Task, classifier, split
+from studies._lib import models
+from studies._lib.tasks import Data, Task, classifier, half_size_mnist, split
 
 LENGTH = 64  # Characters that the transformer reads at once.
 
@@ -51,7 +51,8 @@ def source_code(options: argparse.Namespace) -> Task:
 def batch_normalization(options: argparse.Namespace) -> Task:
     """Images of digits. For the test, the statistics are those of 1000 training images."""
     parts = half_size_mnist(options)
-    model = models.normalized_convolutions()
+    name = "two convolutions with batch normalization, on 14 x 14"
+    model = models.convolutions(name, normalized=True)
     task, seen = classifier(model, *parts, batch=64, steps=1000), parts[0][0][:1000]
 
     def error(params, x, y):
@@ -71,14 +72,8 @@ def autoencoder(options: argparse.Namespace) -> Task:
     """Images of digits, through sixteen numbers."""
     parts = [(x.reshape(len(x), -1),) for x, _ in half_size_mnist(options)]
     model = models.perceptron(196, 128, 64, 16, 64, 128, 196)
-    return regression(
-        model,
-        "root mean square error in %",
-        100.0,
-        *((x, x) for (x,) in parts),
-        batch=64,
-        steps=1500,
-    )
+    name, pairs = "root mean square error in %", ((x, x) for (x,) in parts)
+    return regression(model, name, 100.0, *pairs, batch=64, steps=1500)
 
 
 def friedman(options: argparse.Namespace) -> Task:
@@ -93,15 +88,6 @@ def friedman(options: argparse.Namespace) -> Task:
     return regression(
         model, "root mean square error", float(deviation), *parts, batch=32, steps=2000
     )
-
-
-def half_size_mnist(options: argparse.Namespace) -> list[Data]:
-    """Returns images of 14 x 14 x 1 and their labels, in three parts."""
-    train, test = (
-        (x.reshape(-1, 14, 2, 14, 2).mean(axis=(2, 4), dtype=np.float32)[..., None] / 255, y)
-        for x, y in data.mnist(options)
-    )
-    return [*split(train, validation=4000), test]
 
 
 def regression(model: models.Model, name: str, unit: float, *parts: Data, **sizes: int) -> Task:
