@@ -118,17 +118,13 @@ def place(result) -> tuple:
 
 
 def tables(reports: Reports) -> dict[str, str]:
-    rhos = " / ".join(map(str, RHOS))
-    errors = (f"{name}, % at rho {rhos}" for name in ARRANGEMENTS)
-    nmse = "NMSE at rho 0.95, " + " / ".join(ARRANGEMENTS)
     rows = []
     for name, row in reports["state_error"]["results"].items():
-        cells = [f"**`{name}`**" if row["shipped"] else name, f"{row['bytes per parameter']:.3g}"]
-        cells += [" / ".join(map(cell, row[a].values())) for a in ARRANGEMENTS]
-        found = (row[a]["rho 0.95"]["NMSE"] for a in ARRANGEMENTS)
-        cells.append(" / ".join("-" if x is None else f"{x:.1e}" for x in found))
-        rows.append(cells)
-    return {"state errors": markdown(["state", "bytes per parameter", *errors, nmse], rows)}
+        errors = (cell(row[arrangement]["rho 0.95"]) for arrangement in ARRANGEMENTS)
+        state = f"**`{name}`**" if row["shipped"] else name
+        rows.append([state, *errors, f"{row['bytes per parameter']:.3g}"])
+    head = ["state", *(f"{name}, %" for name in ARRANGEMENTS), "bytes per parameter"]
+    return {"state errors": markdown(head, rows)}
 
 
 def cell(result: Report) -> str:

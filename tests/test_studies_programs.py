@@ -174,8 +174,8 @@ def test_a_table_shows_what_failed_and_no_bytes_of_few_parameters():
     odd = {"(7,)": dict.fromkeys(ACCELERATORS.STORAGES, facts)}
     text = ACCELERATORS.table("H100", {"cases": cases, "odd shapes": odd})
     assert "| () | 1 / 1 / 1 / 1 | - / - / - / - |" in text
-    assert "| (8192,) | 1 / 1 / fails / 1 | 28.0 / 28.0 / fails / 28.0 | 0.5 / 0.5 / f" in text
-    assert "8 bits: (7,). Failed: (8192,) with 8 bits (SIGABRT)." in text
+    assert "| (8192,) | 1 / 1 / fails / 1 | 28.0 / 28.0 / fails / 28.0 | 0.2 / 0.2 / f" in text
+    assert "1 other shapes were compiled. Failed: (8192,) with 8 bits (SIGABRT)." in text
 
 
 @pytest.fixture(params=CARDS)
@@ -321,9 +321,10 @@ def test_compiled_programs_move_the_bytes_that_the_estimate_counts(dtype, size, 
     assert ESTIMATE.state_bytes(storage) == STATE[storage]
     counted = ESTIMATE.moved_bytes(dtype, storage)
     assert counted == 3 * size + 2 * STATE[storage]
-    report = RESULTS.load_all("accelerators")["accelerators"]
-    found = ESTIMATE.compiled_bytes(report, dtype, storage)
-    assert found == pytest.approx([counted, counted], rel=2e-3)
+    case = "four devices" if dtype == "float32" else "bfloat16, stochastic_round"
+    for card in CARDS:
+        facts = committed("accelerators")[card]["cases"][f"(4096, 2048), {case}"][storage]
+        assert facts["bytes"] / facts["parameters on a device"] == pytest.approx(counted, rel=2e-3)
 
 
 def test_the_estimate_is_what_one_computes_by_hand():

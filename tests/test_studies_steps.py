@@ -209,17 +209,16 @@ def test_a_mean_outside_the_spread_is_said_to_be():
     full = [1.0, 2.0, 3.0]
     facts = TRAINING.compared(made_up(full, [1.9, 2.9, 3.9]))["training loss"]["8 bits"]
     assert facts["holds"]
-    found = [facts[key] for key in ("mean", "apart", "spread", "spread apart")]
-    assert found == pytest.approx([2.9, 0.9, 1, 0])
+    assert [facts[key] for key in ("mean", "spread")] == pytest.approx([2.9, 1])
 
     def shown(full, few):
         report = {"seeds": 3, "tasks": {"a task": {"results": made_up(full, few)}}}
         return TRAINING.tables({"state_training": report})["state training"]
 
     for few in ([2.1, 3.1, 4.1], [-0.1, 0.9, 1.9], [1.0, 2.0, math.nan], [1.0, 2.0, math.inf]):
-        assert shown(full, few).endswith("| no, no |")
-    assert shown(full, full).endswith("| yes, yes |")
-    assert "| 5.00 ± 0.00 |" in shown([5, 5], [5, 5])
+        assert "| no, no |" in shown(full, few)
+    assert "| yes, yes |" in shown(full, full)
+    assert "| 5.00 ±0.00 | 5.00 |" in shown([5, 5], [5, 5])
 
 
 def test_in_the_committed_training_few_bits_end_as_float32_does():
