@@ -219,7 +219,3 @@ VERIFIED = (
 )
 # Whose learning rate is chosen, too.
 TUNED = ("Adadelta", "Adadelta, cosine", "Adam", "Adam, cosine", "AdamW", "RMSProp", "Adagrad")
-# What is trained for longer on some of the tasks.
-LONGER = ("Adadelta", "Adadelta, cosine", "Adadelta, eps 1e-4", "eps 1e-4, cosine")
-LONGER += ("eps 1e-4, cosine over the last half", "falling eps", "average of the last tenth")
-LONGER += ("Adam", "Adam, cosine", "Prodigy, linear")

@@ -13,15 +13,14 @@ import jax
 from studies._lib.programs import read_program
 from studies._lib.results import Report
 
-Run = Callable[[int], tuple[float, float]]
+Run = Callable[[int], float]
 
 
 class Contender(NamedTuple):
     """A step to be timed.
 
     Attributes:
-      run: makes so many steps one after another; returns the seconds of a step until the call
-        returned, and until it was done.
+      run: makes so many steps one after another; returns the seconds of a step.
       facts: numbers of the compiled program, if there is one.
     """
 
@@ -32,13 +31,12 @@ class Contender(NamedTuple):
 def timed(step: Callable[[], Any], wait: Callable[[], Any] = lambda: None) -> Run:
     """Returns what makes so many of the steps, waits for them, and returns their seconds."""
 
-    def run(count: int) -> tuple[float, float]:
+    def run(count: int) -> float:
         start = time.perf_counter()
         for _ in range(count):
             step()
-        begun = time.perf_counter() - start
         wait()
-        return begun / count, (time.perf_counter() - start) / count
+        return (time.perf_counter() - start) / count
 
     return run
 
@@ -64,7 +62,7 @@ def in_turns(
       samples: measurements in a turn.
       steps: in each measurement, one after another.
     """
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
+    times: dict[str, list[float]] = {name: [] for name in contenders}
     peaks = {name: peak(contender.run) for name, contender in contenders.items()}
     for _ in range(rounds):
         for name, contender in contenders.items():
@@ -72,13 +70,11 @@ def in_turns(
             times[name] += [contender.run(steps) for _ in range(samples)]
     report = {}
     for name, taken in times.items():
-        begun, done = zip(*taken, strict=True)
-        low, median, high = statistics.quantiles(done, n=4, method="inclusive")
+        low, median, high = statistics.quantiles(taken, n=4, method="inclusive")
         report[name] = {
             "seconds": median,
             "quartiles": [low, high],
-            "least": min(done),
-            "seconds until begun": statistics.median(begun),
+            "least": min(taken),
             "peak bytes": peaks[name],
             **contenders[name].facts,
         }
