@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from studies import _compare_choice, _compare_report
 from studies._lib import data
-from studies._lib.methods import CANDIDATES, FACTORS, METHODS, TUNED, VERIFIED
+from studies._lib.methods import FACTORS, METHODS, TUNED, VERIFIED
 from studies._lib.results import Report, Reports, Results, rounded
 from studies._lib.study import Study, run
 from studies._lib.tasks import TASKS, Task
@@ -33,7 +33,7 @@ from studies._lib.unseen import UNSEEN
 
 TUNING_SEEDS = (100, 101)
 TRIALS = [(seed, factor) for seed in TUNING_SEEDS for factor in FACTORS]
-EVERY_TASK, EVERY_METHOD = {**TASKS, **UNSEEN}, {**METHODS, **CANDIDATES}
+EVERY_TASK = {**TASKS, **UNSEEN}
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +41,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     text = f"tasks to train, of {', '.join(map(repr, every))} (default: all)"
     add("--only", nargs="+", choices=every, default=every, metavar="TASK", help=text)
     text = "methods to train without tuning, for a quick look; none is tuned (default: all)"
-    add("--methods", nargs="+", choices=EVERY_METHOD, metavar="METHOD", help=text)
+    add("--methods", nargs="+", choices=METHODS, metavar="METHOD", help=text)
     data.add_options(parser)
 
 
@@ -90,11 +90,11 @@ def train_all(name: str, given: argparse.Namespace, results: Results) -> None:
     sizes = {"methods": task.steps, "tuned": (1 + -(-len(TRIALS) // task.seeds)) * task.steps}
     total = sum(sizes[part] * len(methods) for part, methods in todo.items())
     with tqdm(total=total, desc=f"Training, {name}", unit="step") as bar:
-        for method in EVERY_METHOD:
+        for method in METHODS:
             trainer = trainer_of(task, method)
             for part, trained in (("methods", usual), ("tuned", tuned)):
                 if method in todo[part]:
-                    report[part][method] = rounded(trained(trainer, EVERY_METHOD[method].rate, bar))
+                    report[part][method] = rounded(trained(trainer, METHODS[method].rate, bar))
                     results.save(file_of(name), report)
 
 
@@ -105,7 +105,7 @@ def complete(result: Report | None, task: Task) -> bool:
 
 def trainer_of(task: Task, name: str) -> Trainer:
     """Returns what trains a network for each seed, all in one compiled program."""
-    method = EVERY_METHOD[name]
+    method = METHODS[name]
     return Trainer(
         task, lambda rate: method.make(rate, task.steps), method.evaluated, abreast=task.abreast
     )

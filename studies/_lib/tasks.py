@@ -64,12 +64,6 @@ class Task(NamedTuple):
         return self._replace(**dict(zip(PARTS, few, strict=True)), steps=steps)
 
 
-def load(name: str, options: argparse.Namespace) -> Task:
-    """Returns the task, small with --smoke."""
-    task = TASKS[name](options)
-    return task.smaller() if options.smoke else task
-
-
 def classifier(model: Model, *parts: Data, **settings: int) -> Task:
     """Returns the task of naming the class. The last array of the data has the classes."""
 
