@@ -61,9 +61,7 @@ def warm_up(rate, steps, then):
 def warm_late_fall(rate, steps):
     """Returns `late_fall` with a rise over the first twentieth of the training."""
     half = steps // 2
-    return warm_up(
-        rate, steps, lambda rate, left: optax.linear_schedule(rate, 0.0, half, left - half)
-    )
+    return warm_up(rate, steps, lambda r, left: optax.linear_schedule(r, 0.0, half, left - half))
 
 
 def warm_start(optimizer, e_x: float = 1e-4):
