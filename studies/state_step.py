@@ -81,11 +81,7 @@ def measure(given: argparse.Namespace, results: Results) -> None:
             kept[rule] = pool.submit(held, rule, side).result()
     of_optax(RULES["float32"], gradients_of([(8,)]))  # The first program takes longer to compile.
     cases.measure_each(
-        "state_step",
-        chosen,
-        lambda shapes: measure_case(shapes, rounds),
-        results,
-        memory=kept,
+        "state_step", chosen, lambda shapes: measure_case(shapes, rounds), results, memory=kept
     )
 
 

@@ -89,10 +89,8 @@ def eager(
 ) -> Contender:
     """Returns the step of somebody who uses no jit, or its update alone."""
     grads = [jnp.asarray(g) for g in gradients]
-
-    def step(params, state, grads):
-        updates, state = rule.update(grads, state, params)
-        return (optax.apply_updates(params, updates) if apply else updates), state
-
     params = jax.tree.map(jnp.zeros_like, grads)
+    step = (
+        step_of(rule) if apply else lambda p, state, g: rule.update(g, state, p)
+    )
     return Contender(repeated(step, (params, rule.init(params)), grads))

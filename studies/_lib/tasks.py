@@ -77,6 +77,18 @@ def classifier(model: Model, *parts: Data, **settings: int) -> Task:
     return Task(model, "errors in %", loss, error, *parts, **settings)
 
 
+def regression(model: Model, name: str, unit: float, *parts: Data, **settings: int) -> Task:
+    """Returns the task of predicting numbers, whose error is in a unit."""
+
+    def loss(params, x, y):
+        return jnp.mean((model.apply(params, x) - y) ** 2)
+
+    def error(params, x, y):
+        return unit * jnp.sqrt(loss(params, x, y))
+
+    return Task(model, name, loss, error, *parts, **settings)
+
+
 def split(data: Data, **sizes: int) -> list[Data]:
     """Returns the data in random order, in parts: the rest, then those of the given sizes."""
     order = np.random.default_rng(0).permutation(len(data[-1]))
@@ -121,17 +133,9 @@ def airfoil(options: argparse.Namespace) -> Task:
     parts = split((data.airfoil(options),), validation=200, test=300)
     mean, deviation = parts[0][0].mean(axis=0), parts[0][0].std(axis=0)
     parts = [((rows - mean) / deviation).astype(np.float32) for (rows,) in parts]
-    model = models.perceptron(5, 64, 64, 1)
-
-    def loss(params, x, y):
-        return jnp.mean((model.apply(params, x)[:, 0] - y) ** 2)
-
-    def error(params, x, y):
-        return float(deviation[-1]) * jnp.sqrt(loss(params, x, y))
-
-    parts = [(rows[:, :-1], rows[:, -1]) for rows in parts]
-    name = "root mean square error in dB"
-    return Task(model, name, loss, error, *parts, batch=32, steps=2000)
+    parts = [(rows[:, :-1], rows[:, -1:]) for rows in parts]
+    model, name = models.perceptron(5, 64, 64, 1), "root mean square error in dB"
+    return regression(model, name, float(deviation[-1]), *parts, batch=32, steps=2000)
 
 
 def vowels(options: argparse.Namespace) -> Task:

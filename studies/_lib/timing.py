@@ -13,16 +13,11 @@ import jax
 from studies._lib.programs import read_program
 from studies._lib.results import Report
 
-Run = Callable[[int], float]
+Run = Callable[[int], float]  # Makes so many steps in a row, and returns the seconds of a step.
 
 
 class Contender(NamedTuple):
-    """A step to be timed.
-
-    Attributes:
-      run: makes so many steps one after another; returns the seconds of a step.
-      facts: numbers of the compiled program, if there is one.
-    """
+    """A step to be timed, and numbers of its compiled program, if there is one."""
 
     run: Run
     facts: Report = {}  # noqa: RUF012
@@ -54,13 +49,9 @@ def repeated(step: Callable[..., tuple], carry: tuple, *rest: Any) -> Run:
 def in_turns(
     contenders: dict[str, Contender], rounds: int, samples: int = 1, steps: int = 1
 ) -> dict[str, Report]:
-    """Returns the times of each; in each round each has a turn, whose first step does not count.
+    """Returns the times of each. In each round, each has a turn, whose first step does not count.
 
-    Args:
-      contenders: what takes turns.
-      rounds: how many turns each has.
-      samples: measurements in a turn.
-      steps: in each measurement, one after another.
+    A turn has so many samples, each of so many steps.
     """
     times: dict[str, list[float]] = {name: [] for name in contenders}
     peaks = {name: peak(contender.run) for name, contender in contenders.items()}
