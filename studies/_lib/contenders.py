@@ -90,7 +90,5 @@ def eager(
     """Returns the step of somebody who uses no jit, or its update alone."""
     grads = [jnp.asarray(g) for g in gradients]
     params = jax.tree.map(jnp.zeros_like, grads)
-    step = (
-        step_of(rule) if apply else lambda p, state, g: rule.update(g, state, p)
-    )
+    step = step_of(rule) if apply else lambda p, state, g: rule.update(g, state, p)
     return Contender(repeated(step, (params, rule.init(params)), grads))
