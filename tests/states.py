@@ -12,10 +12,12 @@ from jax.sharding import NamedSharding
 from optax_adadelta import adadelta, nadadelta
 
 EPS = 1e-6
-BITS = pytest.mark.parametrize("bits", [None, 16, 8])
-RULE = pytest.mark.parametrize("rule", [adadelta, nadadelta])
-QUANTIZED = pytest.mark.parametrize("bits", [16, 8])
+# A new storage is an entry here and in CODE.
 DTYPES = {None: jnp.float32, 16: jnp.uint16, 8: jnp.uint8}
+FEW_BITS = tuple(bits for bits in DTYPES if bits)
+BITS = pytest.mark.parametrize("bits", DTYPES)
+QUANTIZED = pytest.mark.parametrize("bits", FEW_BITS)
+RULE = pytest.mark.parametrize("rule", [adadelta, nadadelta])
 # The largest distance between neighbouring codes, as a share of the average plus eps.
 CODE = {None: 2.0**-22, 16: 2.0**-10, 8: 0.25}
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import re
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from states import (
     CODE,
     DTYPES,
     EPS,
+    FEW_BITS,
     QUANTIZED,
     RULE,
     apart,
@@ -127,7 +129,7 @@ def test_a_full_state_is_quantized_and_read_back(bits):
     same_bits(convert.with_state_bits(low, bits), low)
 
 
-@pytest.mark.parametrize(("before", "after"), [(16, 8), (8, 16)])
+@pytest.mark.parametrize(("before", "after"), list(itertools.permutations(FEW_BITS, 2)))
 def test_a_quantized_state_is_quantized_otherwise(before, after):
     state = trained(before)
     other = convert.with_state_bits(state, after)
@@ -151,7 +153,7 @@ def test_float64_averages_come_back_as_float64(bits):
 
 
 @BITS
-@pytest.mark.parametrize("start", [None, 16, 8])
+@pytest.mark.parametrize("start", DTYPES)
 def test_training_goes_on_in_another_storage(bits, start):
     update, full_update = (jax.jit(adadelta(state_bits=b).update) for b in (bits, None))
     state = convert.with_state_bits(trained(start), bits, eps=EPS)
@@ -204,7 +206,7 @@ def test_two_states_are_both_converted(bits):
 
 @pytest.mark.devices
 @BITS
-@pytest.mark.parametrize("start", [None, 16, 8])
+@pytest.mark.parametrize("start", DTYPES)
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 def test_a_converted_state_is_placed_as_init_places_it(bits, start, kind):
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind,) * 2)
@@ -289,7 +291,7 @@ def test_the_mean_of_states_is_taken_in_full_precision(bits, name):
 def test_a_state_keeps_its_storage_whichever_optimizer_goes_on(bits):
     state = trained(bits)
     _, expected = adadelta(state_bits=bits).update(tree(), state)
-    for other in (None, 16, 8):
+    for other in DTYPES:
         _, after = adadelta(state_bits=other).update(tree(), state)
         same_bits(after, expected)
         same_types(after, state)
@@ -513,7 +515,7 @@ def test_arrays_may_be_in_variables(bits, rule):
     expected = in_variables(convert.carry_over(state, fresh))
     same_bits(convert.carry_over(state, in_variables(fresh)), expected)
     same_bits(convert.carry_over(in_variables(state), fresh), convert.carry_over(state, fresh))
-    for other in (None, 16, 8):
+    for other in DTYPES:
         for eps in (EPS, lambda t: jnp.where(t == 3, EPS, 1.0)):
             found = convert.with_state_bits(in_variables(state), other, eps=eps)
             same_bits(found, in_variables(convert.with_state_bits(state, other, eps=eps)))
@@ -527,7 +529,7 @@ def test_arrays_may_be_in_variables(bits, rule):
 def test_an_offloaded_state_stays_where_it_is(bits):
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
     host = NamedSharding(mesh, PartitionSpec(), memory_kind="pinned_host")
-    for start in (None, 16, 8):
+    for start in DTYPES:
         state = jax.device_put(trained(start), host)
         found = convert.with_state_bits(state, bits, eps=lambda t: jnp.where(t == 3, EPS, 1.0))
         assert {leaf.sharding for leaf in jax.tree.leaves(found)} == {host}
@@ -573,7 +575,7 @@ def assert_near(found, trace, bits, unit, most=1.0):
 
 
 @BITS
-@pytest.mark.parametrize("start", [None, 16, 8])
+@pytest.mark.parametrize("start", DTYPES)
 def test_a_state_of_nadadelta_is_stored_otherwise(bits, start):
     state = trained(start, rule=nadadelta)
     found = convert.with_state_bits(state, bits, eps=1e-5)
