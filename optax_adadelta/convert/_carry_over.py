@@ -125,14 +125,7 @@ def _stored(olds: list[AdadeltaState]) -> dict[Name, _Stored]:
                     " one to carry over."
                 )
             scale = None if old.scale is None else in_device_memory(old.scale)[i]
-            found[name] = _Stored(
-                averages=averages,
-                trace=trace,
-                scale=scale,
-                units=units,
-                storage=storage,
-                group=group,
-            )
+            found[name] = _Stored(averages, trace, scale, units, storage, group)
     return found
 
 
