@@ -57,7 +57,7 @@ def _difference(updates: optax.Updates, tree: Any, name: str) -> str:
 
 
 def _missing_from(some: dict[str, Any], others: dict[str, Any]) -> str:
-    """Returns up to three paths of `others` that are missing in `some`, with commas.
+    """Returns up to three paths of `others` that are missing in `some`, joined by commas.
 
     A path is missing, too, if one of the two has None there and the other a leaf.
     """
