@@ -145,103 +145,6 @@ def test_a_step_that_overflows_changes_the_scale_alone(sections):
     assert (state_after.notfinite_count, state_after.total_notfinite) == (1, 1)
 
 
-def test_the_average_of_the_parameters_is_corrected_for_its_start(sections):
-    names, _ = sections["An average of the parameters"]
-    params = jnp.array([3.0, -2.0])
-    state, ema_state = names["optimizer"].init(params), names["ema"].init(params)
-    seen = []
-    for t in range(STEPS):
-        params, state, average, ema_state = names["averaged_step"](params, state, ema_state)
-        seen.append(np.float64(params))
-        weights = 0.999 ** np.arange(t, -1, -1)
-        expected = np.average(seen, axis=0, weights=weights)
-        np.testing.assert_allclose(average, expected, rtol=1e-4)
-
-
-def test_schedule_free_evaluates_the_mean_of_the_points_that_adadelta_reaches(sections):
-    names, _ = sections["Schedule-free averaging"]
-    optimizer = names["optimizer"]
-    target = np.array([1.0, 0.5])
-    z = x = np.array([3.0, -2.0])
-    params = jnp.asarray(z, jnp.float32)
-    state = optimizer.init(params)
-    e_g = e_x = np.zeros(2)
-    for t in range(STEPS):
-        y = 0.9 * x + 0.1 * z
-        np.testing.assert_allclose(params, y, rtol=1e-5)
-        dx, e_g, e_x = one_step(2 * (y - target), e_g, e_x, 0.95, 1e-4)
-        z = z + dx
-        x = x + (z - x) / (t + 1)
-        updates, state = optimizer.update(2 * (params - np.float32(target)), state, params)
-        params = optax.apply_updates(params, updates)
-        evaluated = optax.contrib.schedule_free_eval_params(state, params)
-        np.testing.assert_allclose(evaluated, x, rtol=1e-5)
-
-
-def test_schedule_free_gains_most_of_what_a_decay_to_zero_gains(sections):
-    """The noisy problem of docs/choosing_settings.md."""
-    names, _ = sections["Schedule-free averaging"]
-    steps, weights = 2000, np.arange(10, dtype=np.float32) / 10
-
-    @jax.jit
-    @jax.vmap
-    def distances(x, noise):
-        def last(optimizer):
-            def step(carry, batch):
-                w, state = carry
-                x, noise = batch
-                grads = jax.grad(lambda w: jnp.mean((x @ (w - weights) - noise) ** 2))(w)
-                updates, state = optimizer.update(grads, state, w)
-                return (optax.apply_updates(w, updates), state), None
-
-            w = jnp.zeros(10)
-            return jax.lax.scan(step, (w, optimizer.init(w)), (x, noise))[0]
-
-        constant, _ = last(adadelta(eps=1e-4))
-        cosine, _ = last(adadelta(optax.cosine_decay_schedule(1.0, steps), eps=1e-4))
-        params, state = last(names["optimizer"])
-        free = optax.contrib.schedule_free_eval_params(state, params)
-        return [jnp.mean((w - weights) ** 2) for w in (constant, free, cosine)]
-
-    x, noise = random(20, steps, 16, 10), random(20, steps, 16, seed=1)
-    constant, free, cosine = np.mean(distances(np.float32(x), np.float32(noise)), axis=1)
-    assert constant == pytest.approx(5e-3, rel=0.3)
-    assert free < 2e-4
-    assert 0.5 < free / cosine < 2
-
-
-def test_each_member_of_an_ensemble_trains_as_if_alone(sections):
-    names, _ = sections["An ensemble"]
-    params = jnp.asarray(random(3, 2), jnp.float32)
-    state = jax.vmap(names["optimizer"].init)(params)
-    alone = np.float64(params)
-    averages = [(0.0, 0.0)] * 3
-    for _ in range(STEPS):
-        params, state = names["member_step"](params, state)
-        for i in range(3):
-            dx, *averages[i] = one_step(2 * alone[i], *averages[i], 0.95, 1e-6)
-            alone[i] += dx
-    np.testing.assert_allclose(params, alone, rtol=1e-5)
-
-
-def test_the_worst_member_goes_on_as_the_best_one_with_another_eps(sections):
-    names, _ = sections["Population based training"]
-    params = jnp.asarray(random(3, 2), jnp.float32)
-    state = jax.vmap(names["optimizer"].init)(params)
-    alone, averages, eps = np.float64(params), [(0.0, 0.0)] * 3, [1e-6] * 3
-    for t in range(STEPS):
-        params, state, losses = names["member_step"](params, state)
-        for i in range(3):
-            dx, *averages[i] = one_step(2 * alone[i], *averages[i], 0.95, eps[i])
-            alone[i] += dx
-        np.testing.assert_allclose(params, alone, rtol=1e-5)
-        if t % 3 == 2:
-            params, state = names["replace_worst"](params, state, losses, 3.0)
-            squares = np.sum(alone**2, axis=1)
-            best, worst = squares.argmin(), squares.argmax()
-            alone[worst], averages[worst], eps[worst] = alone[best], averages[best], 3 * eps[best]
-
-
 @BITS
 def test_old_rows_of_a_vocabulary_go_on_and_new_ones_start_fresh(sections, bits):
     put = sections["A vocabulary that grows"][0]["put"]
@@ -257,39 +160,6 @@ def test_old_rows_of_a_vocabulary_go_on_and_new_ones_start_fresh(sections, bits)
     np.testing.assert_allclose(updates[:5], expected, rtol=1e-6)
     # Codes are rounded by the place of an element in its array.
     np.testing.assert_allclose(updates[5:], begun, rtol=1e-6 + CODE[bits])
-
-
-def test_columns_are_scaled_down_to_the_limit_and_never_up(sections):
-    names, _ = sections["A limit for the norm of weights"]
-    w = random(4, 3) * np.array([0.0, 0.1, 100.0])
-    params = {"output": jnp.asarray(w, jnp.float32), "bias": jnp.full(3, 50.0)}
-    state = names["optimizer"].init(params)
-    grads = jax.tree.map(jnp.ones_like, params)
-    dx = -np.sqrt(1e-6 / (0.05 + 1e-6))
-    limited, _ = names["limited_step"](params, state, grads)
-    stepped = w + dx
-    norms = np.linalg.norm(stepped, axis=0)
-    assert norms[2] > 3 > norms[1]
-    expected = stepped * np.where(norms > 3, 3 / norms, 1)
-    np.testing.assert_allclose(limited["output"], expected, rtol=1e-5)
-    np.testing.assert_allclose(limited["bias"], 50 + dx, rtol=1e-6)
-    still, _ = names["limited_step"](params, state, jax.tree.map(jnp.zeros_like, params))
-    assert not still["output"][:, 0].any()
-
-
-@pytest.mark.usefixtures("x64")
-def test_derivatives_of_the_outer_loss_are_those_of_finite_differences(sections):
-    names, _ = sections["An inner loop"]
-    targets = jnp.asarray(random(2, 2))
-    at = {"start": jnp.asarray(random(2, seed=1)), "log eps": jnp.log(1e-2)}
-    loss = jax.jit(lambda meta: names["meta_loss"](meta, targets))
-    found = jax.grad(loss)(at)
-    for name, direction in (("log eps", 1.0), ("start", np.array([1.0, 0.0]))):
-        h = 1e-5 * direction
-        ends = [float(loss({**at, name: at[name] + sign * h})) for sign in (1, -1)]
-        expected = (ends[0] - ends[1]) / 2e-5
-        assert abs(expected) > 1e-3
-        np.testing.assert_allclose(np.sum(found[name] * direction), expected, rtol=1e-5)
 
 
 def test_schedules_and_changes_by_hand_do_not_compile_after_the_second_step(compiled):
@@ -367,12 +237,22 @@ def test_a_gradient_that_is_not_finite_spoils_the_chain_unless_it_is_cured(bits,
 @pytest.mark.parametrize("split", [False, True])
 @pytest.mark.parametrize("bits", [None, 16])
 def test_complex_parameters_are_fitted_if_gradients_are_conjugated(page, bits, split, conjugate):
+    target = 1.0 - 2.0j
     optimizer = adadelta(eps=1e-4, state_bits=bits)
     if split:
         optimizer = optax.contrib.split_real_and_imaginary(optimizer)
-    with jax.numpy_dtype_promotion("standard"):
-        distance = abs(page["fit"](optimizer, conjugate) - (1 - 2j))
-    assert distance < 1e-2 if conjugate else distance > 1e5
+    if conjugate:
+        optimizer = optax.chain(page["conjugate"], optimizer)
+
+    def step(carry, _):
+        z, state = carry
+        grads = jax.grad(lambda z: jnp.abs(z - target) ** 2)(z)
+        updates, state = optimizer.update(grads, state, z)
+        return (optax.apply_updates(z, updates), state), None
+
+    z = jnp.zeros((), jnp.complex64)
+    (z, _), _ = jax.lax.scan(step, (z, optimizer.init(z)), length=1000)
+    assert abs(z - target) < 1e-2 if conjugate else abs(z - target) > 1e5
 
 
 @pytest.mark.parametrize(("bits", "rtol"), [(None, 1e-5), (8, 0.1)])
