@@ -103,7 +103,11 @@ def table(report: Report) -> str:
     text += f"\n\n{markdown(head, rows)}"
     if kept["float32"] is None:
         return f"{text}\n\nWhat a process holds cannot be read on this platform."
-    held = {who: [f"{1e-6 * kept[who][key]:.0f}" for key in ("state", "peak")] for who in RULES}
+    held = {
+        who: [f"{1e-6 * kept[who][key]:.0f}" for key in ("state", "peak")]
+        for who in RULES
+        if who in kept
+    }
     many = f"{1e-6 * kept['parameters']:.0f}M parameters"
     peaks = ", ".join(f"{state} to {peak} ({who})" for who, (state, peak) in held.items())
     return f"{text}\n\nMB of state of {many}, and the peak of three steps: {peaks}."

@@ -128,7 +128,7 @@ def disguised(x: jax.Array, trace: jax.Array) -> jax.Array:
 
 
 class Quantized(Storage):
-    """A storage of integer codes for averages in units of eps.
+    """A storage of codes, unsigned integers of `bits` bits, for averages in units of eps.
 
     The equation contains the averages only as E[g^2] + eps and E[dx^2] + eps. In units of eps
     these sums start at 1, and the equation is the same with an eps of 1.
