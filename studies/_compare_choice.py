@@ -25,7 +25,7 @@ says another. With A and C, a rate of s is the same as a share of 5e-6 s^2.
 import numpy as np
 
 from studies._compare_report import geometric, means, number
-from studies._lib.methods import METHODS, NADADELTA, UNTUNED
+from studies._lib.methods import FORMER, METHODS, NADADELTA, UNTUNED
 from studies._lib.results import Report, Reports, markdown
 
 # Their rates were found by others' tuning, so they are no untuned methods.
@@ -64,8 +64,11 @@ def means_of(found: Reports, name: str) -> np.ndarray:
 def table_of_choice(found: Reports) -> str:
     """Returns the candidates, sorted by failed seeds and then by the worst ratio."""
     best, rows = best_untuned(found), []
-    names = {name for report in found.values() for name in report["methods"]} - {*METHODS}
-    for name in (*NADADELTA, *(name for name in names if not GIVEN_UP & {*name.split(", ")})):
+    others = {name for report in found.values() for name in report["methods"]} - {*METHODS}
+    others -= {name for name in FORMER if not name.startswith("nadadelta")}
+    for name in (*NADADELTA, *others):
+        if GIVEN_UP & {*name.split(", ")}:
+            continue
         errors = means_of(found, name)
         known = ~np.isnan(errors)
         if not known.any():

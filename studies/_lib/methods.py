@@ -7,12 +7,10 @@ the length of the training; every name of Optax, `optax.contrib` and this file c
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import optax
 
 from optax_adadelta import adadelta, nadadelta  # noqa: F401
-from studies._lib import nadadelta as forms  # noqa: F401
 
 FACTORS = tuple(10 ** (half / 2) for half in range(-2, 5))  # Times the usual learning rate.
 
@@ -58,52 +56,8 @@ def warm_up(rate, steps, then):
     return optax.join_schedules([rising, then(rate, steps - rise)], [rise])
 
 
-def warm_late_fall(rate, steps):
-    """Returns `late_fall` with a rise over the first twentieth of the training."""
-    half = steps // 2
-    return warm_up(rate, steps, lambda r, left: optax.linear_schedule(r, 0.0, half, left - half))
-
-
-def warm_start(optimizer, e_x: float = 1e-4):
-    """Returns Adadelta that begins as if its last updates had had this mean square."""
-
-    def init(params):
-        state = optimizer.init(params)
-        return state._replace(e_x=jax.tree.map(lambda e: jnp.full_like(e, e_x), state.e_x))
-
-    return optax.GradientTransformation(init, optimizer.update)
-
-
-def relative_eps(rate, share: float = 1e-3):
-    """Returns Adadelta with eps as a share of the mean square of the first parameters."""
-    optimizer = optax.inject_hyperparams(adadelta)(learning_rate=rate, eps=1e-6)
-
-    def init(params):
-        state = optimizer.init(params)
-        squares = optax.tree_utils.tree_sum(jax.tree.map(jnp.square, params))
-        state.hyperparams["eps"] = share * squares / sum(p.size for p in jax.tree.leaves(params))
-        return state
-
-    return optax.GradientTransformation(init, optimizer.update)
-
-
-def falling_eps(rate, steps):
-    """Returns Adadelta whose eps falls from 1e-4 to 1e-8."""
-    return adadelta(rate, eps=optax.exponential_decay(1e-4, steps, 1e-4))
-
-
-def averaged(optimizer, steps: int):
-    """Returns the optimizer with an average of the parameters, over a tenth of the training."""
-    return with_average(optimizer, lambda step: 10 / steps)
-
-
 def growing_average(optimizer):
     """Returns the optimizer with an average over about a tenth of all steps so far."""
-    return with_average(optimizer, lambda step: 10 / (step + 10))
-
-
-def with_average(optimizer, share):
-    """Returns the optimizer with an average to which each step adds this share of its result."""
 
     def init(params):
         return optimizer.init(params), params, jnp.zeros((), jnp.int32)
@@ -112,14 +66,14 @@ def with_average(optimizer, share):
         state, average, step = state
         updates, state = optimizer.update(grads, state, params)
         new_params = optax.apply_updates(params, updates)
-        average = optax.incremental_update(new_params, average, share(step))
+        average = optax.incremental_update(new_params, average, 10 / (step + 10))
         return updates, (state, average, step + 1)
 
     return optax.GradientTransformation(init, update)
 
 
 def average_of(state, params):
-    """Returns the average of `averaged` and `growing_average`."""
+    """Returns the average of `growing_average`."""
     return state[1]
 
 
@@ -156,27 +110,21 @@ IDEAS = {
     "linear decay": Method("adadelta(linear(rate, steps))"),
     "cosine over the last half": Method("adadelta(cosine_at_the_end(rate, steps))"),
     "eps 1e-4, cosine": Method("adadelta(cosine(rate, steps), eps=1e-4)"),
-    "warm start": Method("warm_start(adadelta(rate))"),
-    "warm start, cosine": Method("warm_start(adadelta(cosine(rate, steps)))"),
     "eps 1e-4, cosine over the last half": Method(
         "adadelta(cosine_at_the_end(rate, steps), eps=1e-4)"
     ),
-    "relative eps": Method("relative_eps(rate)"),
-    "relative eps, cosine": Method("relative_eps(cosine(rate, steps))"),
-    "falling eps": Method("falling_eps(rate, steps)"),
-    "average of the last tenth": Method("averaged(adadelta(rate), steps)", 1.0, average_of),
 }
-# nadadelta for a known and an unknown number of steps, and the forms that came next to it.
+# nadadelta for a known and an unknown number of steps, and what came next to it.
 NADADELTA = {
     "nadadelta": Method("nadadelta(late_fall(rate, steps))"),
     "nadadelta, averaged": Method("growing_average(nadadelta(rate))", 1.0, average_of),
     "nadadelta, twice the rate": Method("nadadelta(late_fall(rate, steps))", 2.0),
-    "nadadelta, warm-up": Method("nadadelta(warm_late_fall(rate, steps))"),
-    "nadadelta, warm-up, twice the rate": Method("nadadelta(warm_late_fall(rate, steps))", 2.0),
-    "nadadelta, C": Method("forms.first_gradient(late_fall(rate, steps))"),
-    "nadadelta, B": Method("forms.one_eps_per_array(late_fall(rate, steps), share=2e-5)"),
 }
 METHODS = {**UNTUNED, **IDEAS, **NADADELTA}
+# What is trained no more. The results stay.
+FORMER = ("nadadelta, C", "nadadelta, warm-up", "nadadelta, warm-up, twice the rate")
+FORMER += ("warm start", "warm start, cosine", "relative eps", "relative eps, cosine")
+FORMER += ("falling eps", "average of the last tenth")
 # What is trained on the tasks that nothing was chosen on.
 VERIFIED = (
     *NADADELTA,
