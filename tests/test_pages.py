@@ -85,6 +85,7 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.scripts
 @pytest.mark.parametrize(
     "page",
     [
@@ -94,6 +95,7 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
         "nadadelta.md",
         "faq.md",
         "memory.md",
+        "schedules_and_logging.md",
         "../README.md",
     ],
 )
@@ -101,6 +103,7 @@ def test_the_page_prints_what_it_says(page):
     assert run(page) > 0
 
 
+@pytest.mark.scripts
 @pytest.mark.parametrize("page", ["checkpoints.md", "migrating.md", "converting.md"])
 def test_the_page_without_other_packages_prints_what_it_says(page):
     assert run(page, left_out=set(OPTIONAL)) > 0
