@@ -129,20 +129,44 @@ def test_programs_of_other_libraries(page, monkeypatch):
     run(page)
 
 
-@pytest.mark.parametrize(
-    "module",
-    [optax_adadelta, optax_adadelta.convert, optax_adadelta.diagnostics],
-    ids=lambda module: module.__name__,
-)
-def test_the_api_page_has_every_public_name(module):
-    page = DOCS / "api" / f"{module.__name__.rpartition('.')[2]}.md"
-    text = page.read_text(encoding="utf-8")
-    listed = re.findall(r"^\.\. auto(?:function|class):: (\w+)$", text, re.MULTILINE)
-    public = {name for name in module.__all__ if not inspect.ismodule(getattr(module, name))}
-    assert sorted(listed) == sorted(public)
-
-
 ROOT = DOCS.parent
+# Hidden folders are environments and caches.
+PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("[!.]*/**/*.md")})
+
+FENCE = re.compile(r"^ *```.*?^ *```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(
+    r"""\]\(\s*<?([^)\s>]+)            # [text](target "title") and ![text](target)
+      | ^\s*\[[^\]]+\]:\s*<?([^\s>]+)  # [label]: target
+      | (?:src|href)="([^"]+)"         # HTML""",
+    re.MULTILINE | re.VERBOSE,
+)
+
+
+def prose(page):
+    return FENCE.sub("", page.read_text(encoding="utf-8"))
+
+
+def anchors(page):
+    """The fragments that GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#+ +(.+?) *$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_relative_links_resolve(page):
+    targets = {next(filter(None, groups)) for groups in LINK.findall(prose(page))}
+    broken = []
+    for target in sorted(targets):
+        if re.match(r"[a-z][a-z+.-]*:", target):
+            continue
+        path, _, fragment = target.partition("#")
+        file = page.parent / path if path else page
+        known = not fragment or file.suffix != ".md" or fragment in anchors(file)
+        if not (file.exists() and file.resolve().is_relative_to(ROOT) and known):
+            broken.append(target)
+    assert not broken
+
+
 # Pages that recommend settings, beside docs/choosing_settings.md, which owns the advice.
 ADVICE = (
     "README.md",
