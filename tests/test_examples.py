@@ -9,16 +9,11 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from reference import algorithm_1
 from scripts import ROOT, WITH_PICTURE, check_picture, module, numbers, run
 
-from optax_adadelta import adadelta
 from optax_adadelta.diagnostics import effective_learning_rate, find_state
 
 pytestmark = pytest.mark.scripts
-
-# Adadelta's steps on the functions are many times its first ones by then.
-STEPS = 40
 
 
 @pytest.fixture(autouse=True)
@@ -124,43 +119,6 @@ def test_the_committed_run_reaches_95_percent_with_each_of_five_seeds():
     assert results["epochs"] == 60
     assert len(results["accuracies"]) == 5
     assert min(results["accuracies"]) >= 0.95
-
-
-def height(name, x, y):
-    """The functions written again, multiplied out where that makes them look different."""
-    if name == "Rosenbrock":
-        return 1 - 2 * x + x**2 + 100 * (y**2 - 2 * x**2 * y + x**4)
-    if name == "Beale":
-        return sum((c - x * (1 - y**n)) ** 2 for n, c in ((1, 3 / 2), (2, 9 / 4), (3, 21 / 8)))
-    if name == "Ravine":
-        return 0.5 * x**2 + 50 * y**2
-    return 0.5 * x**2 + 0.25 * y**4 - 0.5 * y**2 + 0.25
-
-
-def slope(name, point):
-    """The gradient by central differences of the fourth order."""
-    h = 1e-3
-    parts = []
-    for direction in h * np.eye(2):
-        near, far = (
-            [height(name, *(point + sign * n * direction)) for sign in (1, -1)] for n in (1, 2)
-        )
-        parts.append((8 * (near[0] - near[1]) - (far[0] - far[1])) / (12 * h))
-    return np.array(parts)
-
-
-@pytest.mark.usefixtures("x64")
-def test_adadelta_walks_on_the_functions_as_algorithm_1():
-    trajectories = module("trajectories")
-    for name, function in trajectories.FUNCTIONS.items():
-        points, slopes = [np.array(function.start, float)], []
-        for _ in range(STEPS):
-            slopes.append(slope(name, points[-1]))
-            *_, step = algorithm_1(slopes, rho=0.95, eps=1e-5)
-            points.append(points[-1] + step.dx)
-        walked, states = trajectories.walk(adadelta(1.0, 0.95, 1e-5), function, STEPS)
-        np.testing.assert_allclose(walked, points, rtol=1e-6, atol=1e-8)
-        np.testing.assert_allclose(states.e_g[-1], step.e_g, rtol=1e-6)
 
 
 def test_trajectories_draws_a_picture_and_an_animation_that_grows(tmp_path):

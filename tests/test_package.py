@@ -191,22 +191,14 @@ import optax_adadelta
 params = jnp.ones(3)
 
 
-def states():
-    named = optax_adadelta.adadelta(), optax_adadelta.stochastic_round()
-    yield optax_adadelta.diagnostics.averages(named[0].init(params))
-    for optimizer in named:
-        yield optimizer.init(params)
-
-
 def check():
-    for state in states():
-        step = jax.jit(lambda state: jax.tree.map(lambda leaf: leaf + 1, state))
-        data = jax.export.export(step)(state).serialize()
+    for optimizer in optax_adadelta.adadelta(), optax_adadelta.stochastic_round():
+        state = optimizer.init(params)
+        data = jax.export.export(jax.jit(lambda state: state))(state).serialize()
         assert type(jax.export.deserialize(data).call(state)) is type(state)
         assert type(pickle.loads(pickle.dumps(state))) is type(state)
     # A state from before is still one.
-    optimizer = optax_adadelta.adadelta()
-    assert optimizer.update(params, old)[1].count == 1
+    assert optax_adadelta.adadelta().update(params, old)[1].count == 1
     assert pickle.loads(pickle.dumps(old)).count == 0
 
 

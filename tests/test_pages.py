@@ -230,15 +230,6 @@ def test_the_page_recommends_what_choosing_settings_says(page):
     assert found <= advice()
 
 
-def test_the_advice_has_a_fall_a_constant_rate_and_one_average():
-    rates = {dict(rest)["learning_rate"] for name, *rest in advice() if name == "nadadelta"}
-    (fall,) = (rate for rate in rates if isinstance(rate, tuple))
-    assert fall == pytest.approx([min(1, 2 - i / 500) for i in range(0, 1001, 50)])
-    assert 1.0 in rates
-    (average,) = (found for found in advice() if isinstance(found, str))
-    assert average == "optax.incremental_update(params, average, 10 / (step + 10))"
-
-
 def test_the_table_of_the_readme_has_the_measured_errors():
     methods = "nadadelta", "nadadelta, averaged", "Prodigy, linear", None, "Adam", "Adadelta"
     text = (ROOT / "README.md").read_text(encoding="utf-8")
