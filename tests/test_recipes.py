@@ -131,24 +131,6 @@ def test_old_rows_of_a_vocabulary_go_on_and_new_ones_start_fresh(sections, bits)
     np.testing.assert_allclose(updates[5:], begun, rtol=1e-6 + CODE[bits])
 
 
-def test_columns_are_scaled_down_to_the_limit_and_never_up(sections):
-    names = sections["A limit for the norm of weights"]
-    w = random(4, 3) * np.array([0.0, 0.1, 100.0])
-    params = {"output": jnp.asarray(w, jnp.float32), "bias": jnp.full(3, 50.0)}
-    state = names["optimizer"].init(params)
-    grads = jax.tree.map(jnp.ones_like, params)
-    dx = -np.sqrt(1e-6 / (0.05 + 1e-6))
-    limited, _ = names["limited_step"](params, state, grads)
-    stepped = w + dx
-    norms = np.linalg.norm(stepped, axis=0)
-    assert norms[2] > 3 > norms[1]
-    expected = stepped * np.where(norms > 3, 3 / norms, 1)
-    np.testing.assert_allclose(limited["output"], expected, rtol=1e-5)
-    np.testing.assert_allclose(limited["bias"], 50 + dx, rtol=1e-6)
-    still, _ = names["limited_step"](params, state, jax.tree.map(jnp.zeros_like, params))
-    assert not still["output"][:, 0].any()
-
-
 def test_lazy_rows_step_as_rows_that_are_leaves_of_their_own(page):
     size, width, steps = 20, 4, 30
     rng = np.random.default_rng(0)
