@@ -52,7 +52,7 @@ html_css_files = ["site.css"]
 pygments_dark_style = "github-dark"
 html_theme_options = {
     # All pages are in sight at a height of 900 pixels.
-    "light_css_variables": {"sidebar-item-spacing-vertical": "0.35rem"},
+    "light_css_variables": {"sidebar-item-spacing-vertical": "0.27rem"},
     "source_repository": _URLS["Repository"],
     "source_branch": "main",
     "source_directory": "docs/",

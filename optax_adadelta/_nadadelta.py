@@ -39,10 +39,11 @@ def nadadelta(
         \theta_t &= \theta_{t-1} - \alpha (\Delta x_t + \mu v_t)
         \end{aligned}
 
-    where :math:`r` is the root mean square of the array at ``init``, or that of the whole tree if
-    the array starts at zero, or 0.3 if everything starts at zero; :math:`k` is 1e-16, the square of
-    Adam's eps; and :math:`\mu` is the momentum. This is :func:`adadelta` on :math:`\theta / r`,
-    which has no unit. Everything else is as for :func:`adadelta`.
+    where :math:`r` is the root mean square of the array at ``init``, or the geometric mean of the
+    other arrays' :math:`r` if the array starts at zero, or 0.3 if everything starts at zero;
+    :math:`k` is 1e-16, the square of Adam's eps; and :math:`\mu` is the momentum. This is
+    :func:`adadelta` on :math:`\theta / r`, which has no unit. Everything else is as for
+    :func:`adadelta`.
 
     Number of steps known: let the learning rate fall to zero over the last half.
 

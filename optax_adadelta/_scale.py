@@ -18,22 +18,24 @@ SCALE_OF_ZEROS = 0.3
 def initial_scale(params: optax.Params) -> jax.Array:
     """Returns the scale of each array of `params`, as one float32 vector.
 
-    It is the root mean square of the array, or that of the whole tree if the array is zero. Shapes
-    have no values, so their scale is NaN.
+    It is the root mean square of the array. An array of zeros has the geometric mean of the others'
+    scales, which no single one of them dominates. Shapes have no values, so their scale is NaN.
     """
     leaves = jax.tree.leaves(params)
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
         return jnp.full(len(leaves), np.nan, jnp.float32)
-    return _root_mean_squares(list(map(in_device_memory, leaves)))
+    return _scales(list(map(in_device_memory, leaves)))
 
 
 @jax.jit
-def _root_mean_squares(leaves: list[jax.Array]) -> jax.Array:
-    sizes = np.array([np.size(leaf) for leaf in leaves], np.float32)
+def _scales(leaves: list[jax.Array]) -> jax.Array:
     squares = jnp.array([_mean_square(jnp.asarray(leaf)) for leaf in leaves], jnp.float32)
-    whole = jnp.sum(sizes * squares) / np.float32(max(sizes.sum(), 1))
-    whole = jnp.where(whole > 0, whole, np.float32(SCALE_OF_ZEROS**2))
-    return jnp.sqrt(jnp.where(squares > 0, squares, whole))
+    known = (squares > 0) & jnp.isfinite(squares)
+    logs = jnp.log(jnp.where(known, squares, jnp.ones_like(squares)))
+    count = jnp.sum(known, dtype=jnp.float32)
+    mean = jnp.exp(jnp.sum(logs) / jnp.maximum(count, np.float32(1)))
+    mean = jnp.where(count > 0, mean, np.float32(SCALE_OF_ZEROS**2))
+    return jnp.sqrt(jnp.where(squares == 0, mean, squares))
 
 
 def _mean_square(leaf: jax.Array) -> jax.Array:
@@ -56,7 +58,7 @@ def places(scale: jax.Array) -> list[jax.Array]:
     count = len(scale)
     if not count:
         return []
-    known = varying_with(jnp.arange(count, dtype=jnp.int32), scale[0])
+    known = varying_with(jnp.arange(count, dtype=jnp.uint32), scale[0])
     return jax.lax.platform_dependent(
         scale, known, cpu=_unknown_places, default=lambda _, known: list(known)
     )
@@ -70,4 +72,4 @@ def _unknown_places(scale: jax.Array, known: jax.Array) -> list[jax.Array]:
     found = [one - 1]
     for _ in scale[1:]:
         found.append(found[-1] / one + 1)
-    return [place.astype(jnp.int32) for place in found]
+    return [place.astype(jnp.uint32) for place in found]

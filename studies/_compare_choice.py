@@ -21,13 +21,12 @@ Then the choice was verified once, on tasks that were not used. Nothing was chos
 
 import numpy as np
 
-from studies._compare_report import means, relative, spread
-from studies._lib.methods import CANDIDATES, NADADELTA, UNTUNED, VERIFIED
+from studies._compare_report import geometric, means, number
+from studies._lib.methods import CANDIDATES, NADADELTA, UNTUNED
 from studies._lib.results import Report, Reports, markdown
 
 # Their rates were found by others' tuning, so they are no untuned methods.
 TUNED_BY_HAND = ("AdamW, warm-up, 3e-3", "AdamW, warm-up, 1e-2")
-COMPARED = "Prodigy, linear"
 COUNTED = "errors in %"
 
 
@@ -62,40 +61,22 @@ def table_of_choice(found: Reports) -> str:
     """Returns the candidates, sorted by failed seeds and then by the worst ratio."""
     best, rows = best_untuned(found), []
     for name in (*NADADELTA, *CANDIDATES):
-        ratios = means_of(found, name) / best
-        if np.isnan(ratios).all():
+        errors = means_of(found, name)
+        known = ~np.isnan(errors)
+        if not known.any():
             continue
         tried = [report for report in found.values() if name in report["methods"]]
         failed = sum(failures(report["methods"][name], report["task"]) for report in tried)
-        cells = [
-            spread(report["methods"][name]["test error"]) if name in report["methods"] else ""
-            for report in found.values()
-        ]
-        mean = np.exp(np.nanmean(np.log(ratios)))
-        rows.append((failed, np.nanmax(ratios), mean, name, cells))
-    head = ["", "failed seeds", "worst ratio", "geometric mean", *found]
-    return markdown(
-        head,
-        [
-            [name, f"{failed}", f"{worst:.2f}", f"{mean:.2f}", *cells]
-            for failed, worst, mean, name, cells in sorted(rows)
-        ],
-    )
+        ratios = (errors / best)[known]
+        cells = [number(error) if there else "" for error, there in zip(errors, known, strict=True)]
+        rows.append((failed, ratios.max(), geometric(ratios), name, cells))
+    rows = [
+        [shown(name), f"{failed}", f"{worst:.2f}", f"{mean:.2f}", *cells]
+        for failed, worst, mean, name, cells in sorted(rows)
+    ]
+    return markdown(["", "failed", "worst", "mean", *found], rows)
 
 
-def table_of_ratios(found: Reports) -> str:
-    """Returns the methods' errors, and their ratios to those of Prodigy with a linear decay."""
-    to, rows = means_of(found, COMPARED), []
-    for name in VERIFIED:
-        values = means_of(found, name)
-        if np.isnan(values).any():
-            continue
-        ratios = (values / to)[None]
-        cells = [
-            f"{spread(report['methods'][name]['test error'])} ({ratio:.2f})"
-            for report, ratio in zip(found.values(), ratios[0], strict=True)
-        ]
-        row = [name, f"{relative(values[None], to)[0]:.2f}", f"{ratios.max():.2f}", *cells]
-        rows.append((ratios.prod(), row))
-    rows.sort(key=lambda row: row[0])
-    return markdown(["", "geometric mean", "worst", *found], [row for _, row in rows])
+def shown(name: str) -> str:
+    """Returns a candidate's name in words. No line breaks inside its numbers."""
+    return name.replace("nesterov=False", "plain").replace("=", " ").replace("e-", "e\u2011")

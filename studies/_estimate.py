@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from studies._lib.results import Report, markdown
+from studies._lib.results import markdown
 from studies._lib.storages import RULES, STORAGES
 
 PARAMETERS, DEVICES = 70_000_000_000, 256
@@ -33,11 +33,6 @@ CHIPS = {
     "H200": Chip(4.8e12, 989e12),
     "TPU v5e": Chip(819e9, 197e12),
     "TPU v5p": Chip(2765e9, 459e12),
-}
-# The case of accelerators.py whose program is compared with what is counted here.
-COMPILED = {
-    "float32": "(4096, 2048), four devices",
-    "bfloat16": "(4096, 2048), bfloat16, stochastic_round",
 }
 
 
@@ -62,26 +57,14 @@ def training_seconds(chip: Chip) -> float:
     return 6 * PARAMETERS * TOKENS / (UTILIZATION * chip.flops)
 
 
-def compiled_bytes(accelerators: Report, dtype: str, storage: str) -> list[float]:
-    """Returns the bytes per parameter that a compiled step moves, on each card."""
-    cases = [card["cases"].get(COMPILED[dtype]) for card in accelerators["cards"].values()]
-    found = [case[storage] for case in cases if case and storage in case]
-    return [facts["bytes"] / facts["parameters on a device"] for facts in found]
-
-
-def table(accelerators: Report) -> str:
+def table() -> str:
     """Returns the estimate."""
     rows = []
     for dtype, size in PARAMETER_BYTES.items():
         for storage in STORAGES:
             state = state_bytes(storage)
-            held = (1e-9 * EACH * count for count in (state, 2 * size + state))
-            compiled = (f"{count:.2f}" for count in compiled_bytes(accelerators, dtype, storage))
-            row = [*(f"{gb:.2f}" for gb in held), f"{moved_bytes(dtype, storage)}"]
-            for chip in CHIPS.values():
-                least = least_seconds(dtype, storage, chip)
-                row.append(f"{1e3 * least:.2f} ({100 * least / training_seconds(chip):.2g})")
-            rows.append([dtype, storage, *row[:3], " / ".join(compiled), *row[3:]])
-    head = ["parameters and gradients", "state", "state, GB", "all three, GB"]
-    head += ["bytes per parameter of a step", f"compiled, {' / '.join(accelerators['cards'])}"]
-    return markdown([*head, *(f"{name}, least ms (% of training)" for name in CHIPS)], rows)
+            held = [f"{1e-9 * EACH * count:.2f}" for count in (state, 2 * size + state)]
+            times = [f"{1e3 * least_seconds(dtype, storage, chip):.2f}" for chip in CHIPS.values()]
+            rows.append([f"{dtype}, {storage}", *held, f"{moved_bytes(dtype, storage)}", *times])
+    head = ["parameters, state", "state, GB", "all three, GB", "bytes of a step"]
+    return markdown([*head, *(f"{name}, ms" for name in CHIPS)], rows)

@@ -29,7 +29,7 @@ from studies._lib.cases import Shape
 from studies._lib.contenders import step_of
 from studies._lib.programs import read_program
 from studies._lib.results import Report, Reports, Results, markdown, said
-from studies._lib.storages import RULES, STORAGES
+from studies._lib.storages import NADADELTAS, RULES, STORAGES
 from studies._lib.study import Study, at_least, run
 from studies._lib.timing import cpu_seconds
 
@@ -78,7 +78,7 @@ def compile_step(*given: Any) -> Report:
         sharding = rows if leaf.ndim and case.devices > 1 else whole
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    rule = RULES[case.rule]
+    rule = {**RULES, **NADADELTAS}[case.rule]
     if case.chain == "clip":
         rule = optax.chain(optax.clip_by_global_norm(1.0), rule)
     elif case.chain == "stochastic_round":
@@ -125,18 +125,15 @@ def measure(given: argparse.Namespace, results: Results) -> None:
 
 COLUMNS: dict[str, Callable[[Report], str]] = {
     "kernels per leaf": lambda facts: f"{facts['kernels on leaves'] / facts['leaves']:.3g}",
-    "bytes per parameter": lambda facts: per_parameter(facts, "bytes", ".1f"),
-    "scratch": lambda facts: per_parameter(facts, "scratch", ".1f"),
-    "copies": lambda facts: f"{facts['copies']}",
-    "collectives": lambda facts: f"{facts['collectives']}",
+    "bytes per parameter": lambda facts: bytes_per_parameter(facts),
     "compile, CPU s": lambda facts: f"{facts['compile']:.1f}",
 }
 
 
-def per_parameter(facts: Report, key: str, form: str) -> str:
+def bytes_per_parameter(facts: Report) -> str:
     """Returns the bytes per parameter, if there are enough parameters to say."""
     count = facts["parameters on a device"]
-    return f"{facts[key] / count:{form}}" if count >= FEW else "-"
+    return f"{facts['bytes'] / count:.1f}" if count >= FEW else "-"
 
 
 def table(card: str, found: Report) -> str:
@@ -155,20 +152,16 @@ def table(card: str, found: Report) -> str:
         for rule, facts in case.items()
         if "failed" in facts
     ]
-    odd = ", ".join(found["odd shapes"])
-    storages = ", ".join(rule for rule in rules if rule in STORAGES)
-    return (
-        f"{card}, {' / '.join(rules)}:\n\n{markdown(['leaf', *COLUMNS], rows)}\n\n"
-        f"Other shapes that were compiled with {storages}: {odd}. "
-        f"Failed: {'; '.join(failed) or 'none'}."
-    )
+    text = f"{len(found['odd shapes'])} other shapes were compiled. Failed: "
+    text += "; ".join(failed) or "none"
+    return f"{card}, {' / '.join(rules)}:\n\n{markdown(['leaf', *COLUMNS], rows)}\n\n{text}."
 
 
 def tables(reports: Reports) -> dict[str, str]:
     report = reports["accelerators"]
     parts = [table(card, found) for card, found in report["cards"].items()]
     text = "\n\n".join([f"{said(report)}.", *parts])
-    return {"accelerators": text, "estimate": _estimate.table(report)}
+    return {"accelerators": text, "estimate": _estimate.table()}
 
 
 def options(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@ exercises, all but one with a picture and a table:
 
 1. What does rho do?
 2. Is the algorithm the same, and cheaper, without g', as one root of a quotient of averages? Its
-   answer stands in docs/gallery.md.
+   answer stands in docs/reproductions.md.
 3. Is Adadelta really free of learning rates? Six problems that break it, each with its cure.
 4. How do Adagrad, RMSProp and Adam compare?
 

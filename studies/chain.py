@@ -14,7 +14,7 @@ from optax_adadelta import clip_by_global_norm
 from studies._lib import cases
 from studies._lib.cases import CASES, SMOKE, Shape
 from studies._lib.contenders import CLIP, gradients_of, of_optax
-from studies._lib.results import Report, Reports, Results, markdown, said
+from studies._lib.results import Report, Reports, Results, markdown
 from studies._lib.storages import RULES
 from studies._lib.study import Study, run
 from studies._lib.timing import in_turns
@@ -44,41 +44,31 @@ def measure(given: argparse.Namespace, results: Results) -> None:
     cases.measure_each("chain", chosen, lambda shapes: measure_case(shapes, rounds), results)
 
 
-def clip_table(report: Report) -> str:
-    """Returns nanoseconds and bytes per parameter, without and with each clip."""
+def compared(reports: Reports, slow: str, *fast: str, few: int = 0) -> str:
+    """Returns how many times as fast as one kind of step others are, on each machine."""
+    machines = {}
+    for report in reports.values():  # The newest JAX of each machine comes last.
+        machines[report["machine"].rpartition(", ")[2]] = report["cases"]
     rows = []
-    for name, case in report["cases"].items():
-        if case["parameters"] >= FEW:
-            steps = [case["steps"][kind] for kind in (ALONE, OURS, OPTAXS)]
-            seconds = [step["seconds"] for step in steps]
-            row = [f"{1e9 * s / case['parameters']:.2f}" for s in seconds]
-            row.append(" / ".join(f"{step['bytes per parameter']:.0f}" for step in steps))
-            rows.append([name, *row, f"{seconds[2] / seconds[1]:.2f}"])
-    head = [f"`{ALONE}`", f"after `{OURS}`", f"after `{OPTAXS}`"]
-    return markdown(["case", *head, "bytes per parameter", "times as fast as with Optax's"], rows)
-
-
-def leaves_table(report: Report) -> str:
-    """Returns milliseconds per step for the tree, flattened in the step, and kept flat."""
-    rows = []
-    for name, case in report["cases"].items():
-        seconds = [case["steps"][kind]["seconds"] for kind in (ALONE, FLATTEN, FLAT)]
-        row = [
-            *(f"{1e3 * s:.2f}" for s in seconds),
-            *(f"{seconds[0] / s:.2f}" for s in seconds[1:]),
+    for name, case in reports[next(iter(reports))]["cases"].items():
+        steps = [found[name]["steps"] if name in found else None for found in machines.values()]
+        cells = [
+            f"{s[slow]['seconds'] / s[kind]['seconds']:.2f}" if s else ""
+            for kind in fast
+            for s in steps
         ]
-        rows.append([name, str(case["leaves"]), *row])
-    head = ["leaves", "tree, ms", f"`{FLATTEN}`, ms", f"{FLAT}, ms"]
-    return markdown(["case", *head, f"`{FLATTEN}`: times as fast", f"{FLAT}: times as fast"], rows)
+        if case["parameters"] >= few:
+            rows.append([name, *cells, str(case["leaves"])])
+    kinds = [f"{kind}, " if len(fast) > 1 else "" for kind in fast]
+    head = [f"{kind}{machine}" for kind in kinds for machine in machines]
+    return markdown(["times as fast", *head, "leaves"], rows)
 
 
 def tables(reports: Reports) -> dict[str, str]:
-    made = {}
-    for report in reports.values():
-        jax_version = ".".join(report["versions"]["jax"].split(".")[:2])
-        made[f"clip {jax_version}"] = f"{said(report)}.\n\n{clip_table(report)}"
-        made[f"leaves {jax_version}"] = f"{said(report)}.\n\n{leaves_table(report)}"
-    return made
+    return {
+        "clip": compared(reports, OPTAXS, OURS, few=FEW),
+        "leaves": compared(reports, ALONE, FLAT, FLATTEN),
+    }
 
 
 STUDY = Study(

@@ -145,11 +145,12 @@ def tables(reports: Reports) -> dict[str, str]:
     found = by_task(reports)
     seven, unseen = ({name: found[name] for name in tasks} for tasks in (TASKS, UNSEEN))
     return {
-        **_compare_report.tables(seven),
+        "seven tasks": _compare_report.table_of_errors(seven, _compare_report.SHOWN),
+        "other tasks": _compare_report.table_of_errors(unseen, _compare_report.SHOWN),
+        "every method, seven tasks": _compare_report.table_of_errors(seven),
+        "every method, other tasks": _compare_report.table_of_errors(unseen),
         "choice": _compare_choice.table_of_choice(seven),
-        "nadadelta, seven tasks": _compare_choice.table_of_ratios(seven),
-        "nadadelta, unseen tasks": _compare_choice.table_of_ratios(unseen),
-        "unseen tasks": _compare_report.table_of_tasks(unseen),
+        "tasks": _compare_report.table_of_tasks({**seven, **unseen}),
     }
 
 

@@ -146,17 +146,6 @@ def arrays(tree: dict) -> Report:
     return {k: arrays(v) if isinstance(v, dict) else np.asarray(v) for k, v in tree.items()}
 
 
-def table_1(content: Report) -> str:
-    """Returns where the curves end, as Markdown."""
-    rows = []
-    for name, errors in arrays(content["errors"]).items():
-        last, means = errors[:, -1], errors.mean(axis=0)
-        row = [name, f"{last.mean():.2f}", f"{last.min():.2f} to {last.max():.2f}"]
-        rows.append([*row, f"{PAPER[name]}", f"{means.min():.2f} (epoch {means.argmin() + 1})"])
-    head = ["method", f"test error after {content['epochs']} epochs, %", "range of the seeds"]
-    return markdown([*head, "paper", "lowest mean"], rows)
-
-
 def table_2(content: Report) -> str:
     """Returns what the claims of Section 4.3 are about, in means over the seeds, as Markdown."""
     rate, update, numerator, cosine = (
@@ -201,10 +190,7 @@ STUDY = in_parts(
     smoke_epochs=3,
     load=_mnist.load,
     make=make,
-    tables=lambda found: {
-        "mnist figure 1": table_1(found["Figure 1"]),
-        "mnist figure 2": table_2(found["Figure 2"]),
-    },
+    tables=lambda found: {"mnist figure 2": table_2(found["Figure 2"])},
     pictures=lambda found: {
         "mnist_figure_1": draw_1(found["Figure 1"]),
         "mnist_figure_2": draw_2(found["Figure 2"]),

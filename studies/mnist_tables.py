@@ -26,7 +26,7 @@ from matplotlib.lines import Line2D
 from optax_adadelta import adadelta
 from optax_adadelta.diagnostics import plot_curves
 from studies import _mnist
-from studies._lib.results import Report, markdown
+from studies._lib.results import Report
 from studies._lib.study import in_parts, run
 from studies._mnist import METHODS, Column
 
@@ -150,7 +150,7 @@ def draw_tables(report: Report) -> Figure:
     """Returns the picture of the tables as heat maps."""
     methods, adadelta_columns = halves(report)
     seeds, epochs = (report["Table 2"][name] for name in ("seeds", "epochs"))
-    figure = Figure(figsize=(12, 5.6), dpi=100, layout="constrained")
+    figure = Figure(figsize=(9.5, 4.9), dpi=125, layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(6, 3.3))
     heat_map(left, methods, PAPER["Table 1"], "By learning rate (Adadelta's default is 1)")
     heat_map(right, adadelta_columns, PAPER["Table 2"], "Adadelta by eps and rho")
@@ -161,7 +161,7 @@ def draw_tables(report: Report) -> Figure:
 def draw_plateaus(report: Report) -> Figure:
     """Returns the picture of the errors by setting, and of the ranges of good settings."""
     methods, adadelta_columns = halves(report)
-    figure = Figure(figsize=(12, 5), dpi=100, layout="constrained")
+    figure = Figure(figsize=(10.5, 4.8), dpi=115, layout="constrained")
     rates, epsilons, widths = figure.subplots(1, 3)
     below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14)}
     for axes, columns in ((rates, methods), (epsilons, adadelta_columns)):
@@ -193,50 +193,6 @@ def draw_plateaus(report: Report) -> Figure:
     return figure
 
 
-def spread(errors: list[float]) -> str:
-    """Returns the mean over the seeds and their standard deviation."""
-    return f"{np.mean(errors):.2f} ± {np.std(errors, ddof=1):.2f}"
-
-
-def beside_paper(table: str, columns: dict) -> str:
-    """Returns the errors of a table and the paper's, as Markdown."""
-    argument, settings = knob(next(iter(columns.values())))
-    nothing, rows = [None] * len(settings), []
-    for at, setting in enumerate(settings):
-        row = [f"{argument.replace('_', ' ')} 1e{np.log10(setting):.0f}"]
-        for name, column in columns.items():
-            printed = PAPER[table].get(name, nothing)[at]
-            row += [spread(column["errors"][at]), "" if printed is None else f"{printed:.2f}"]
-        rows.append(row)
-    return markdown(["", *(head for name in columns for head in (name, "paper"))], rows)
-
-
-def tables(report: Report) -> dict[str, str]:
-    methods, by_eps = halves(report)
-    rows = []
-    for name, column in {**methods, **by_eps}.items():
-        argument, settings = knob(column)
-        means = np.mean(column["errors"], axis=1)
-        ends = " to ".join(f"{end:.0e}" for end in plateau(column))
-        best = f"{settings[means.argmin()]:.0e}"
-        method = name if name in methods else f"Adadelta, {name}"
-        row = [method, argument.replace("_", " "), f"{means.min():.2f}", best, ends, width(column)]
-        rows.append(row)
-    head = ["method", "setting", "best test error, %", "at", f"within {GOOD} points", "width"]
-    plateaus = markdown(head, rows)
-    rows = []
-    for name, column in report["Networks"]["columns"].items():
-        printed = "".join(f"{error:.2f}" for error in PAPER["Networks"].get(name, []))
-        rows.append([name, spread(column["errors"][0]), printed])
-    head = ["activation, initial weights", "test error, %", "paper"]
-    return {
-        "mnist table 1": beside_paper("Table 1", report["Table 1"]["columns"]),
-        "mnist table 2": beside_paper("Table 2", by_eps),
-        "mnist networks": markdown(head, rows),
-        "mnist plateaus": plateaus,
-    }
-
-
 STUDY = in_parts(
     "mnist_tables",
     __doc__,
@@ -245,7 +201,7 @@ STUDY = in_parts(
     smoke_epochs=1,
     load=_mnist.load,
     make=make,
-    tables=tables,
+    tables=lambda report: {},
     pictures=lambda report: {
         "mnist_tables": draw_tables(report),
         "mnist_plateaus": draw_plateaus(report),

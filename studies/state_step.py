@@ -89,41 +89,28 @@ def measure(given: argparse.Namespace, results: Results) -> None:
     )
 
 
-COLUMNS = (
-    ("times float32", "times float32", 1, ".2f"),
-    ("% of the bound", "of the bound", 100, ".0f"),
-    ("state, bytes per parameter", "state bytes per parameter", 1, ".2f"),
-    ("scratch", "scratch bytes per parameter", 1, ".2f"),
-    ("compile, CPU s", "compile CPU seconds", 1, ".1f"),
-)
-
-
 def table(report: Report) -> str:
     """Returns what was measured on one machine as Markdown."""
     first, rows = next(iter(report["cases"].values())), []
-    timed = [who for who in (*RULES, "floor") if who in first]
+    others = [who for who in (*RULES, "floor") if who in first and who != "float32"]
     storages = [storage for storage in STORAGES if storage in first]
     for name, case in report["cases"].items():
-        row, size = [name], case["parameters"]
-        for who in timed:
-            ns = [1e9 * s / size for s in (case[who]["seconds"], *case[who]["quartiles"])]
-            row.append("{:.3g} ({:.3g} to {:.3g})".format(*ns))
-        for _, key, scale, form in COLUMNS:
+        full, size = case["float32"]["seconds"], case["parameters"]
+        row = [f"{case[who]['seconds'] / full:.2f}" for who in others]
+        row.append(f"{1e9 * full / size:.3g}")
+        for key, scale, form in (("of the bound", 100, ".0f"), ("compile CPU seconds", 1, ".1f")):
             row.append(" / ".join(f"{scale * case[who][key]:{form}}" for who in storages))
-        rows.append(row)
+        rows.append([name, *row])
     speed = 1e-9 * statistics.median(c["bytes a second"] for c in report["cases"].values())
-    head = ["ns per parameter (quartiles)", *timed, *(head for head, *_ in COLUMNS)]
+    head = ["times float32", *others, "float32, ns", "% of the bound", "compile, CPU s"]
     kept, text = report["memory"], f"{said(report)}. The bound: {speed:.3g} GB/s."
     text += f"\n\n{markdown(head, rows)}"
     if kept["float32"] is None:
         return f"{text}\n\nWhat a process holds cannot be read on this platform."
-    rows = [
-        [who, *(f"{1e-6 * kept[who][key]:.0f}" for key in ("state", "peak"))]
-        for who in RULES
-        if who in kept
-    ]
-    head = f"{1e-6 * kept['parameters']:.0f}M parameters, MB beyond them and their gradients"
-    return f"{text}\n\n{markdown([head, 'after init', 'at most, in 3 steps'], rows)}"
+    held = {who: [f"{1e-6 * kept[who][key]:.0f}" for key in ("state", "peak")] for who in RULES}
+    many = f"{1e-6 * kept['parameters']:.0f}M parameters"
+    peaks = ", ".join(f"{state} to {peak} ({who})" for who, (state, peak) in held.items())
+    return f"{text}\n\nMB of state of {many}, and the peak of three steps: {peaks}."
 
 
 # Computed from the documented block sizes, one float32 per block and average; not measured here.

@@ -97,7 +97,7 @@ def measure(given: argparse.Namespace, results: Results) -> None:
 
 
 def compared(results: Report) -> dict[str, Report]:
-    """Returns the mean and spread by measure and storage, and for few bits how far from float32."""
+    """Returns the mean and spread by measure and storage, and whether it is within float32's."""
     summary = {}
     for measure in [m for m in MEASURES if m in results["float32"]]:
         full = np.asarray(results["float32"][measure])
@@ -105,40 +105,30 @@ def compared(results: Report) -> dict[str, Report]:
         for storage in results:
             values = np.asarray(results[storage][measure])
             with np.errstate(invalid="ignore"):  # A run that diverged is within no spread.
-                apart = values - full
                 summary[measure][storage] = {
                     "mean": values.mean(),
                     "spread": values.std(ddof=1),
-                    "apart": apart.mean(),
-                    "spread apart": apart.std(ddof=1),
-                    "holds": bool(abs(apart.mean()) <= full.std(ddof=1)),
+                    "holds": bool(abs((values - full).mean()) <= full.std(ddof=1)),
                 }
     return summary
 
 
 def tables(reports: Reports) -> dict[str, str]:
-    """Returns the means and standard deviations over the seeds.
-
-    A row has so many decimals that float32's spread has two digits.
-    """
+    """Returns the means over the seeds. Float32's spread has two digits."""
     report = reports["state_training"]
     storages = list(next(iter(report["tasks"].values()))["results"])
-    few = storages[1:]
-    heads = [f"{report['seeds']} seeds", "measured", *storages]
-    heads += [f"{storage} less float32" for storage in few] + ["within float32's spread"]
     rows = []
     for task, content in report["tasks"].items():
         for measure, facts in compared(content["results"]).items():
             spread = facts["float32"]["spread"]
             decimals = 1 - math.floor(math.log10(spread)) if 0 < spread < math.inf else 2
-            pair = functools.partial("{:{}.{d}f} ± {:.{d}f}".format, d=max(decimals, 0))
-            cells = [task, MEASURES[measure]]
-            cells += [pair(f["mean"], "", f["spread"]) for f in facts.values()]
-            beside = [facts[storage] for storage in few]
-            cells += [pair(f["apart"], "+", f["spread apart"]) for f in beside]
-            cells.append(", ".join("yes" if f["holds"] else "no" for f in beside))
-            rows.append(cells)
-    return {"state training": markdown(heads, rows)}
+            show = functools.partial("{:.{d}f}".format, d=max(decimals, 0))
+            holds = ", ".join("yes" if facts[few]["holds"] else "no" for few in storages[1:])
+            full, *few = (show(facts[storage]["mean"]) for storage in storages)
+            row = [f"{full} ±{show(spread)}", *few]
+            rows.append([f"{task}, {MEASURES[measure]}", holds, *row])
+    head = [f"{report['seeds']} seeds", "within float32's spread", *storages]
+    return {"state training": markdown(head, rows)}
 
 
 def options(parser: argparse.ArgumentParser) -> None:

@@ -159,29 +159,39 @@ def sizeable(report: Report) -> dict[str, Report]:
     return {name: case for name, case in report["cases"].items() if case["parameters"] >= FEW}
 
 
-def step_table(report: Report, setting: str) -> str:
-    """Returns nanoseconds per parameter and ratios."""
+def versions(reports: Reports) -> dict[str, Report]:
+    """Returns the reports by their versions of JAX."""
+    return {f"jax {report['versions']['jax']}": report for report in reports.values()}
+
+
+def ratios_table(reports: Reports) -> str:
+    """Returns how many times as fast as Optax a step is, and the nanoseconds of the newest JAX."""
+    found = {version: sizeable(report) for version, report in versions(reports).items()}
+    newest, rows = list(found)[-1], []
+    who = ("optax_adadelta", "optax", "floor")
+    for name, case in found[newest].items():
+        steps = [cases[name]["alone"] for cases in found.values()]
+        faster = [s["optax"]["seconds"] / s["optax_adadelta"]["seconds"] for s in steps]
+        ns = [nanoseconds(case, "alone", w) for w in who]
+        rows.append([name, *(f"{f:.1f}" for f in faster), *(f"{n:.2f}" for n in ns)])
+    head = [f"times as fast as Optax, {version}" for version in found]
+    return markdown(["case", *head, *(f"{w}, ns" for w in who)], rows)
+
+
+def step_table(report: Report) -> str:
+    """Returns nanoseconds per parameter of everyone."""
     found = sizeable(report)
-    # The floor's loop does not clip.
-    floors = setting == "alone"
-    who = [w for w in WHO[: None if floors else -1] if any(w in c[setting] for c in found.values())]
-    head = ["case", *who, "times as fast as optax", *["times the floor"] * floors]
-    rows = []
-    for name, case in found.items():
-        measured = case[setting]
-        row = [f"{nanoseconds(case, setting, w):.2f}" if w in measured else "" for w in who]
-        ours = measured["optax_adadelta"]["seconds"]
-        row.append(f"{measured['optax']['seconds'] / ours:.1f}")
-        row += [f"{ours / measured['floor']['seconds']:.1f}"] * floors
-        rows.append([name, *row])
-    return markdown(head, rows)
+    who = [w for w in WHO if any(w in case["alone"] for case in found.values())]
+    rows = [
+        [name, *(f"{nanoseconds(case, 'alone', w):.2f}" if w in case["alone"] else "" for w in who)]
+        for name, case in found.items()
+    ]
+    return markdown(["case", *who], rows)
 
 
 COLUMNS = (
-    ("step, ms", "seconds", 1e3, ".2f"),
-    ("of it until the call returns", "seconds until begun", 1e3, ".2f"),
     ("peak, MB", "peak bytes", 1e-6, ".0f"),
-    ("bytes per parameter", "bytes per parameter", 1, ".0f"),
+    ("bytes", "bytes per parameter", 1, ".0f"),
     ("scratch", "scratch bytes per parameter", 1, ".0f"),
     ("loops", "kernels", 1, "d"),
     ("trace, s", "trace", 1, ".2f"),
@@ -205,59 +215,60 @@ def program_table(report: Report) -> str:
     return markdown(["case", *(head for head, *_ in COLUMNS)], rows)
 
 
-def seconds_table(measured: Report) -> str:
-    """Returns milliseconds a step."""
+def seconds_table(measured: dict[str, Report]) -> str:
+    """Returns the milliseconds of each version of JAX."""
+    who = {name: None for steps in measured.values() for name in steps if name != "floor"}
     rows = [
-        [who, *(f"{1e3 * facts['seconds']:.2f}",), " to ".join(f"{1e3 * q:.2f}" for q in quartiles)]
-        for who, facts in measured.items()
-        if (quartiles := facts["quartiles"]) and who != "floor"
+        [w, *(f"{1e3 * s[w]['seconds']:.2f}" if w in s else "" for s in measured.values())]
+        for w in who
     ]
-    return markdown(["", "ms", "quartiles"], rows)
+    return markdown(["ms", *measured], rows)
 
 
 def tables(reports: Reports) -> dict[str, str]:
-    made = {}
-    for report in reports.values():
-        jax_version = ".".join(report["versions"]["jax"].split(".")[:2])
-        alone = step_table(report, "alone")
-        eager = [case["eager"] for case in report["cases"].values() if "eager" in case]
-        made |= {
-            f"alone {jax_version}": f"{said(report, 'keras', 'torch')}.\n\n{alone}",
-            f"clipped {jax_version}": step_table(report, "clipped"),
-            f"program {jax_version}": program_table(report),
-            f"training {jax_version}": seconds_table(report["training"]),
-            f"eager {jax_version}": seconds_table(eager[0]),
-        }
-    return made
+    found = versions(reports)
+    small = {
+        version: next(case["eager"] for case in report["cases"].values() if "eager" in case)
+        for version, report in found.items()
+    }
+    every = [f"{said(r, 'keras', 'torch')}.\n\n{step_table(r)}" for r in found.values()]
+    return {
+        "steps": ratios_table(reports),
+        "every step": "\n\n".join(every),
+        "programs": program_table(list(found.values())[-1]),
+        "training": seconds_table({v: report["training"] for v, report in found.items()}),
+        "eager": seconds_table(small),
+    }
 
 
 def draw(reports: Reports) -> dict[str, Figure]:
-    figure = Figure(figsize=(6.2 * len(reports), 4.6), dpi=140, layout="constrained")
-    panels = figure.subplots(1, len(reports), sharey=True, squeeze=False)[0]
+    """Draws the times of the JAX with which most packages were timed."""
+    report = max(reports.values(), key=lambda report: len(report["versions"]))
+    found = sizeable(report)
+    figure = Figure(figsize=(8, 4.8), dpi=150, layout="constrained")
+    panel = figure.subplots()
     styles = dict(zip(WHO, ("DC3", "oC0", "sC4", "^C1", "vC8", "PC2", "|black"), strict=True))
-    for panel, report in zip(panels, reports.values(), strict=True):
-        found = sizeable(report)
-        for place, (who, style) in enumerate(styles.items()):
-            off, size = (0, 420) if who == "floor" else (0.09 * (place - 2.5), 42)
-            points = [
-                (nanoseconds(case, "alone", who), i + off)
-                for i, case in enumerate(found.values())
-                if who in case["alone"]
-            ]
-            if points:
-                x, y = zip(*points, strict=True)
-                panel.scatter(x, y, size, style[1:], marker=style[0], label=who, zorder=3)
-        ticks = [0.3, 0.5, 1, 2, 3, 5, 10]
-        panel.set(xscale="log", xlim=(0.25, 12))
-        panel.set(xlabel="nanoseconds per parameter, median (lower is better)")
-        panel.set_yticks(range(len(found)), found)
-        panel.set_xticks(ticks, [str(t) for t in ticks])
-        panel.minorticks_off()
-        panel.grid(axis="x", alpha=0.4)
-        cores = report["machine"].split(",")[1].strip()
-        panel.set_title(f"jax {report['versions']['jax']}, CPU, {cores}")
-    panels[0].invert_yaxis()
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=7)
+    for place, (who, style) in enumerate(styles.items()):
+        off, size = (0, 420) if who == "floor" else (0.09 * (place - 2.5), 60)
+        points = [
+            (nanoseconds(case, "alone", who), i + off)
+            for i, case in enumerate(found.values())
+            if who in case["alone"]
+        ]
+        if points:
+            x, y = zip(*points, strict=True)
+            panel.scatter(x, y, size, style[1:], marker=style[0], label=who, zorder=3)
+    ticks = [0.3, 0.5, 1, 2, 3, 5, 10]
+    panel.set(xscale="log", xlim=(0.25, 12))
+    panel.set_xlabel("nanoseconds per parameter, median (left is better)", fontsize=12)
+    panel.set_yticks(range(len(found)), found, fontsize=12)
+    panel.set_xticks(ticks, [str(t) for t in ticks], fontsize=12)
+    panel.minorticks_off()
+    panel.grid(axis="x", alpha=0.4)
+    cores = report["machine"].split(",")[1].strip()
+    panel.set_title(f"jax {report['versions']['jax']}, CPU, {cores}")
+    panel.invert_yaxis()
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=12)
     return {"step": figure}
 
 

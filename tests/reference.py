@@ -69,12 +69,12 @@ KINDS = (
 
 
 def root_mean_squares(arrays):
-    """The scale of each array: its own, that of all if it is zero, 0.5 if all are zero."""
+    """The scale of each array: its own, the others' mean if it is zero, 0.3 if all are zero."""
     arrays = [np.asarray(a).astype(np.result_type(a.dtype, np.float64)) for a in arrays]
-    squares = [np.mean(np.abs(a) ** 2) for a in arrays]
-    sizes = [a.size for a in arrays]
-    whole = np.dot(sizes, squares) / sum(sizes) or 0.09
-    return [np.sqrt(square or whole) for square in squares]
+    scales = [np.sqrt(np.mean(np.abs(a) ** 2)) for a in arrays]
+    known = [scale for scale in scales if scale]
+    mean = np.prod(known) ** (1 / len(known)) if known else 0.3
+    return [scale or mean for scale in scales]
 
 
 class RelativeStep(NamedTuple):

@@ -142,10 +142,16 @@ def test_scaling_the_loss_hardly_changes_the_path(bits, factor, bound):
     assert error < {None: bound, 16: 5e-5, 8: 3e-2}[bits]
 
 
-def test_the_scale_is_the_root_mean_square_or_that_of_the_whole_tree():
+def test_the_scale_is_the_root_mean_square_and_that_of_zeros_the_mean_of_the_others():
     tree = {"a": jnp.array([3.0, -4.0]), "b": jnp.zeros((2, 3)), "c": jnp.zeros((0, 5)), "d": None}
-    whole = np.sqrt(25 / 8)
-    np.testing.assert_allclose(nadadelta().init(tree).scale, [np.sqrt(12.5), whole, whole], 1e-6)
+    tree |= {"e": jnp.full(100, 1e-8), "f": jnp.float32(-40)}
+    known = np.array([np.sqrt(12.5), 1e-8, 40])
+    mean = np.prod(known) ** (1 / 3)
+    expected = [known[0], mean, mean, *known[1:]]
+    np.testing.assert_allclose(nadadelta().init(tree).scale, expected, 1e-5)
+    # An array that cannot be trained spoils no other.
+    scale = nadadelta().init({"a": jnp.array([jnp.nan]), "b": jnp.ones(2), "z": jnp.zeros(2)}).scale
+    np.testing.assert_array_equal(scale, [np.nan, 1, 1])
     assert nadadelta().init({"z": jnp.zeros(3)}).scale == np.float32(0.3)
     assert nadadelta().init(jnp.float32(-2.0)).scale == 2.0
     assert nadadelta().init({}).scale.shape == (0,)

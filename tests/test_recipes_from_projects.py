@@ -66,7 +66,7 @@ def path_of(optimizer, before):
     with jax.numpy_dtype_promotion("standard"):
         state = optimizer.init(x)
         count = jnp.int32(before)
-        state = optax.tree_utils.tree_set(state, count=count)
+        state = optax.tree.set(state, count=count)
         update = jax.jit(optimizer.update)
         for noise in NOISE:
             updates, state = update(jnp.asarray(CURVATURE * np.asarray(x) + noise), state, x)
@@ -122,7 +122,7 @@ def test_a_run_of_espnet_lowers_eps_goes_back_and_skips_a_gradient_that_is_nan(s
                 _, x, e_g, e_x = best
                 eps, lowered = max(0.01 * eps, 1e-12), lowered + 1
             (params, state), watch = plateau.update((params, state), watch, value=accuracy)
-            found = optax.tree_utils.tree_get(state, "eps")
+            found = optax.tree.get(state, "eps")
             np.testing.assert_allclose(found, eps, rtol=1e-6)
             np.testing.assert_allclose(params, x, **CLOSE)
     assert lowered == 2

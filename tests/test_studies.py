@@ -53,6 +53,7 @@ SMOKES = {
     "state_step": Smoke(),
     "state_training": Smoke(),
     "step": Smoke((), ("step",)),
+    "units": Smoke((), ("units",)),
 }
 COMPILED = [
     pytest.param(name, marks=[pytest.mark.accelerators, pytest.mark.skipif(NO_COMPILER, reason="")])

@@ -2,14 +2,13 @@
 
 import argparse
 import math
-import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from scipy.stats import rankdata
+from scipy.stats import gmean
 from scripts import module
 
 pytestmark = pytest.mark.scripts
@@ -147,34 +146,74 @@ def test_the_committed_learning_rates_are_those_with_the_least_validation_error(
             assert result["learning rate"] == tried["learning rates"][np.nanargmin(errors)]
 
 
-@pytest.mark.parametrize(
-    ("title", "what", "tuned"),
-    [("untuned", "test error", False), ("tuned losses", "training loss", True)],
-)
-def test_ranks_and_spreads_are_those_of_numpy_and_scipy(title, what, tuned):
-    reports = RESULTS.load_all("compare-*")
-    found = {name: COMPARE.by_task(reports)[name] for name in COMPARE.TASKS}
-    table = COMPARE.tables(reports)[title].splitlines()[2:]
-    lines = {row[0]: row[1:] for row in ([c.strip() for c in r.split("|")[1:-1]] for r in table)}
-    labels = {label: name for name, label in module("studies._compare_report").NOT_TUNED.items()}
-    plain = {name: labels.get(name, name) for name in lines}
-    ranks = []
-    for column, report in enumerate(found.values(), start=2):
-        runs = [
-            report["tuned" if tuned and name == short else "methods"][short][what]
-            for name, short in plain.items()
-        ]
-        ranks.append(rankdata([np.inf if None in errors else np.mean(errors) for errors in runs]))
-        for name, errors, rank in zip(lines, runs, ranks[-1], strict=True):
-            shown = re.fullmatch(r"(.+) ± (.+) \((.+)\)", lines[name][column])
-            if shown is None:
-                assert lines[name][column] == f"diverged ({rank:g})"
+@pytest.mark.parametrize("tasks", [COMPARE.TASKS, COMPARE.UNSEEN])
+@pytest.mark.parametrize("shown", [True, False])
+def test_the_errors_and_their_ratios_are_those_of_numpy_and_scipy(tasks, shown):
+    report = module("studies._compare_report")
+    found = {name: COMPARE.by_task(RESULTS.load_all("compare-*"))[name] for name in tasks}
+    table = report.table_of_errors(found, *[report.SHOWN] * shown).splitlines()
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in table]
+    assert rows[0] == ["", "error / Prodigy's", *tasks]
+    names = {label: name for name, label in report.SHOWN.items()} if shown else {}
+    ratios = []
+    for label, ratio, *cells in rows[2:]:
+        name, tuned, _ = names.get(label, label).partition(", tuned")
+        part = "tuned" if tuned else "methods"
+        runs = [results[part][name]["test error"] for results in found.values()]
+        to = [results["methods"]["Prodigy, linear"]["test error"] for results in found.values()]
+        for cell, errors in zip(cells, runs, strict=True):
+            mean, _, deviation = cell.partition(" ±")
+            if None in errors:
+                assert cell == "diverged"
                 continue
-            mean, deviation = np.mean(errors), np.std(errors, ddof=1)
-            np.testing.assert_allclose(float(shown[1]), mean, rtol=0.05)
-            np.testing.assert_allclose(float(shown[2]), deviation, rtol=0.05, atol=0.1 * mean)
-            assert float(shown[3]) == rank
-    means = np.mean(ranks, axis=0)
-    assert [row[0] for row in lines.values()] == [f"{mean:.1f}" for mean in means]
-    assert [float(row[1]) for row in lines.values()] == np.max(ranks, axis=0).tolist()
-    assert (np.diff(means) >= 0).all()
+            assert float(mean) == pytest.approx(np.mean(errors), rel=0.006)
+            assert shown or (len(errors) == 1) == (deviation == "")
+            if deviation:
+                spread = np.std(errors, ddof=1)
+                assert float(deviation) == pytest.approx(
+                    spread, rel=0.05, abs=0.01 * np.mean(errors)
+                )
+        if any(None in errors for errors in runs):
+            ratios.append(np.inf)
+            assert ratio == "-"
+        else:
+            ratios.append(gmean([np.mean(a) / np.mean(b) for a, b in zip(runs, to, strict=True)]))
+            assert float(ratio) == pytest.approx(ratios[-1], abs=0.0051)
+    assert ratios == sorted(ratios)
+
+
+def test_a_method_is_shown_once_it_was_trained_on_every_task():
+    report = module("studies._compare_report")
+    found = {name: COMPARE.by_task(RESULTS.load_all("compare-*"))[name] for name in COMPARE.TASKS}
+    names = {*COMPARE.METHODS, *(f"{name}, tuned" for name in METHODS.TUNED)}
+    assert set(report.SHOWN) <= names
+    known = set(report.trained(found))
+    assert {"nadadelta", "Adam, cosine, tuned", "Adadelta"} <= known <= names
+    made_up = report.trained({"one": {"methods": found["digits"]["methods"], "tuned": {}}})
+    assert "Adam" in made_up
+    del found["sorting"]["methods"]["Adam"], found["digits"]["tuned"]["Adam"]
+    assert known - set(report.trained(found)) == {"Adam", "Adam, tuned"}
+
+
+def test_the_sentences_about_the_comparison_are_right():
+    found = COMPARE.by_task(RESULTS.load_all("compare-*"))
+    assert len(found) == 12
+
+    def mean(part, name, task):
+        return np.mean(found[task][part][name]["test error"])
+
+    for method in ("nadadelta", "nadadelta, averaged"):
+        behind = [
+            t for t in found if mean("methods", method, t) > mean("methods", "Prodigy, linear", t)
+        ]
+        assert behind == ["vowels"]
+    better = [
+        t for t in COMPARE.TASKS if mean("methods", "Adadelta", t) < mean("methods", "Adam", t)
+    ]
+    assert set(COMPARE.TASKS) - set(better) == {"vowels"}
+    ratios = [
+        mean(part, "Adam", task) / mean(part, "Adadelta", task)
+        for part in ("longer", "methods")
+        for task in COMPARE.TASKS_LONGER
+    ]
+    assert ratios == pytest.approx([0.83, 1.04, 1.17, 1.07, 1.21, 1.14], abs=0.0051)

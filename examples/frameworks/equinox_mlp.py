@@ -40,7 +40,8 @@ def loss(model, x, y):
 @eqx.filter_jit(donate="all")
 def step(model, state, x, y):
     grads = eqx.filter_grad(loss)(model, x, y)
-    updates, state = optimizer.update(grads, state, eqx.filter(model, eqx.is_inexact_array))
+    arrays = eqx.filter(model, eqx.is_inexact_array)
+    updates, state = optimizer.update(grads, state, arrays)
     return eqx.apply_updates(model, updates), state
 
 
@@ -56,7 +57,8 @@ def train(model, state, epochs):
 
 
 def load(path):
-    return eqx.tree_deserialise_leaves(path, new(seed=1))  # Any seed: every array is replaced.
+    target = new(seed=1)  # Any seed: every array is replaced.
+    return eqx.tree_deserialise_leaves(path, target)
 
 
 if __name__ == "__main__":

@@ -59,8 +59,9 @@ def train(state, epochs):
 
 
 def load(path):
+    target = new(seed=1)  # Any seed: every array is replaced.
     with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(path, new(seed=1))  # Any seed: every array is replaced.
+        return checkpointer.restore(path, target)
 
 
 if __name__ == "__main__":

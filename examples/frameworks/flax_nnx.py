@@ -29,7 +29,8 @@ tx = nadadelta()
 
 def new(seed):
     rngs = nnx.Rngs(seed)
-    model = nnx.Sequential(nnx.Linear(64, 128, rngs=rngs), nnx.relu, nnx.Linear(128, 10, rngs=rngs))
+    layers = nnx.Linear(64, 128, rngs=rngs), nnx.relu, nnx.Linear(128, 10, rngs=rngs)
+    model = nnx.Sequential(*layers)
     return model, nnx.Optimizer(model, tx, wrt=nnx.Param)
 
 
@@ -56,10 +57,10 @@ def train(model, optimizer, epochs):
 
 
 def load(path):
-    model, optimizer = new(seed=1)  # Any seed: every array is replaced.
+    both = new(seed=1)  # Any seed: every array is replaced.
     with ocp.StandardCheckpointer() as checkpointer:
-        nnx.update((model, optimizer), checkpointer.restore(path, nnx.state((model, optimizer))))
-    return model, optimizer
+        nnx.update(both, checkpointer.restore(path, nnx.state(both)))
+    return both
 
 
 if __name__ == "__main__":

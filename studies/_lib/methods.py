@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_adadelta import adadelta
-from studies._lib.nadadelta import first_gradient, nadadelta, one_eps_per_array  # noqa: F401
+from optax_adadelta import adadelta, nadadelta  # noqa: F401
+from studies._lib import nadadelta as forms  # noqa: F401
 
 FACTORS = tuple(10 ** (half / 2) for half in range(-2, 5))  # Times the usual learning rate.
 
@@ -185,19 +185,19 @@ NADADELTA = {
     "nadadelta, twice the rate": Method("nadadelta(late_fall(rate, steps))", 2.0),
     "nadadelta, warm-up": Method("nadadelta(warm_late_fall(rate, steps))"),
     "nadadelta, warm-up, twice the rate": Method("nadadelta(warm_late_fall(rate, steps))", 2.0),
-    "nadadelta, C": Method("first_gradient(late_fall(rate, steps))"),
-    "nadadelta, B": Method("one_eps_per_array(late_fall(rate, steps), share=2e-5)"),
+    "nadadelta, C": Method("forms.first_gradient(late_fall(rate, steps))"),
+    "nadadelta, B": Method("forms.one_eps_per_array(late_fall(rate, steps), share=2e-5)"),
 }
 # What else it could have been. With A and C, a rate of s is the same as a share of 5e-6 s^2.
 RATES = (0.5, 1, 1.414, 2, 2.828, 4)
 CANDIDATES = {
     f"{form}{name}, rate {rate:g}": Method(f"{code}(late_fall(rate, steps), {settings})", rate)
     for form, name, code, settings, rates in (
-        ("A", "", "nadadelta", "share=5e-6", RATES),
-        ("A", ", k 1e-09", "nadadelta", "share=5e-6, k=1e-9", RATES[1:]),
-        ("C", ", k 0.0001", "first_gradient", "share=5e-6", RATES[1:]),
-        ("B", ", share 5e-06", "one_eps_per_array", "share=5e-6", (1,)),
-        ("B", ", share 2e-05", "one_eps_per_array", "share=2e-5", (1, 2)),
+        ("A", "", "forms.nadadelta", "share=5e-6", RATES),
+        ("A", ", k 1e-09", "forms.nadadelta", "share=5e-6, k=1e-9", RATES[1:]),
+        ("C", ", k 0.0001", "forms.first_gradient", "share=5e-6", RATES[1:]),
+        ("B", ", share 5e-06", "forms.one_eps_per_array", "share=5e-6", (1,)),
+        ("B", ", share 2e-05", "forms.one_eps_per_array", "share=2e-5", (1, 2)),
     )
     for rate in rates
 }
@@ -206,7 +206,7 @@ CANDIDATES |= {
     "averaged, rate 0.5": Method("growing_average(nadadelta(rate))", 0.5, average_of),
     **{
         f"A, k 1e-09, {name}": Method(
-            f"nadadelta(late_fall(rate, steps), share=5e-6, k=1e-9, {name})", rate
+            f"forms.nadadelta(late_fall(rate, steps), share=5e-6, k=1e-9, {name})", rate
         )
         for name, rate in (
             ("nesterov=False", 1.414),
