@@ -2,7 +2,6 @@
 
 import re
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -202,18 +201,3 @@ def test_workers_go_on_from_the_mean_of_their_parameters_and_states():
         # The state that is handed on has 8 bits.
         assert apart(averages(state).e_g[name], e_g) < 2 * CODE[8]
         assert apart(averages(state).e_x[name], e_x) < 3 * CODE[8]
-
-
-@pytest.mark.skipif(jax.__version_info__ < (0, 10), reason="JAX then has no host memory on a CPU")
-def test_a_state_in_host_memory_trains_as_one_on_the_device():
-    names = recipes.run_section("many_devices.md", "State in host memory")
-    step, optimizer, x, y = (names[name] for name in ("step", "optimizer", "x", "y"))
-    assert step._cache_size() == 1
-    params = names["new_params"]()
-    state = optimizer.init(params)
-    for _ in range(3):
-        grads = jax.grad(names["loss_fn"])(params, x, y)
-        updates, state = optimizer.update(grads, state, params)
-        params = optax.apply_updates(params, updates)
-    found = jax.device_get((names["params"], names["state"]))
-    chex.assert_trees_all_close(found, jax.device_get((params, state)), rtol=1e-5)

@@ -68,31 +68,6 @@ def test_our_clip_moves_no_more_bytes_than_optax_s(report):
         assert ours["bytes per parameter"] <= theirs["bytes per parameter"]
 
 
-def test_the_speed_tables_have_the_newest_jax_of_each_machine_and_leave_out_what_was_not_timed():
-    def timed(machine, jax, seconds):
-        steps = {kind: {"seconds": s} for kind, s in zip("abc", seconds, strict=True)}
-        cases = {"small": {"parameters": 1, "leaves": 1, "steps": steps}}
-        cases["large"] = {"parameters": 9, "leaves": 2, "steps": steps}
-        if jax == "3":
-            del cases["large"]
-        return {"machine": machine, "versions": {"jax": jax}, "cases": cases}
-
-    reports = [timed("x, One", "1", (8, 8, 8)), timed("x, One", "2", (6, 2, 1))]
-    reports.append(timed("x, Other", "3", (4, 4, 1)))
-    compared = module("studies.chain").compared
-    lines = compared(dict(enumerate(reports)), "a", "b", "c").splitlines()
-    assert lines[0] == "| times as fast | b, One | b, Other | c, One | c, Other | leaves |"
-    assert lines[2:] == [
-        "| small | 3.00 | 1.00 | 6.00 | 4.00 | 1 |",
-        "| large | 3.00 |  | 6.00 |  | 2 |",
-    ]
-    lines = compared(dict(enumerate(reports)), "a", "b", few=2).splitlines()
-    assert [lines[0], *lines[2:]] == [
-        "| times as fast | One | Other | leaves |",
-        "| large | 3.00 |  | 2 |",
-    ]
-
-
 @pytest.mark.parametrize("name", RESULTS.load_all("state_step-*"))
 def test_the_committed_steps_of_each_storage_fit_together(name):
     report = RESULTS.load_all(name)[name]

@@ -182,19 +182,6 @@ def test_the_errors_and_their_ratios_are_those_of_numpy_and_scipy(tasks, shown):
     assert ratios == sorted(ratios)
 
 
-def test_a_method_is_shown_once_it_was_trained_on_every_task():
-    report = module("studies._compare_report")
-    found = {name: COMPARE.by_task(RESULTS.load_all("compare-*"))[name] for name in COMPARE.TASKS}
-    names = {*COMPARE.METHODS, *(f"{name}, tuned" for name in METHODS.TUNED)}
-    assert set(report.SHOWN) <= names
-    known = set(report.trained(found))
-    assert {"nadadelta", "Adam, cosine, tuned", "Adadelta"} <= known <= names
-    made_up = report.trained({"one": {"methods": found["digits"]["methods"], "tuned": {}}})
-    assert "Adam" in made_up
-    del found["sorting"]["methods"]["Adam"], found["digits"]["tuned"]["Adam"]
-    assert known - set(report.trained(found)) == {"Adam", "Adam, tuned"}
-
-
 def test_the_sentences_about_the_comparison_are_right():
     found = COMPARE.by_task(RESULTS.load_all("compare-*"))
     assert len(found) == 12
