@@ -81,11 +81,7 @@ def measure(given: argparse.Namespace, results: Results) -> None:
             kept[rule] = pool.submit(held, rule, side).result()
     of_optax(RULES["float32"], gradients_of([(8,)]))  # The first program takes longer to compile.
     cases.measure_each(
-        "state_step",
-        chosen,
-        lambda shapes: measure_case(shapes, rounds),
-        results,
-        memory=kept,
+        "state_step", chosen, lambda shapes: measure_case(shapes, rounds), results, memory=kept
     )
 
 
@@ -107,7 +103,11 @@ def table(report: Report) -> str:
     text += f"\n\n{markdown(head, rows)}"
     if kept["float32"] is None:
         return f"{text}\n\nWhat a process holds cannot be read on this platform."
-    held = {who: [f"{1e-6 * kept[who][key]:.0f}" for key in ("state", "peak")] for who in RULES}
+    held = {
+        who: [f"{1e-6 * kept[who][key]:.0f}" for key in ("state", "peak")]
+        for who in RULES
+        if who in kept
+    }
     many = f"{1e-6 * kept['parameters']:.0f}M parameters"
     peaks = ", ".join(f"{state} to {peak} ({who})" for who, (state, peak) in held.items())
     return f"{text}\n\nMB of state of {many}, and the peak of three steps: {peaks}."

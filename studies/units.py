@@ -64,6 +64,7 @@ def trained(task: Task, method: str, what: str) -> np.ndarray:
 
 def measure(given: argparse.Namespace, results: Results) -> None:
     task, found = load("digits", given), {what: {} for what in UNITS}
+    task = task.smaller() if given.smoke else task
     results.load("units")
     pairs = [(what, method) for what in UNITS for method in SHOWN]
     for what, method in tqdm(pairs, unit="method"):

@@ -1,5 +1,7 @@
 """Checkpoints with Orbax, in every storage: onto the same mesh and others, and what goes wrong."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +27,7 @@ from checkpoints import (
     without_arrays,
 )
 from jax.sharding import AbstractMesh
-from states import BITS, same_bits
+from states import BITS, DTYPES, same_bits
 
 from optax_adadelta import AdadeltaState, adadelta, convert, reduce_eps_on_plateau
 from optax_adadelta.diagnostics import find_state
@@ -92,9 +94,7 @@ def test_on_another_mesh_the_same_gradients_give_the_same_bits(saved, compiled, 
     same_bits(jax.device_get(found), end)
 
 
-@pytest.mark.parametrize(
-    ("bits", "other"), [(None, 16), (None, 8), (16, None), (16, 8), (8, None), (8, 16)]
-)
+@pytest.mark.parametrize(("bits", "other"), list(itertools.permutations(DTYPES, 2)))
 def test_in_another_storage_it_goes_on_as_if_converted_before(saved, compiled, bits, other):
     _, _, tree, _ = undisturbed(bits)
     optimizer, run, *_ = undisturbed(other)

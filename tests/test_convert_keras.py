@@ -192,6 +192,13 @@ def test_hyperparameters():
     for rate, name in (({"class_name": "CosineDecay"}, "CosineDecay"), (len, "a function")):
         with pytest.raises(ValueError, match=f"learning_rate is {name}: .*schedule of Optax"):
             convert.hyperparameters_from_keras(Adadelta(learning_rate=rate))
+    for given, message in (
+        ({"rho": 1.0}, "rho must be at least 0 and below 1; it is 1.0"),
+        ({"epsilon": 0.0, "learning_rate": len}, "- eps must be positive"),
+        ({"learning_rate": -1.0}, "learning_rate must be at least 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            convert.hyperparameters_from_keras(Adadelta(**given))
 
 
 class Group(dict):

@@ -210,7 +210,7 @@ def test_nnx_optimizer_steps_the_variables_of_its_filter_alone(nnx, names, bits)
 
 @BITS
 @RULE
-@pytest.mark.parametrize("start", [None, 16, 8])
+@pytest.mark.parametrize("start", DTYPES)
 @pytest.mark.parametrize("wrap", [lambda rule: rule, optax.chain], ids=["alone", "chain"])
 def test_nnx_optimizer_goes_on_in_another_storage(nnx, bits, rule, start, wrap):
     def step(model, optimizer):

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from reference import algorithm_1, gradients
+from states import QUANTIZED
 
 from optax_adadelta import adadelta, scale_by_adadelta
 
@@ -346,7 +347,7 @@ def test_a_float32_value_was_spoiled_by_no_cast():
     assert "hyperparam_dtype" not in str(caught.value)
 
 
-@pytest.mark.parametrize("bits", [16, 8])
+@QUANTIZED
 @pytest.mark.parametrize("make", [adadelta, scale_by_adadelta])
 def test_the_seed_is_zero_if_none_is_given(make, bits):
     g = jnp.asarray(GRADIENTS[0], jnp.float32)

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 from reference import one_step
-from states import BITS, same_types
+from states import BITS, DTYPES, same_types
 
 from optax_adadelta import adadelta
 from optax_adadelta.diagnostics import find_state
@@ -115,7 +115,7 @@ def check_changes_by_hand(optimizer, change, params, compiled, kept):
     for _ in range(2):
         _, state = step(params, state, params)
     given = {"learning_rate": 1.0, "rho": 0.95, "eps": 1e-4, "weight_decay": 0.01}
-    bits = {jnp.uint16: 16, jnp.uint8: 8}.get(find_state(state).e_g.dtype.type)
+    bits = {jnp.dtype(t): b for b, t in DTYPES.items()}.get(find_state(state).e_g.dtype)
     for name, values in {
         "learning_rate": (0.5, 0.25),
         "rho": (0.875, 0.9),

@@ -8,6 +8,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from reference import algorithm_1
+from states import QUANTIZED
 
 from optax_adadelta import AdadeltaState, adadelta
 from optax_adadelta._equation import equation
@@ -271,7 +272,7 @@ def float64_on_request():
 
 
 @pytest.mark.usefixtures("float64_on_request")
-@pytest.mark.parametrize("bits", [16, 8])
+@QUANTIZED
 def test_without_x64_float64_parameters_can_have_quantized_averages(bits):
     g = jax.lax.full((5,), 0.1, jnp.float64)
     optimizer = adadelta(state_bits=bits)

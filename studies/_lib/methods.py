@@ -31,9 +31,7 @@ class Method(NamedTuple):
         return eval(self.code, {**names, "rate": rate, "steps": steps})
 
 
-def cosine(rate, steps):
-    """Returns the schedule that falls to zero over the whole training."""
-    return optax.cosine_decay_schedule(rate, steps)
+cosine = optax.cosine_decay_schedule
 
 
 def linear(rate, steps):
@@ -62,9 +60,8 @@ def warm_up(rate, steps, then):
 
 def warm_late_fall(rate, steps):
     """Returns `late_fall` with a rise over the first twentieth of the training."""
-    rise = steps // 20
-    falling = optax.linear_schedule(rate, 0.0, steps // 2, transition_begin=steps // 2 - rise)
-    return optax.join_schedules([optax.linear_schedule(0.0, rate, rise), falling], [rise])
+    half = steps // 2
+    return warm_up(rate, steps, lambda r, left: optax.linear_schedule(r, 0.0, half, left - half))
 
 
 def warm_start(optimizer, e_x: float = 1e-4):
@@ -97,22 +94,16 @@ def falling_eps(rate, steps):
 
 def averaged(optimizer, steps: int):
     """Returns the optimizer with an average of the parameters, over a tenth of the training."""
-
-    def init(params):
-        return optimizer.init(params), params
-
-    def update(grads, state, params):
-        state, average = state
-        updates, state = optimizer.update(grads, state, params)
-        new_params = optax.apply_updates(params, updates)
-        average = optax.incremental_update(new_params, average, step_size=10 / steps)
-        return updates, (state, average)
-
-    return optax.GradientTransformation(init, update)
+    return with_average(optimizer, lambda step: 10 / steps)
 
 
 def growing_average(optimizer):
     """Returns the optimizer with an average over about a tenth of all steps so far."""
+    return with_average(optimizer, lambda step: 10 / (step + 10))
+
+
+def with_average(optimizer, share):
+    """Returns the optimizer with an average to which each step adds this share of its result."""
 
     def init(params):
         return optimizer.init(params), params, jnp.zeros((), jnp.int32)
@@ -121,7 +112,7 @@ def growing_average(optimizer):
         state, average, step = state
         updates, state = optimizer.update(grads, state, params)
         new_params = optax.apply_updates(params, updates)
-        average = optax.incremental_update(new_params, average, 10 / (step + 10))
+        average = optax.incremental_update(new_params, average, share(step))
         return updates, (state, average, step + 1)
 
     return optax.GradientTransformation(init, update)
@@ -132,6 +123,7 @@ def average_of(state, params):
     return state[1]
 
 
+without_schedule = optax.contrib.schedule_free_eval_params
 UNTUNED = {
     "Adadelta": Method("adadelta(rate)"),
     "Adadelta, cosine": Method("adadelta(cosine(rate, steps))"),
@@ -146,12 +138,8 @@ UNTUNED = {
     "D-Adaptation": Method("dadapt_adamw(rate)"),
     "DoG": Method("dog(rate)"),
     "DoWG": Method("dowg(rate)"),
-    "Schedule-free AdamW": Method(
-        "schedule_free_adamw(rate)", 0.0025, optax.contrib.schedule_free_eval_params
-    ),
-    "Schedule-free SGD": Method(
-        "schedule_free_sgd(rate)", 1.0, optax.contrib.schedule_free_eval_params
-    ),
+    "Schedule-free AdamW": Method("schedule_free_adamw(rate)", 0.0025, without_schedule),
+    "Schedule-free SGD": Method("schedule_free_sgd(rate)", 1.0, without_schedule),
     "Mechanic": Method("mechanize(adam(rate))"),
     "SGD, momentum": Method("sgd(late_fall(rate, steps), momentum=0.9)", 0.1),
     "SGD, momentum, clipped": Method(
@@ -188,33 +176,6 @@ NADADELTA = {
     "nadadelta, C": Method("forms.first_gradient(late_fall(rate, steps))"),
     "nadadelta, B": Method("forms.one_eps_per_array(late_fall(rate, steps), share=2e-5)"),
 }
-# What else it could have been. With A and C, a rate of s is the same as a share of 5e-6 s^2.
-RATES = (0.5, 1, 1.414, 2, 2.828, 4)
-CANDIDATES = {
-    f"{form}{name}, rate {rate:g}": Method(f"{code}(late_fall(rate, steps), {settings})", rate)
-    for form, name, code, settings, rates in (
-        ("A", "", "forms.nadadelta", "share=5e-6", RATES),
-        ("A", ", k 1e-09", "forms.nadadelta", "share=5e-6, k=1e-9", RATES[1:]),
-        ("C", ", k 0.0001", "forms.first_gradient", "share=5e-6", RATES[1:]),
-        ("B", ", share 5e-06", "forms.one_eps_per_array", "share=5e-6", (1,)),
-        ("B", ", share 2e-05", "forms.one_eps_per_array", "share=2e-5", (1, 2)),
-    )
-    for rate in rates
-}
-CANDIDATES |= {
-    "warm-up, rate 2.828": Method("nadadelta(warm_late_fall(rate, steps))", 2.828),
-    "averaged, rate 0.5": Method("growing_average(nadadelta(rate))", 0.5, average_of),
-    **{
-        f"A, k 1e-09, {name}": Method(
-            f"forms.nadadelta(late_fall(rate, steps), share=5e-6, k=1e-9, {name})", rate
-        )
-        for name, rate in (
-            ("nesterov=False", 1.414),
-            ("momentum=0.8", 2.828),
-            ("momentum=0.95", 0.707),
-        )
-    },
-}
 METHODS = {**UNTUNED, **IDEAS, **NADADELTA}
 # What is trained on the tasks that nothing was chosen on.
 VERIFIED = (
@@ -225,7 +186,3 @@ VERIFIED = (
 )
 # Whose learning rate is chosen, too.
 TUNED = ("Adadelta", "Adadelta, cosine", "Adam", "Adam, cosine", "AdamW", "RMSProp", "Adagrad")
-# What is trained for longer on some of the tasks.
-LONGER = ("Adadelta", "Adadelta, cosine", "Adadelta, eps 1e-4", "eps 1e-4, cosine")
-LONGER += ("eps 1e-4, cosine over the last half", "falling eps", "average of the last tenth")
-LONGER += ("Adam", "Adam, cosine", "Prodigy, linear")
