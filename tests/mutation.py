@@ -52,8 +52,9 @@ ROOT = TESTS.parent
 PACKAGE = ROOT / "optax_adadelta"
 FILES = ("_[!_]*.py", "convert/_*.py", "_*/*.py")
 # These read programs or files, not behaviour, or start processes that do not see the fault.
-NOT_RUN = ("package", "docs", "peers", "plots", "frameworks", "studies", "studies_data")
-NOT_RUN += ("studies_programs", "studies_reproductions", "studies_steps", "studies_training")
+NOT_RUN = ("package", "pages", "peers", "plots", "frameworks", "examples", "recipes", "studies")
+NOT_RUN += ("recipes_from_projects", "studies_programs", "studies_reproductions", "studies_steps")
+NOT_RUN += ("studies_training",)
 # The test modules that are the likeliest to notice a fault, by the mutated file or its folder. They
 # run first, so that a fault that is noticed takes a second or two.
 FIRST = {
