@@ -16,8 +16,6 @@ from optax_adadelta import (
     convert,
     nadadelta,
     reduce_eps_on_plateau,
-    scale_by_adadelta,
-    scale_by_nadadelta,
     stochastic_round,
 )
 from optax_adadelta.diagnostics import (
@@ -29,13 +27,10 @@ from optax_adadelta.diagnostics import (
 )
 
 
-def matrices(params):
-    return jax.tree.map(lambda p: p.ndim == 2, params)
-
-
 def groups(rule):
     return lambda **given: optax.multi_transform(
-        {False: rule(**given), True: rule(0.5, **given)}, matrices
+        {False: rule(**given), True: rule(0.5, **given)},
+        lambda params: jax.tree.map(lambda p: p.ndim == 2, params),
     )
 
 
@@ -48,14 +43,9 @@ RULES = {"adadelta": adadelta, "nadadelta": nadadelta}
 # What may be around the optimizer.
 WRAPPED = {
     **RULES,
-    "scale_by_nadadelta": scale_by_nadadelta,
-    "scale_by_adadelta": scale_by_adadelta,
-    "chain": lambda **given: optax.chain(optax.trace(0.9), adadelta(**given)),
-    "masked": lambda **given: optax.masked(adadelta(**given), matrices),
-    "groups": groups(adadelta),
-    "injected": injected(adadelta),
-    "nadadelta in groups": groups(nadadelta),
-    "nadadelta, injected": injected(nadadelta),
+    "chain": lambda **given: optax.chain(optax.trace(0.9), nadadelta(**given)),
+    "groups": groups(nadadelta),
+    "injected": injected(nadadelta),
 }
 
 
@@ -296,16 +286,10 @@ OF_LIBRARIES = {
         "frameworks",
         lambda run: (convert.carry_over, nnx_state(run), nnx_state(run)),
     ),
-    **{
-        f"with_state_bits {bits} in NNX": (
-            "frameworks",
-            lambda run, bits=bits: (
-                lambda s: convert.with_state_bits(s, bits, eps=EPS),
-                nnx_state(run),
-            ),
-        )
-        for bits in DTYPES
-    },
+    "with_state_bits in NNX": (
+        "frameworks",
+        lambda run: (lambda s: convert.with_state_bits(s, 8, eps=EPS), nnx_state(run)),
+    ),
 }
 
 
