@@ -10,8 +10,8 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from scripts import ROOT, module, numbers, refusal, run
-from states import BITS, assert_agree, assert_owns_its_arrays, same_bits, same_types
+from scripts import numbers, run
+from states import assert_agree, same_bits, same_types
 
 from optax_adadelta import AdadeltaState, adadelta, convert
 from optax_adadelta.diagnostics import averages
@@ -92,17 +92,16 @@ def test_float64_stays_float64():
     np.testing.assert_array_equal(back["state"][2]["acc_delta"], e_x["fc.weight"])
 
 
-@BITS
-def test_every_storage_is_written(bits):
+def test_codes_are_read():
     e_g, e_x = arrays(0), arrays(1)
     state = convert.from_torch(saved(e_g, e_x), to_params, names=e_g)
-    low = convert.with_state_bits(state, bits, eps=1e-6)
+    low = convert.with_state_bits(state, 8, eps=1e-6)
     back = convert.to_torch((optax.EmptyState(), low), to_tensors, names=e_g)
     found = [
         {name: back["state"][i][field] for i, name in enumerate(e_g)}
         for field in ("square_avg", "acc_delta")
     ]
-    assert_agree(found, (e_g, e_x), bits)
+    assert_agree(found, (e_g, e_x), 8)
     same_bits(found[0], jax.tree.map(np.asarray, to_tensors(averages(low).e_g)))
 
 
@@ -237,33 +236,6 @@ def test_names_that_do_not_name_each_parameter_once_are_refused():
             convert.from_torch(saved(e_g, e_x, param_names=own), to_params)
 
 
-class Counted(str):
-    """A name that counts how often it is looked up or compared."""
-
-    __slots__ = ()
-    times = 0
-
-    def __hash__(self):
-        Counted.times += 1
-        return super().__hash__()
-
-    def __eq__(self, other):
-        Counted.times += 1
-        return super().__eq__(other)
-
-
-def test_many_names_take_time_in_proportion_to_their_number():
-    count = 400
-    names = [Counted(f"w{i}") for i in range(count)]
-    given = arrays(0, shapes=dict.fromkeys(names, ()))
-    others = [Counted(f"x{i}") for i in range(count)]
-    Counted.times = 0
-    convert.from_torch(saved(given, given, param_names=names), dict, names=names)
-    with pytest.raises(ValueError, match="w399: missing in names"):
-        convert.from_torch(saved(given, given, param_names=names), dict, names=others)
-    assert count < Counted.times < 100 * count
-
-
 def test_the_host_needs_few_bytes_per_parameter():
     shapes = {f"w{i}": (500, 1000) for i in range(4)}
     e_g, e_x = (arrays(seed, shapes=shapes) for seed in range(2))
@@ -281,15 +253,6 @@ def test_the_host_needs_few_bytes_per_parameter():
         tracemalloc.stop()
     assert peak < 18 * size
     np.testing.assert_array_equal(state.e_x["w3"], e_x["w3"].T)
-
-
-def test_the_state_does_not_share_memory_with_the_state_dict():
-    e_g, e_x, weights = arrays(0), arrays(1), arrays(2)
-    state = convert.from_torch(saved(e_g, e_x), dict, names=weights)
-    assert_owns_its_arrays(state)
-    for array in (*e_g.values(), *e_x.values()):
-        array.fill(9)
-    same_bits(state, convert.from_torch(saved(arrays(0), arrays(1)), dict, names=weights))
 
 
 @pytest.mark.parametrize("imported", [False, True])
@@ -371,10 +334,7 @@ def scaled(t):
 WRONG = {
     "scales": (scaled, r"conv/0: has other values(?s:.*)scale: has other values"),
     "adds": (lambda t: {**to_params(t), "scale": t["fc.scale"] + 1}, "scale: has other values"),
-    "averages": (lambda t: {**to_params(t), "new": t["fc.weight"].mean()}, "new: has other"),
-    "zeros": (lambda t: {**to_params(t), "new": jnp.zeros(3)}, "new: has other values"),
     "large": (lambda t: {**to_params(t), "new": jnp.full(3, 1e9)}, "new: has other values"),
-    "small": (lambda t: {**to_params(t), "new": np.ones(3, "f")}, "new: has other values"),
     "integers": (lambda t: {**to_params(t), "steps": jnp.int32(3)}, "steps: int32 is not float"),
     "functions": (lambda t: {**to_params(t), "f": len}, "f: object is not floating-point"),
     "clips": (
@@ -573,12 +533,10 @@ def net_loss(params, x, y):
 
 @pytest.mark.peers
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("named", [False, True])
-def test_a_run_goes_on_in_jax_and_again_in_torch(torch, named):
+def test_a_run_goes_on_in_jax_and_again_in_torch(torch):
     net, xs, ys = network(torch, torch.float64)
     given = dict(lr=0.7, rho=0.9, eps=1e-5, weight_decay=1e-3)
-    trained = net.named_parameters() if named else net.parameters()
-    theirs = torch.optim.Adadelta(trained, **given)
+    theirs = torch.optim.Adadelta(net.named_parameters(), **given)
 
     def torch_step(i):
         theirs.zero_grad()
@@ -725,23 +683,3 @@ def test_the_example_stays_together_with_torch(torch):
         numbers(pattern, printed) for pattern in (r", loss ([\d.]+)\.\n", r"Loss: ([\d.]+)\.\n")
     )
     assert ended < begun
-
-
-@pytest.mark.peers
-def test_the_example_refuses_options_and_explains_them(torch, monkeypatch, capsys):
-    example = module("from_torch")
-    for arguments in (["--help"], ["--steps", "0"], ["--seed", "-1"]):
-        monkeypatch.setattr("sys.argv", ["from_torch.py", *arguments])
-        with pytest.raises(SystemExit):
-            example.main()
-    printed = capsys.readouterr()
-    assert printed.out.count("(default:") == 3
-    assert printed.err.count("--steps must be at least 1 and --seed at least 0") == 2
-
-
-@pytest.mark.scripts
-def test_the_example_names_a_missing_package(monkeypatch, tmp_path):
-    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(name='torch')")
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
-    expected = 'No torch. Run: pip install -e ".[examples]" torch\n'
-    assert refusal("from_torch") == expected

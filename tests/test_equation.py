@@ -29,7 +29,7 @@ def run(optimizer, given_gradients, dtype):
         yield dx, state
 
 
-@pytest.mark.parametrize("rho", [0.9, 0.95, 0.99, 0.9999])
+@pytest.mark.parametrize("rho", [0.9, 0.9999])
 @pytest.mark.parametrize("kind", KINDS)
 def test_200_steps_in_float32_stay_within_rounding_of_algorithm_1(kind, rho):
     g = gradients(kind, 200, SIZE)
@@ -60,8 +60,8 @@ def test_one_step_in_float32_is_within_a_few_units_in_the_last_place(kind):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("rho", [0.9, 0.95, 0.9999])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rho", [0.95, 0.9999])
+@pytest.mark.parametrize("kind", ["scales", "alternating", "bursts", "dying"])
 def test_200_steps_in_float64_equal_algorithm_1(kind, rho):
     g = gradients(kind, 200, SIZE)
     for (dx, state), expected in zip(
@@ -176,7 +176,7 @@ def test_nan_stays_in_its_coordinate():
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16, jnp.bfloat16, jnp.complex64])
-@pytest.mark.parametrize("eps", [1e-8, 1e-30, 1e-45, 1e-300])
+@pytest.mark.parametrize("eps", [1e-30, 1e-300])
 def test_an_eps_too_small_for_the_dtype_gives_no_nan(dtype, eps):
     g = np.zeros((30, 4))
     g[5:, 1:] = [1e-20, 1.0, 1e4]
@@ -206,15 +206,19 @@ def test_scale_by_adadelta_keeps_the_sign_and_adadelta_flips_it():
         np.testing.assert_array_equal(up_state.e_x, down_state.e_x)
 
 
-WAYS = ("jit", "vmap", "shard_map", "eight devices")
+# Each dtype once, each way once or twice.
+WAYS = [
+    ("jit", jnp.float16),
+    ("vmap", jnp.bfloat16),
+    ("shard_map", jnp.float32),
+    ("jit", jnp.float64),
+    ("eight devices", jnp.complex64),
+    ("vmap", jnp.complex128),
+]
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize(
-    "dtype",
-    [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64, jnp.complex64, jnp.complex128],
-)
+@pytest.mark.parametrize(("way", "dtype"), WAYS)
 def test_every_way_of_running_it_is_the_plain_step(way, dtype):
     shape, eps = (8, 32), 1e-6
     rng = np.random.default_rng(0)
@@ -251,31 +255,6 @@ def test_every_way_of_running_it_is_the_plain_step(way, dtype):
         np.testing.assert_allclose(
             np.asarray(x).astype(want.dtype), want, rtol=tolerance + rounding, atol=smallest
         )
-
-
-@pytest.mark.usefixtures("x64")
-def test_its_derivatives_are_those_of_the_plain_step():
-    rng = np.random.default_rng(0)
-    g = jnp.asarray(rng.standard_normal(64)).at[0].set(0.0)
-    e_g, e_x = jnp.asarray(10.0 ** rng.uniform(-4, 4, (2, 64)))
-    weights = jnp.asarray(rng.standard_normal((3, 64)))
-
-    def ours(g, e_g, e_x, rho, eps):
-        optimizer = scale_by_adadelta(rho=rho, eps=eps)
-        dx, state = optimizer.update(g, AdadeltaState(jnp.int32(0), e_g, e_x))
-        return jnp.sum(weights * jnp.stack([dx, state.e_g, state.e_x]))
-
-    def plain(g, e_g, e_x, rho, eps):
-        e_g = rho * e_g + (1 - rho) * g**2
-        dx = jnp.sqrt(e_x + eps) / jnp.sqrt(e_g + eps) * g
-        return jnp.sum(weights * jnp.stack([dx, e_g, rho * e_x + (1 - rho) * dx**2]))
-
-    at = g, e_g, e_x, jnp.float64(0.95), jnp.float64(1e-3)
-    every = tuple(range(5))
-    for derivative, expected in zip(
-        jax.jit(jax.grad(ours, every))(*at), jax.grad(plain, every)(*at), strict=True
-    ):
-        np.testing.assert_allclose(derivative, expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.complex64])
