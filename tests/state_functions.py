@@ -252,44 +252,22 @@ def to_keras(run):
     return function, run.state()
 
 
-def nnx_state(run):
-    nnx = pytest.importorskip("flax.nnx")
-    model = nnx.Dict(w=nnx.Param(run.params["w"]), b=nnx.Param(run.params["b"]))
-    optimizer = nnx.Optimizer(model, run.optimizer(), wrt=nnx.Param)
-    optimizer.update(model, nnx.state(model, nnx.Param))
-    return optimizer.opt_state
-
-
-# For each: the mark of the session that has the library, and what takes a run.
+# These need a library that the tests of peers have.
 OF_LIBRARIES = {
-    "from_torch of tensors": (
-        "peers",
-        lambda run: (
-            lambda s: convert.from_torch(s, from_flat(run.params), names=list(flat(run.params))),
-            torch_state(flat(run.params), tensors(run)),
+    "from_torch of tensors": lambda run: (
+        lambda s: convert.from_torch(s, from_flat(run.params), names=list(flat(run.params))),
+        torch_state(flat(run.params), tensors(run)),
+    ),
+    "to_torch of tensors": lambda run: (
+        lambda s: convert.to_torch(
+            s,
+            lambda p: {name: tensors(run)(x) for name, x in flat(p).items()},
+            names=list(flat(run.params)),
         ),
+        run.state(),
     ),
-    "to_torch of tensors": (
-        "peers",
-        lambda run: (
-            lambda s: convert.to_torch(
-                s,
-                lambda p: {name: tensors(run)(x) for name, x in flat(p).items()},
-                names=list(flat(run.params)),
-            ),
-            run.state(),
-        ),
-    ),
-    "from_keras": ("peers", from_keras),
-    "to_keras": ("peers", to_keras),
-    "carry_over in NNX": (
-        "frameworks",
-        lambda run: (convert.carry_over, nnx_state(run), nnx_state(run)),
-    ),
-    "with_state_bits in NNX": (
-        "frameworks",
-        lambda run: (lambda s: convert.with_state_bits(s, 8, eps=EPS), nnx_state(run)),
-    ),
+    "from_keras": from_keras,
+    "to_keras": to_keras,
 }
 
 

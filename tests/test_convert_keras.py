@@ -177,11 +177,9 @@ def test_hyperparameters():
     with pytest.raises(ValueError, match="must be an Adadelta; it is a RMSprop"):
         convert.hyperparameters_from_keras(other())
     message = (
-        r"weight_decay=0.1: .*optax.chain\(scale_by_adadelta\(rho=0.9, eps=1e-07\),"
-        r" optax.add_decayed_weights\(...\), optax.scale_by_learning_rate\(1.0\)\)"
-        r"\n- clipnorm=2.0: .*\n- clipvalue=3.0: .*optax.clip.*\n- global_clipnorm=4.0: .*"
-        r"\n- use_ema=True: .*\n- gradient_accumulation_steps=5: .*MultiSteps.*"
-        r"\n- loss_scale_factor=6.0: "
+        r"weight_decay=0.1: (?s:.*)add_decayed_weights(?s:.*)clipnorm=2.0(?s:.*)"
+        "clipvalue=3.0(?s:.*)global_clipnorm=4.0(?s:.*)use_ema=True(?s:.*)gradient_accumulation_steps=5(?s:.*)"
+        "loss_scale_factor=6.0"
     )
     options = dict(weight_decay=0.1, clipnorm=2.0, clipvalue=3.0, global_clipnorm=4.0)
     many = Adadelta(**options, use_ema=True, loss_scale_factor=6.0)
@@ -425,23 +423,3 @@ def test_a_file_has_what_the_optimizer_has(keras, tmp_path, name):
     assert expected.count == (2 if "gradient_accumulation_steps" in options else 6)
     assert all(jnp.all(leaf > 0) for leaf in jax.tree.leaves(expected.e_x))
     same_bits(convert.from_keras(tmp_path / "net.keras", model_params, **given), expected)
-
-
-@PEER
-@pytest.mark.peers
-def test_other_optimizers_of_keras_are_refused(keras, tmp_path):
-    x, y = data(2)
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        net = model(keras)
-        net.compile(keras.optimizers.Adam(), "mse")
-        fit(net, x, y)
-        net.save(tmp_path / "net.keras")
-        net.save_weights(tmp_path / "net.weights.h5")
-    given = dict(variables=net.trainable_variables)
-    with pytest.raises(ValueError, match=r"net_a_kernel_accumulated_grad: missing"):
-        convert.from_keras(net.optimizer, model_params, **given)
-    for name in ("net.keras", "net.weights.h5"):
-        with pytest.raises(ValueError, match=r"(?i)adam"):
-            convert.from_keras(tmp_path / name, model_params, **given)
-    with pytest.raises(ValueError, match="it is a Adam"):
-        convert.hyperparameters_from_keras(net.optimizer)

