@@ -36,7 +36,7 @@ from optax_adadelta import (
     nadadelta,
     scale_by_adadelta,
 )
-from optax_adadelta.diagnostics import averages, effective_learning_rate, find_state
+from optax_adadelta.diagnostics import averages, find_state
 
 
 def gaps(bits, eps):
@@ -88,26 +88,6 @@ def test_another_eps_changes_no_average_by_more_than_one_code(bits, factor):
         most = 2 * np.maximum(old_x(2 * e_x), new_x(2 * e_x))
         most += (e_x + max(before, after)) * CODE[8]
     assert np.all(np.abs(new.e_x - e_x) <= 1.01 * most)
-
-
-@QUANTIZED
-def test_an_eps_schedule_is_followed_as_in_full_precision(bits):
-    def eps(count):
-        return 1e-4 * 0.9 ** jnp.float32(count)
-
-    found, expected = (scale_by_adadelta(0.9, eps, state_bits=b) for b in (bits, None))
-    scales = np.broadcast_to(np.float32(10.0) ** np.linspace(-3, 1, 16), (8, 16))
-    g = normal((8, 16)) * np.float32(scales)
-    low, full = found.init(g), expected.init(g)
-    for _ in range(10):
-        u, low = found.update(g, low)
-        v, full = expected.update(g, full)
-        np.testing.assert_allclose(u, v, rtol={16: 8e-3, 8: 0.4}[bits])
-    # A schedule is evaluated at the last step.
-    for state in (low, full):
-        rate = effective_learning_rate(state, eps)
-        np.testing.assert_allclose(rate, effective_learning_rate(state, 1e-4 * 0.9**9), rtol=1e-5)
-        assert not np.allclose(rate, effective_learning_rate(state, 1e-4), rtol=0.02)
 
 
 @pytest.mark.parametrize(("start", "bits"), [(None, 16), (None, 8), (8, None), (16, 8), (8, 16)])
@@ -162,7 +142,7 @@ def test_every_state_is_converted_wherever_it_is():
     def eps(count):
         return jnp.where(count == 2, EPS, 1.0)
 
-    same_bits(convert.with_state_bits(full, 8, eps=eps), low)
+    same_bits(convert.with_state_bits(full, np.int64(8), eps=eps), low)
 
 
 @pytest.mark.devices
@@ -250,38 +230,6 @@ def test_averages_that_are_not_finite_become_those_of_a_coordinate_that_stands_s
     assert (np.abs(updates[:2]) < 1e-8).all()
 
 
-CASES = pytest.mark.parametrize(("rule", "bits"), [(adadelta, None), (nadadelta, 8)])
-
-
-@CASES
-def test_unfrozen_parameters_start_fresh_and_others_go_on(rule, bits):
-    def freezing_all_but(*names):
-        labels = {name: "train" if name in names else "freeze" for name in ("w", "b", "new")}
-        rules = {"train": rule(state_bits=bits), "freeze": optax.set_to_zero()}
-        return optax.multi_transform(rules, labels)
-
-    params = {"w": normal((3, 4)), "b": normal(4), "new": normal(5)}
-    some, every = freezing_all_but("w"), freezing_all_but("w", "b", "new")
-    state = stepped(some, params)
-    fresh = every.init(params)
-    carried = convert.carry_over(state, fresh)
-    same_types(carried, fresh)
-    before, begun, found = map(find_state, (state, fresh, carried))
-    assert found.count == before.count == 3
-    same_bits(averages(found).e_g["w"], averages(before).e_g["w"])
-    same_bits(averages(found).e_x["w"], averages(before).e_x["w"])
-    for name in ("b", "new"):
-        same_bits((found.e_g[name], found.e_x[name]), (begun.e_g[name], begun.e_x[name]))
-    # The next update of an old parameter is what it would have been.
-    grads = jax.tree.map(jnp.ones_like, params)
-    expected, _ = some.update(grads, state, params)
-    updates, _ = every.update(grads, carried, params)
-    # The compiler may contract the momentum otherwise.
-    chex.assert_trees_all_close(updates["w"], expected["w"], rtol=0 if rule is adadelta else 1e-5)
-    alone, _ = rule().update(grads["b"], rule().init(params["b"]))
-    np.testing.assert_allclose(updates["b"], alone, rtol=0.2 if bits else 1e-6)
-
-
 GROUPS = {"fast": "w", "slow": "b"}
 
 
@@ -291,7 +239,7 @@ def grouped(eps, bits=None, rule=adadelta):
     return optax.multi_transform(rules, {name: group for group, name in GROUPS.items()})
 
 
-@CASES
+@pytest.mark.parametrize(("rule", "bits"), [(adadelta, None), (nadadelta, 8)])
 def test_averages_go_from_one_state_to_groups_and_back(rule, bits):
     params = {"w": normal((3, 4)), "b": normal(4), "new": normal(5)}
     old = {"w": params["w"], "b": params["b"]}
@@ -304,9 +252,9 @@ def test_averages_go_from_one_state_to_groups_and_back(rule, bits):
         assert inner.count == 3
         for field in ("e_g", "e_x"):
             same_bits(getattr(inner, field)[name], getattr(state, field)[name])
-    if bits is None:
-        found, expected = (r.update(old, s, old)[0] for r, s in ((groups, carried), (one, state)))
-        chex.assert_trees_all_close(found, expected, rtol=1e-6)
+    # The next updates are what they would have been.
+    found, expected = (r.update(old, s, old)[0] for r, s in ((groups, carried), (one, state)))
+    chex.assert_trees_all_close(found, expected, rtol=0.2 if bits else 1e-6)
     # And back, beside a parameter that is new.
     fresh = one.init(params)
     back = jax.jit(convert.carry_over)(carried, fresh)
@@ -612,25 +560,18 @@ def test_the_names_of_both_sides_are_listed():
         convert.carry_over(old, new)
 
 
-@pytest.mark.parametrize("number", [np.array(8), np.int64(8), np.uint8(8)])
-def test_the_number_of_bits_may_be_of_numpy(number):
-    found, expected = (convert.with_state_bits(trained(None), n, eps=EPS) for n in (number, 8))
-    same_bits(found, expected)
-
-
 def test_what_does_not_fit_is_not_carried_over():
-    params = {"w": normal((3, 4))}
+    params, sgd = {"w": normal((3, 4))}, optax.sgd(0.1)
     state = stepped(adadelta(), params)
-    with pytest.raises(ValueError, match=r"\['w'\].*\(3, 4\).*\(3, 5\)"):
-        convert.carry_over(state, adadelta().init({"w": normal((3, 5))}))
-    with pytest.raises(TypeError, match=r"\['w'\].*float32.*uint8.*with_state_bits"):
-        convert.carry_over(state, adadelta(state_bits=8).init(params))
-    with pytest.raises(ValueError, match="no AdadeltaState"):
-        convert.carry_over(optax.sgd(0.1).init(params), adadelta().init(params))
-    with pytest.raises(ValueError, match="no AdadeltaState"):
-        convert.carry_over(state, optax.sgd(0.1).init(params))
-    with pytest.raises(ValueError, match=r"Two AdadeltaStates.* of w"):
-        convert.carry_over((state, state), adadelta().init(params))
+    fresh, other = adadelta().init(params), adadelta().init({"w": normal((3, 5))})
     twice = adadelta().init({"a/b": normal(2), "a": {"b": normal(2)}})
-    with pytest.raises(ValueError, match="same name, a/b"):
-        convert.carry_over(twice, twice)
+    for old, new, message in (
+        (state, other, r"\['w'\].*\(3, 4\).*\(3, 5\)"),
+        (state, adadelta(state_bits=8).init(params), r"\['w'\].*float32.*uint8.*with_state_bits"),
+        (sgd.init(params), fresh, "no AdadeltaState"),
+        (state, sgd.init(params), "no AdadeltaState"),
+        ((state, state), fresh, r"Two AdadeltaStates.* of w"),
+        (twice, twice, "same name, a/b"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            convert.carry_over(old, new)

@@ -25,7 +25,7 @@ from states import (
     tree,
 )
 
-from optax_adadelta import AdadeltaState, adadelta, convert, scale_by_adadelta
+from optax_adadelta import AdadeltaState, adadelta, convert, nadadelta, scale_by_adadelta
 from optax_adadelta._serialization import exportable
 from optax_adadelta.diagnostics import averages, effective_learning_rate
 
@@ -159,7 +159,7 @@ def test_a_batched_scan_ends_in_the_state_of_single_steps(bits):
 @pytest.mark.parametrize("way", ["eager", "jit", "without jit"])
 def test_a_state_shares_no_memory_with_an_eps_that_is_an_array(way):
     eps = jnp.float32(EPS)
-    optimizer = adadelta(eps=eps, state_bits=8)
+    optimizer = nadadelta(eps=eps, state_bits=8)
     grads = {"w": normal((64, 32)), "b": [normal(())]}
     with jax.disable_jit(way == "without jit"):
         init, update = (

@@ -23,7 +23,7 @@ from state_functions import (
     WRAPPED,
     Run,
 )
-from states import DTYPES, EPS, normal, same_bits
+from states import DTYPES, EPS, assert_owns_its_arrays, normal, same_bits
 
 from optax_adadelta import adadelta, clip_by_global_norm, nadadelta, stochastic_round
 
@@ -52,30 +52,6 @@ def case(name, params, wrap="adadelta", *bits_and_eps):
     return FUNCTIONS[name](Run(params, WRAPPED[wrap], *bits_and_eps))
 
 
-def spans(tree):
-    """Where each array begins and ends in memory, or each part of it on a device, by its path."""
-    for path, leaf in jax.tree.leaves_with_path(tree):
-        if isinstance(leaf, jax.Array):
-            parts = [shard.data for shard in leaf.addressable_shards]
-            starts = [(part.unsafe_buffer_pointer(), part.nbytes) for part in parts]
-        elif isinstance(leaf, np.ndarray):
-            starts = [(leaf.ctypes.data, leaf.nbytes)]
-        elif hasattr(leaf, "data_ptr"):  # a tensor
-            starts = [(leaf.data_ptr(), leaf.nbytes)]
-        else:
-            continue
-        yield from ((jax.tree_util.keystr(path), at, at + size) for at, size in starts)
-
-
-def assert_apart(some, others):
-    """No two arrays of `some` share memory, and none does with one of `others`."""
-    some, others = list(spans(some)), list(spans(others))
-    assert some
-    for i, (path, start, end) in enumerate(some):
-        shared = [p for p, s, e in [*some[:i], *others] if s < end and start < e]
-        assert not shared, f"{path} shares memory with {shared}"
-
-
 @jax.jit(donate_argnums=0)
 def donated(leaves):
     return [x + jnp.ones_like(x) for x in leaves]
@@ -99,7 +75,7 @@ def copied(tree):
 def check_ownership(function, *arguments):
     before = copied(arguments)
     found = function(*arguments)
-    assert_apart(found, arguments)
+    assert_owns_its_arrays(found, arguments)
     use_up(found)
     same_bits(copied(arguments), before)
     found = function(*arguments)

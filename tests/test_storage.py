@@ -112,26 +112,6 @@ def test_what_is_read_is_written_as_the_same_codes(bits):
 
 @pytest.mark.slow
 @QUANTIZED
-def test_a_gradient_that_jumps_by_1e6_moves_nothing_much_further_than_in_full_precision(bits):
-    def moved(bits):
-        optimizer = scale_by_adadelta(state_bits=bits)
-        _, state = run(optimizer, [scale * normal(seed=t) for t in range(100)])
-        jumped, state = run(optimizer, [1e6 * scale * normal(seed=100)], state)
-        gradients = [1e-3 * scale * normal(seed=t) for t in range(101, 200)]
-        later, _ = run(optimizer, gradients, state)
-        return np.abs(jumped), np.abs(later)
-
-    scale = np.float32(10.0) ** np.linspace(-6, 0, SHAPE[0], dtype=np.float32)[:, None]
-    found, expected = moved(bits), moved(None)
-    assert (found[0] < 2 * expected[0]).all()
-    for ours, theirs in zip(found, expected, strict=True):
-        # Over the coordinates of each scale; a single coordinate can end where it began.
-        ratio = ours.mean(axis=1) / theirs.mean(axis=1)
-        assert ((ratio > 0.5) & (ratio < 2)).all()
-
-
-@pytest.mark.slow
-@QUANTIZED
 @pytest.mark.parametrize(("size", "eps"), [(1e-6, 1e-6), (1e-6, 1e-12), (1, 1e-6), (1e4, 1e-2)])
 def test_parameters_of_any_size_are_fitted_as_in_full_precision(bits, size, eps):
     target = size * normal((16, 128))
