@@ -1,12 +1,15 @@
 """The guarantees of docs/numerics.md: for every float, and over long runs."""
 
+import collections
 import functools
+import pickle
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from reference import algorithm_1, gradients
 
 from optax_adadelta import adadelta, scale_by_adadelta
@@ -69,16 +72,18 @@ def test_after_a_huge_gradient_a_coordinate_recovers_no_later_than_in_float64():
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
-def test_averages_of_a_low_precision_model_follow_gradients_that_drop(dtype):
+@pytest.mark.parametrize("rho", [0.99, pytest.param(0.999, marks=pytest.mark.slow)])
+def test_averages_of_a_low_precision_model_follow_gradients_that_drop(dtype, rho):
     """Those of Optax, in the dtype of the model, do not."""
-    drop = np.concatenate([np.ones(300), np.full(300, 0.1)])[:, None] * [1.0, 0.03]
-    optimizer = optax.adadelta(1.0, 0.99)
-    state = optimizer.init(jnp.zeros(2, dtype))
-    for g, ((_, e_g, _), expected) in zip(
-        drop, updates_and_references(drop, 0.99, 1e-6, dtype), strict=True
-    ):
+    counts = 5, *[round(3 / (1 - rho))] * 2
+    drop = np.repeat([0.0, 1.0, 0.1], counts)[:, None] * [1.0, 0.03]
+    optimizer = optax.adadelta(1.0, rho)
+    state, update = optimizer.init(jnp.zeros(2, dtype)), jax.jit(optimizer.update)
+    steps = updates_and_references(drop, rho, 1e-8, dtype)
+    for g, ((dx, e_g, _), expected) in zip(drop, steps, strict=True):
+        assert np.isfinite(np.float64(dx)).all()
         np.testing.assert_allclose(e_g, expected.e_g, rtol=1e-4)
-        _, state = jax.jit(optimizer.update)(jnp.asarray(g, dtype), state, jnp.zeros(2, dtype))
+        _, state = update(jnp.asarray(g, dtype), state, jnp.zeros(2, dtype))
     theirs = np.float64(optax.tree_utils.tree_get(state, "e_g"))
     assert (np.abs(theirs / expected.e_g - 1) > 0.01).any()
 
@@ -167,3 +172,48 @@ def test_a_million_steps_drift_little_from_float64(varies, rho, bound_e_g, bound
     }
     assert state.count == steps
     assert all(measured < bound for measured, bound in drift.values()), drift
+
+
+def test_a_run_has_the_same_bits_in_any_order_of_keys_and_resumed_at_any_step():
+    """JAX sorts the keys of a dict, so only an OrderedDict has another order."""
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), adadelta(rho=0.99, weight_decay=0.01))
+    g = jnp.asarray(gradients("bursts", 12, 33), jnp.float32)
+
+    @jax.jit
+    def step(params, state, g):
+        grads = collections.OrderedDict((name, g[: len(p)]) for name, p in params.items())
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    def run(names="ab", stop_at=None):
+        sizes = {"a": 33, "b": 5}
+        params = collections.OrderedDict((name, jnp.ones(sizes[name])) for name in names)
+        state = optimizer.init(params)
+        for t in range(12):
+            if t == stop_at:
+                params, state = pickle.loads(pickle.dumps(jax.device_get((params, state))))
+            params, state = step(params, state, g[t])
+        found = params, state[1].e_g, state[1].e_x
+        return jax.device_get([dict(part) for part in found])
+
+    expected = run()
+    for other in (run("ba"), *(run(stop_at=t) for t in range(12))):
+        jax.tree.map(np.testing.assert_array_equal, other, expected)
+
+
+@pytest.mark.devices
+@pytest.mark.parametrize("spec", [("a",), ("a", "b"), (None, "b")], ids=str)
+def test_a_piece_on_one_of_eight_devices_has_the_bits_of_that_piece_alone(spec):
+    """The whole leaf is compared in test_sharded_state."""
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
+    place = NamedSharding(mesh, PartitionSpec(*spec))
+    update = jax.jit(adadelta().update)
+    whole = adadelta().init(jax.device_put(jnp.zeros((64, 16)), place))
+    alone = None
+    for leaf in gradients("normal", 20, 64 * 16).reshape(20, 64, 16).astype(np.float32):
+        dx, whole = update(jax.device_put(leaf, place), whole)
+        index = dx.addressable_shards[-1].index
+        alone = alone or adadelta().init(jnp.asarray(leaf[index]))
+        alone_dx, alone = update(jnp.asarray(leaf[index]), alone)
+        for got, expected in ((dx, alone_dx), (whole.e_g, alone.e_g), (whole.e_x, alone.e_x)):
+            np.testing.assert_array_equal(got.addressable_shards[-1].data, expected)

@@ -65,6 +65,14 @@ def test_scaling_gradients_and_eps_together_scales_the_updates(case, doublings):
 
 
 @given(cases())
+def test_the_opposite_gradients_make_the_opposite_updates(case):
+    g, rho, eps = case
+    for (dx, state), (got, got_state) in zip(steps(g, rho, eps), steps(-g, rho, eps), strict=True):
+        np.testing.assert_array_equal(got, -dx)
+        assert_equal(got_state, state)
+
+
+@given(cases())
 def test_coordinates_and_leaves_are_independent(case):
     g, rho, eps = case
     flat = g.reshape(STEPS, -1)
