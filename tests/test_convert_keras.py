@@ -156,7 +156,6 @@ def test_what_does_not_match_is_listed_and_nothing_changes():
     turned = [Variable(v.path, v.array.T) for v in variables()]
     message = r"net/a/kernel: .*\(3, 4\).*\(4, 3\)\n- net/b/kernel: .*\(2, 3\)"
     refused(message, Adadelta(pairs()), given=turned)
-    refused(r"b: has other values", Adadelta(pairs()), lambda t: {"b": 2 * t["net/b/kernel"]})
     message = r"'nope', but .*'net/a/kernel', 'net/a/bias'"
     refused(message, Adadelta(pairs()), lambda t: t["nope"])
     optimizer = Adadelta(pairs(), count=7, gradient_accumulation_steps=3)
@@ -313,7 +312,9 @@ PEER = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWa
 @pytest.fixture
 def keras(monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "jax")
-    return pytest.importorskip("keras")
+    keras = pytest.importorskip("keras")
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield keras
 
 
 def model(keras, dtype="float32", name="net", **options):
@@ -361,41 +362,39 @@ def model_loss(params, x, y):
 @pytest.mark.peers
 def test_a_run_goes_on_in_jax_and_again_in_keras(keras, tmp_path):
     x, y = data(100)
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        net = model(keras, epsilon=1e-5, rho=0.9)
-        fit(net, x[:50], y[:50])
-        params = model_params(of_model(net))
-        net.save(tmp_path / "net.keras")
-        net.save_weights(tmp_path / "net.weights.h5")
-        state = convert.from_keras(net.optimizer, model_params, variables=net.trainable_variables)
-        for name in ("net.keras", "net.weights.h5"):
-            same_bits(
-                convert.from_keras(tmp_path / name, model_params, variables=of_model(net)), state
-            )
-        hyper = convert.hyperparameters_from_keras(net.optimizer)
-        assert convert.hyperparameters_from_keras(tmp_path / "net.keras") == hyper
-        fit(net, x[50:], y[50:])
+
+    def goes_on(params, state, steps):
+        for i in steps:
+            grads = jax.grad(model_loss)(params, x[i], y[i])
+            updates, state = optimizer.update(grads, state, params)
+            params = optax.apply_updates(params, updates)
+        return params, state
+
+    net, other = (model(keras, epsilon=1e-5, rho=0.9) for _ in range(2))
+    fit(net, x[:50], y[:50])
+    params = model_params(of_model(net))
+    net.save(tmp_path / "net.keras")
+    net.save_weights(tmp_path / "net.weights.h5")
+    given = dict(variables=net.trainable_variables)
+    state = convert.from_keras(net.optimizer, model_params, **given)
+    for name in ("net.keras", "net.weights.h5"):
+        same_bits(convert.from_keras(tmp_path / name, model_params, **given), state)
+    hyper = convert.hyperparameters_from_keras(net.optimizer)
+    assert convert.hyperparameters_from_keras(tmp_path / "net.keras") == hyper
     optimizer = adadelta(**hyper)
-    for i in range(50, 100):
-        grads = jax.grad(model_loss)(params, x[i], y[i])
-        updates, state = optimizer.update(grads, state, params)
-        params = optax.apply_updates(params, updates)
+    fit(net, x[50:], y[50:])
+    params, state = goes_on(params, state, range(50, 100))
     chex.assert_trees_all_close(params, model_params(of_model(net)), rtol=0, atol=1e-6)
     assert state.count == 100
 
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        other = model(keras, epsilon=1e-5, rho=0.9)
-        convert.to_keras(state, model_arrays, other.optimizer, variables=other.trainable_variables)
-        for v in other.trainable_variables:
-            v.assign(np.array(model_arrays(params)[v.path]))
-        assert other.optimizer.iterations == 100
-        given = dict(variables=other.trainable_variables)
-        same_bits(convert.from_keras(other.optimizer, model_params, **given), state)
-        fit(other, x[:50], y[:50])
-    for i in range(50):
-        grads = jax.grad(model_loss)(params, x[i], y[i])
-        updates, state = optimizer.update(grads, state, params)
-        params = optax.apply_updates(params, updates)
+    given = dict(variables=other.trainable_variables)
+    convert.to_keras(state, model_arrays, other.optimizer, **given)
+    for v in other.trainable_variables:
+        v.assign(np.array(model_arrays(params)[v.path]))
+    assert other.optimizer.iterations == 100
+    same_bits(convert.from_keras(other.optimizer, model_params, **given), state)
+    fit(other, x[:50], y[:50])
+    params, _ = goes_on(params, state, range(50))
     chex.assert_trees_all_close(params, model_params(of_model(other)), rtol=0, atol=1e-6)
 
 
@@ -414,12 +413,11 @@ def test_a_file_has_what_the_optimizer_has(keras, tmp_path, name):
     if name == "schedule":
         options["learning_rate"] = keras.optimizers.schedules.ExponentialDecay(1.0, 10, 0.9)
     x, y = data(6)
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        net = model(keras, **options)
-        fit(net, x, y)
-        net.save(tmp_path / "net.keras")
-        given = dict(variables=net.trainable_variables)
-        expected = convert.from_keras(net.optimizer, model_params, **given)
+    net = model(keras, **options)
+    fit(net, x, y)
+    net.save(tmp_path / "net.keras")
+    given = dict(variables=net.trainable_variables)
+    expected = convert.from_keras(net.optimizer, model_params, **given)
     assert expected.count == (2 if "gradient_accumulation_steps" in options else 6)
     assert all(jnp.all(leaf > 0) for leaf in jax.tree.leaves(expected.e_x))
     same_bits(convert.from_keras(tmp_path / "net.keras", model_params, **given), expected)

@@ -1,5 +1,7 @@
 """States from and to optax.adadelta and optax.scale_by_adadelta."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -100,28 +102,35 @@ def test_fields_called_count_in_the_averages_are_no_counts():
 
 
 def test_what_cannot_be_converted_is_refused():
-    old = stepped(optax.adadelta(1.0), tree())
-    with pytest.raises(ValueError, match="count="):
-        convert.from_optax(old)
-    with pytest.raises(ValueError, match="There is none"):
-        convert.from_optax(optax.adam(1.0).init(tree()), count=3)
-    with pytest.raises(ValueError, match=r"There are 2, at state\[0\].*, state\[1\]"):
-        convert.from_optax((old, old), count=3)
-    with pytest.raises(ValueError, match="There is none"):
-        convert.to_optax(convert.from_optax(old, count=3), optax.sgd(1.0).init(tree()))
-    with pytest.raises(ValueError, match="There is no AdadeltaState"):
-        convert.to_optax(old, old)
+    theirs = optax.adadelta(1.0)
+    old = stepped(theirs, tree())
+    ours, sgd = convert.from_optax(old, count=3), optax.sgd(1.0).init(tree())
+    complex_state = theirs.init({"z": jnp.ones(3, jnp.complex64)})
+    some = adadelta().init({"a": jnp.ones(3), "b": jnp.ones(2), "c": jnp.ones(4)})
+    other = theirs.init({"a": jnp.ones(3), "b": jnp.ones((2, 1)), "d": jnp.ones(4)})
+    for function, *given, message in (
+        (convert.from_optax, old, "count="),
+        (functools.partial(convert.from_optax, count=3), sgd, "There is none"),
+        (
+            functools.partial(convert.from_optax, count=3),
+            (old, old),
+            r"2, at state\[0\].*, state\[1\]",
+        ),
+        (functools.partial(convert.from_optax, count=0), complex_state, r"\['z'\] are complex"),
+        (convert.to_optax, ours, sgd, "There is none"),
+        (convert.to_optax, old, old, "There is no AdadeltaState"),
+        (
+            convert.to_optax,
+            some,
+            other,
+            r"d: missing in state\n- c: only in state\n- b: .*\(2,\).*\(2, 1\)",
+        ),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            function(*given)
 
-    z = {"z": jnp.ones(3, jnp.complex64)}
-    with pytest.raises(TypeError, match=r"\['z'\] are complex"):
-        convert.from_optax(optax.adadelta(1.0).init(z), count=0)
-    # As two real parameters they can be.
-    pair = optax.contrib.split_real_and_imaginary
+
+def test_complex_averages_are_converted_as_those_of_two_real_parameters():
+    z, pair = {"z": jnp.ones(3, jnp.complex64)}, optax.contrib.split_real_and_imaginary
     state = convert.from_optax(pair(optax.adadelta(1.0)).init(z), count=0)
     same_types(optax.contrib.SplitRealAndImaginaryState(state), pair(adadelta()).init(z))
-
-    state = adadelta().init({"a": jnp.ones(3), "b": jnp.ones(2), "c": jnp.ones(4)})
-    other = optax.adadelta(1.0).init({"a": jnp.ones(3), "b": jnp.ones((2, 1)), "d": jnp.ones(4)})
-    message = r"d: missing in state\n- c: only in state\n- b: .*\(2,\).*\(2, 1\)"
-    with pytest.raises(ValueError, match=message):
-        convert.to_optax(state, other)

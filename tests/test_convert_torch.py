@@ -11,7 +11,7 @@ import pytest
 from scripts import numbers, run
 from states import assert_agree, same_bits, same_types
 
-from optax_adadelta import AdadeltaState, adadelta, convert
+from optax_adadelta import adadelta, convert
 from optax_adadelta.diagnostics import averages
 
 SHAPES = {"conv.weight": (4, 2, 3, 3), "conv.bias": (4,), "fc.weight": (5, 16), "fc.scale": ()}
@@ -55,6 +55,12 @@ def to_tensors(params):
     }
 
 
+def read(given=None, function=to_params, names=tuple(SHAPES)):
+    """The state that a state dict becomes; that of `arrays(0)` and `arrays(1)` if none is given."""
+    given = saved(arrays(0), arrays(1)) if given is None else given
+    return convert.from_torch(given, function, names=names)
+
+
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(("dtype", "kept"), [(np.float16, np.float32), (np.float64, np.float64)])
 def test_the_averages_are_moved_like_the_weights_and_back(dtype, kept):
@@ -83,8 +89,7 @@ def test_the_averages_are_moved_like_the_weights_and_back(dtype, kept):
 
 def test_codes_are_read():
     e_g, e_x = arrays(0), arrays(1)
-    state = convert.from_torch(saved(e_g, e_x), to_params, names=e_g)
-    low = convert.with_state_bits(state, 8, eps=1e-6)
+    low = convert.with_state_bits(read(), 8, eps=1e-6)
     back = convert.to_torch((optax.EmptyState(), low), to_tensors, names=e_g)
     found = [
         {name: back["state"][i][field] for i, name in enumerate(e_g)}
@@ -169,38 +174,31 @@ def test_the_count_is_the_largest_number_of_steps():
     given = saved(arrays(0), arrays(1))
     for i, step in enumerate([3, np.float32(9), np.array(5.0), 2.0**40]):
         given["state"][i]["step"] = step
-        names = list(SHAPES)
-        count = convert.from_torch(given, to_params, names=names).count
-        assert count == [7, 9, 9, 2**31 - 1][i]
-        assert count.dtype == jnp.int32
+        count = read(given).count
+        assert (count.dtype, int(count)) == (jnp.int32, [7, 9, 9, 2**31 - 1][i])
 
 
 def test_names_in_the_state_are_used():
-    e_g, e_x, weights = arrays(0), arrays(1), arrays(2)
-    given = saved(e_g, e_x, param_names=list(SHAPES))
-    expected = convert.from_torch(saved(e_g, e_x), to_params, names=weights)
+    e_g, e_x, names = arrays(0), arrays(1), list(SHAPES)
+    given, expected = saved(e_g, e_x, param_names=names), read()
     # Then the order of those that are given does not matter.
-    for names in (None, dict(reversed(weights.items()))):
-        same_bits(convert.from_torch(given, to_params, names=names), expected)
-    with pytest.raises(ValueError, match=r"(?s)conv.bias: missing in names.*other: only in names"):
-        convert.from_torch(
-            given, to_params, names=["conv.weight", "fc.weight", "fc.scale", "other"]
-        )
+    for some in (None, dict(reversed(arrays(2).items()))):
+        same_bits(read(given, names=some), expected)
     # Distributed state dicts have names in place of numbers.
     by_name = {
         "state": {name: given["state"][i] for i, name in enumerate(SHAPES)},
-        "param_groups": [{**saved(e_g, e_x)["param_groups"][0], "params": list(SHAPES)}],
+        "param_groups": [{**saved(e_g, e_x)["param_groups"][0], "params": names}],
     }
-    same_bits(convert.from_torch(by_name, to_params), expected)
-    names = list(SHAPES)
-    for own, message in (
-        (None, r"names=model.named_parameters\(\)"),
-        ([*names[:3], names[0]], r"conv.weight: is there more than once"),
-        (names[:3], "4 parameters, but its state has 3 names"),
+    same_bits(read(by_name, names=None), expected)
+    for own, others, message in (
+        (names, ["conv.weight", *names[2:], "other"], r"(?s)conv.bias: missing in names.*other: "),
+        (None, None, r"names=model.named_parameters\(\)"),
+        ([*names[:3], names[0]], None, r"conv.weight: is there more than once"),
+        (names[:3], None, "4 parameters, but its state has 3 names"),
     ):
-        given = saved(e_g, e_x, **({} if own is None else {"param_names": own}))
+        given = saved(e_g, e_x, **({"param_names": own} if own else {}))
         with pytest.raises(ValueError, match=message):
-            convert.from_torch(given, to_params)
+            read(given, names=others)
 
 
 def test_averages_are_tensors_if_torch_is_imported(monkeypatch):
@@ -211,14 +209,12 @@ def test_averages_are_tensors_if_torch_is_imported(monkeypatch):
             return Tensor(array)
 
     monkeypatch.setitem(sys.modules, "torch", Torch)
-    names = list(SHAPES)
-    state = convert.from_torch(saved(arrays(0), arrays(1)), to_params, names=names)
 
     def to_jax(params):
         return jax.tree.map(jnp.asarray, to_tensors(params))
 
     for function in (to_tensors, to_jax):
-        found = convert.to_torch(state, function, names=names)["state"]
+        found = convert.to_torch(read(), function, names=list(SHAPES))["state"]
         for i, expected in enumerate(arrays(1).values()):
             np.testing.assert_array_equal(found[i]["acc_delta"].array, expected)
 
@@ -228,10 +224,9 @@ def test_several_groups():
     given = saved(e_g, e_x, groups=[2, 2])
     given["param_groups"][1]["lr"] = 0.1
     pairs = list(weights.items())
-    expected = convert.from_torch(saved(e_g, e_x), to_params, names=weights)
     for names in (weights, [dict(pairs[:2]), dict(pairs[2:])], [iter(pairs[:2]), list(SHAPES)[2:]]):
-        state = convert.from_torch(given, to_params, names=names)
-        same_bits(state, expected)
+        state = read(given, names=names)
+        same_bits(state, read())
     fast, slow = convert.hyperparameters_from_torch(given)
     assert (fast["learning_rate"], slow["learning_rate"]) == (0.5, 0.1)
 
@@ -253,7 +248,7 @@ def test_several_groups():
     with pytest.raises(ValueError, match="rho has 3 values for 2 groups"):
         convert.to_torch(state, to_tensors, names=halves, rho=(0.9,) * 3)
     with pytest.raises(ValueError, match="2 AdadeltaStates"):
-        convert.to_torch((state, expected), to_tensors, names=weights)
+        convert.to_torch((state, state), to_tensors, names=weights)
 
 
 def scaled(t):
@@ -284,50 +279,39 @@ WRONG = {
 def test_functions_that_do_more_than_move_elements_are_refused(name):
     wrong, message = WRONG[name]
     with pytest.raises(ValueError, match=message):
-        convert.from_torch(saved(arrays(0), arrays(1)), wrong, names=list(SHAPES))
+        read(function=wrong)
 
 
 def test_an_error_in_the_function_says_with_what_it_was_called():
     with pytest.raises(AttributeError) as error:
-        convert.from_torch(
-            saved(arrays(0), arrays(1)), lambda t: t["fc.weight"].permute(1, 0), names=SHAPES.keys()
-        )
+        read(function=lambda t: t["fc.weight"].permute(1, 0))
     assert "to_params was called with" in error.value.__notes__[0]
 
 
-def test_what_does_not_match_is_listed_and_nothing_changes():
-    e_g, e_x = arrays(0), arrays(1)
-    given = saved(e_g, e_x)
-    weights = arrays(2)
-    weights["fc.weight"] = weights["fc.weight"].T
-    weights["conv.bias"] = np.ones(5)
-    with pytest.raises(
-        ValueError, match=r"(?s)conv.bias: .*\(5,\).*\(4,\).*fc.weight: .*\(16, 5\)"
+def test_what_does_not_match_is_listed():
+    given, weights = saved(arrays(0), arrays(1)), arrays(2)
+    turned = weights | {"fc.weight": weights["fc.weight"].T, "conv.bias": np.ones(5)}
+    names = list(SHAPES)
+    for wrong, message in (
+        (turned, r"(?s)conv.bias: .*\(5,\).*\(4,\).*fc.weight: .*\(16, 5\)"),
+        (names[:3], r"4 parameters, but names has 3: conv.weight, conv.bias"),
+        ([*names[1:], "fc.scale"], r"fc.scale: is there more than once"),
+        (weights.values(), r"model.named_parameters\(\)"),
+        ([("conv.bias", 1, 2)], r"model.named_parameters\(\)"),
+        ([(weights["fc.weight"], "w")], r"model.named_parameters\(\)"),
     ):
-        convert.from_torch(given, to_params, names=weights)
-    with pytest.raises(ValueError, match=r"4 parameters, but names has 3: conv.weight, conv.bias"):
-        convert.from_torch(given, to_params, names=list(SHAPES)[:3])
-    with pytest.raises(ValueError, match=r"fc.scale: is there more than once"):
-        convert.from_torch(given, to_params, names=[*list(SHAPES)[1:], "fc.scale"])
-    for parameters in (weights.values(), [("conv.bias", 1, 2)], [(weights["fc.weight"], "w")]):
-        with pytest.raises(TypeError, match=r"model.named_parameters\(\)"):
-            convert.from_torch(given, to_params, names=parameters)
+        with pytest.raises((TypeError, ValueError), match=message):
+            read(given, names=wrong)
     given["state"][0]["acc_delta"] = np.ones((4, 2))
-    given["state"][1] = {"step": 1.0, "exp_avg": e_g["conv.bias"], "exp_avg_sq": e_g["conv.bias"]}
+    given["state"][1] = {"step": 1.0, "exp_avg": np.ones(4), "exp_avg_sq": np.ones(4)}
     given["state"][9] = given["state"][3]
     message = r"(?s)state 9: .*conv.bias: .*exp_avg_sq.*conv.weight: .*\(4, 2, 3, 3\).*\(4, 2\)"
     with pytest.raises(ValueError, match=message):
-        convert.from_torch(given, to_params, names=list(SHAPES))
+        read(given)
 
 
-@pytest.mark.parametrize(
-    "read",
-    [
-        lambda state: convert.from_torch(state, to_params, names=list(SHAPES)),
-        convert.hyperparameters_from_torch,
-    ],
-)
-def test_other_states_are_refused(read):
+@pytest.mark.parametrize("function", [read, convert.hyperparameters_from_torch])
+def test_other_states_are_refused(function):
     adam = {"state": {}, "param_groups": [{"lr": 1e-3, "betas": (0.9, 0.999), "params": [0]}]}
     for given, message in (
         (adam, r"group 0: has \['betas', .* not eps, rho, weight_decay"),
@@ -335,29 +319,26 @@ def test_other_states_are_refused(read):
         ([], "got list"),
     ):
         with pytest.raises(ValueError, match=message):
-            read(given)
+            function(given)
 
 
 def test_a_state_that_does_not_fit_the_model_is_not_written():
-    state = convert.from_torch(saved(arrays(0), arrays(1)), to_params, names=list(SHAPES))
     weights = arrays(2)
     weights["fc.weight"] = weights["fc.weight"].T
     weights["new"] = weights.pop("conv.bias")
-    message = (
-        r"(?s)new: missing in what.*conv.bias: only in what.*fc.weight: .*\(16, 5\).*\(5, 16\)"
-    )
-    with pytest.raises(ValueError, match=message):
-        convert.to_torch(state, to_tensors, names=weights)
-    with pytest.raises(TypeError, match=r"to_tensors must return a mapping.*list"):
-        convert.to_torch(state, lambda p: [p], names=weights)
-    with pytest.raises(ValueError, match=r"conv.bias: has other values"):
-        convert.to_torch(
-            state,
-            lambda p: {**to_tensors(p), "conv.bias": -p["conv"][1]},
-            names=list(SHAPES),
-        )
-    with pytest.raises(ValueError, match="There is no AdadeltaState"):
-        convert.to_torch(optax.sgd(0.1).init({}), to_tensors, names=weights)
+    mismatch = r"(?s)new: missing in what.*conv.bias: only in what.*fc.weight: .*16, 5.*5, 16"
+
+    def negated(p):
+        return {**to_tensors(p), "conv.bias": -p["conv"][1]}
+
+    for state, function, names, message in (
+        (read(), to_tensors, weights, mismatch),
+        (read(), lambda p: [p], weights, r"to_tensors must return a mapping.*list"),
+        (read(), negated, list(SHAPES), r"conv.bias: has other values"),
+        (optax.sgd(0.1).init({}), to_tensors, weights, "There is no AdadeltaState"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            convert.to_torch(state, function, names=names)
 
 
 def test_hyperparameters():
@@ -406,15 +387,11 @@ class Tensor:
 
 
 def test_tensors_come_from_their_device():
-    e_g, e_x = arrays(0), arrays(1)
     tensors = [
-        {n: Tensor(a, d) for n, a in e.items()}
-        for e, d in ((e_g, "torch.float32"), (e_x, BFloat16()))
+        {name: Tensor(a, dtype) for name, a in arrays(seed).items()}
+        for seed, dtype in ((0, "torch.float32"), (1, BFloat16()))
     ]
-    state = convert.from_torch(
-        saved(*tensors, step=Tensor(np.array(7.0))), to_params, names=list(SHAPES)
-    )
-    same_bits((state.e_g, state.e_x), jax.tree.map(np.asarray, (to_params(e_g), to_params(e_x))))
+    same_bits(read(saved(*tensors, step=Tensor(np.array(7.0)))), read())
 
 
 @pytest.fixture
@@ -539,38 +516,6 @@ def test_states_of_torch_in_every_dtype_return_bit_by_bit(torch):
             expected, found = (s.state_dict()["state"][0][field] for s in (theirs, other))
             assert found.dtype == expected.dtype
             assert torch.equal(found, expected)
-
-
-@pytest.mark.peers
-def test_complex_parameters_go_on_as_in_torch(torch):
-    torch.manual_seed(0)
-    w = torch.nn.Parameter(torch.randn(3, 2, dtype=torch.complex64))
-    theirs = torch.optim.Adadelta([w])
-    target = torch.randn(3, 2, dtype=torch.complex64)
-
-    def torch_step():
-        theirs.zero_grad()
-        ((w - target).abs() ** 2).sum().backward()
-        theirs.step()
-
-    for _ in range(20):
-        torch_step()
-
-    def to_params(t):
-        return jnp.asarray(t["w"].T)
-
-    params, goal = (jnp.asarray(x.detach().numpy().T) for x in (w, target))
-    state = convert.from_torch(theirs.state_dict(), to_params, names=[("w", w)])
-    assert isinstance(state, AdadeltaState)
-    optimizer = optax.contrib.split_real_and_imaginary(adadelta(rho=0.9))
-    state = optax.contrib.SplitRealAndImaginaryState(state)
-    with jax.numpy_dtype_promotion("standard"):
-        for _ in range(20):
-            torch_step()
-            grads = jnp.conj(jax.grad(lambda p: jnp.sum(jnp.abs(p - goal) ** 2))(params))
-            updates, state = optimizer.update(grads, state, params)
-            params = params + updates
-    np.testing.assert_allclose(params, w.detach().numpy().T, rtol=1e-5)
 
 
 @pytest.mark.peers
