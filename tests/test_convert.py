@@ -324,20 +324,6 @@ def test_groups_with_different_units_keep_their_averages(rule, bits, jit):
     assert all((leaf < 1e-6 * EPS).all() for leaf in jax.tree.leaves(tuple(averages(found))))
 
 
-def test_frozen_parameters_leave_and_a_state_of_nothing_becomes_one():
-    params = {"w": normal((3, 4)), "b": normal(4)}
-    optimizer = adadelta(state_bits=8)
-    state = stepped(optimizer, params)
-    less = convert.carry_over(state, optimizer.init({"w": params["w"], "b": None}))
-    assert less.e_g["b"] is None
-    same_bits((less.e_g["w"], less.e_x["w"]), (state.e_g["w"], state.e_x["w"]))
-    empty = convert.carry_over(
-        optimizer.init({})._replace(count=jnp.int32(7)), optimizer.init(params)
-    )
-    same_types(empty, state)
-    assert empty.count == 7
-
-
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Variable:

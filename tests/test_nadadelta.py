@@ -55,7 +55,7 @@ def test_200_steps_are_those_of_the_reference_in_relative_coordinates(kind, nest
     np.testing.assert_allclose(state.scale, scales, rtol=1e-6)
     for i, r in enumerate(scales):
         expected = list(relative(grads, r, nesterov=nesterov))
-        path = np.cumsum([step.update for step in expected], axis=0)
+        path = np.cumsum([step.dx for step in expected], axis=0)
         steps = np.cumsum([np.float64(jax.tree.leaves(u)[i]) for u in found], axis=0)
         size = np.abs(path).max(axis=0) + 1e-30
         np.testing.assert_array_less(np.abs(steps - path) / size, 2e-5)
@@ -75,14 +75,14 @@ def test_200_steps_in_64_bits_equal_the_reference(dtype):
         for updates, expected in zip(found, relative(grads, r), strict=True):
             got = jax.tree.leaves(updates)[i]
             assert got.dtype == dtype
-            np.testing.assert_allclose(got, expected.update, rtol=1e-10, atol=1e-12 * r)
+            np.testing.assert_allclose(got, expected.dx, rtol=1e-10, atol=1e-12 * r)
 
 
 @pytest.mark.parametrize(("bits", "bound"), [(16, 5e-5), (8, 3e-2)])
 def test_a_quantized_path_is_near_the_reference(bits, bound):
     start, grads = {"w": params()["weights"]}, gradients("normal", 300, SIZE)
     found, state = updates_of(nadadelta(state_bits=bits), start, grads)
-    path = np.sum([step.update for step in relative(grads, np.float64(state.scale[0]))], axis=0)
+    path = np.sum([step.dx for step in relative(grads, np.float64(state.scale[0]))], axis=0)
     error = np.sum((np.sum([np.float64(u["w"]) for u in found], axis=0) - path) ** 2)
     assert error < bound * np.sum(path**2)
 

@@ -269,6 +269,7 @@ def test_nan_stays_in_its_own_coordinate(bits):
     updates, state = run(optimizer, [g])
     assert np.isnan(updates).sum() == 1
     assert np.isnan(updates[3, 7])
+    assert [average[3, 7] for average in averages(state)] == [0, 0]
     later = [normal(seed=t) for t in range(1, 300)]
     updates, _ = run(optimizer, later, state)
     assert np.isfinite(updates).all()
@@ -311,6 +312,7 @@ def test_another_seed_needs_no_second_compilation(compiled):
         ({"state_bits": "8"}, ValueError, "state_bits must be"),
         ({"state_bits": jnp.int32(8)}, TypeError, "static_args"),
         ({"state_bits": 16, "eps": 1e-13}, ValueError, "eps must be at least 1e-12"),
+        ({"state_bits": 8, "eps": jnp.float32(0.99e-12)}, ValueError, "eps must be at least"),
         ({"state_bits": 8, "rho": 0.1}, ValueError, "rho must be at least 0.5"),
         ({"seed": 1.5}, TypeError, "seed must be an integer"),
         ({"seed": True}, TypeError, "seed must be an integer"),
@@ -322,6 +324,7 @@ def test_wrong_options_are_refused(options, error, words):
     for make in (adadelta, scale_by_adadelta):
         with pytest.raises(error, match=words):
             make(**options)
+        make(state_bits=8, eps=jnp.float32(1e-12), rho=0.5)
 
 
 @QUANTIZED
@@ -336,15 +339,6 @@ def test_a_rho_that_starts_below_one_half_gives_no_nan(bits):
         g = params * rng.standard_normal(1001).astype(np.float32)
         updates, state = optimizer.update(g, state)
         assert np.isfinite(updates).all()
-
-
-@QUANTIZED
-def test_a_nan_at_the_first_step_leaves_the_averages_at_zero(bits):
-    optimizer = adadelta(state_bits=bits)
-    g = jnp.array([np.nan, 0.0, 1.0])
-    _, state = optimizer.update(g, optimizer.init(g))
-    e_g, e_x = averages(state)
-    assert (e_g[0], e_x[0]) == (0, 0)
 
 
 @QUANTIZED
@@ -364,10 +358,3 @@ def test_an_eps_that_falls_to_zero_stops_nothing(bits):
 
     # In full precision the eps keeps falling below 1e-12.
     np.testing.assert_allclose(trained(bits).mean(), trained(None).mean(), rtol=0.1)
-
-
-@QUANTIZED
-def test_the_least_eps_may_be_a_float32_scalar(bits):
-    adadelta(eps=jnp.float32(1e-12), state_bits=bits)
-    with pytest.raises(ValueError, match="eps"):
-        adadelta(eps=jnp.float32(0.99e-12), state_bits=bits)
