@@ -102,7 +102,7 @@ def test_variables_are_matched_by_path():
 
 def test_a_state_is_put_into_an_optimizer():
     state = convert.from_keras(Adadelta(pairs()), to_params, variables=variables())
-    low = convert.with_state_bits(state, 8, eps=1e-6)
+    low = jax.jit(lambda state: convert.with_state_bits(state, 8, eps=1e-6))(state)
     zeros = {path: (np.zeros(s), np.zeros(s)) for path, s in SHAPES.items()}
     for steps in (None, 3):
         optimizer = Adadelta(reversed(zeros.items()), 0, steps)

@@ -89,7 +89,7 @@ def test_the_averages_are_moved_like_the_weights_and_back(dtype, kept):
 
 def test_codes_are_read():
     e_g, e_x = arrays(0), arrays(1)
-    low = convert.with_state_bits(read(), 8, eps=1e-6)
+    low = jax.jit(lambda state: convert.with_state_bits(state, 8, eps=1e-6))(read())
     back = convert.to_torch((optax.EmptyState(), low), to_tensors, names=e_g)
     found = [
         {name: back["state"][i][field] for i, name in enumerate(e_g)}

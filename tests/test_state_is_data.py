@@ -31,11 +31,11 @@ FUNCTIONS = OF_ANY_OPTIMIZER | OF_ADADELTA | OF_NO_STORAGE
 OF_STORAGES = [*OF_ANY_OPTIMIZER, *OF_ADADELTA]
 # A quantized state of nadadelta has every field; that of adadelta in full precision has the fewest.
 MOST = [(name, "nadadelta", 8) for name in OF_STORAGES]
-LEAST = [(name, "adadelta", None) for name in FUNCTIONS]
+LEAST = [(name, "adadelta", None) for name in OF_ANY_OPTIMIZER | OF_NO_STORAGE]
 # What Optax has around a state is passed on by functions that take any tree.
 AROUND = [
     (name, wrap, 8)
-    for name in ("carry_over", "with_state_bits 8", "with_state_bits None")
+    for name in ("carry_over", "with_state_bits 8")
     for wrap in ("chain", "groups", "injected")
 ]
 
@@ -319,7 +319,7 @@ MODEL, TRAINED = {**TRAINED, **REST}, {**TRAINED, **dict.fromkeys(REST)}
 
 # Optimizers that take parameters beside the gradients.
 TAKES_PARAMETERS = {
-    **{name: WRAPPED[name] for name in ("nadadelta", "chain", "injected")},
+    **{name: WRAPPED[name] for name in ("chain", "injected")},
     "weight decay": lambda **given: adadelta(weight_decay=0.1, **given),
     "nadadelta with weight decay": lambda **given: nadadelta(weight_decay=0.1, **given),
     "clip": lambda **given: optax.chain(clip_by_global_norm(1.0), adadelta(**given)),
