@@ -229,9 +229,9 @@ def test_a_state_of_another_rule_or_of_no_scale_is_refused():
 
 def test_scale_by_nadadelta_is_nadadelta_without_rate_and_sign():
     start, grads = params(), gradients("normal", 10, SIZE)
-    chain = optax.chain(scale_by_nadadelta(state_bits=8), optax.scale_by_learning_rate(0.5))
+    chain = optax.chain(scale_by_nadadelta(), optax.scale_by_learning_rate(0.5))
     found, _ = updates_of(chain, start, grads)
-    same_bits(found, updates_of(nadadelta(0.5, state_bits=8), start, grads)[0])
+    same_bits(found, updates_of(nadadelta(0.5), start, grads)[0])
 
 
 def test_each_run_of_a_vmap_steps_as_it_does_alone():
@@ -253,7 +253,7 @@ def test_each_run_of_a_vmap_steps_as_it_does_alone():
 def test_diagnostics_read_the_units_of_each_array():
     start = {"w": params()["weights"], "v": params()["large"], "b": jnp.zeros(SIZE)}
     eps = 2e-5
-    _, state = updates_of(nadadelta(eps=eps, state_bits=8), start, gradients("normal", 9, SIZE))
+    _, state = updates_of(nadadelta(eps=eps), start, gradients("normal", 9, SIZE))
     read = diagnostics.averages(state)
     coordinates = diagnostics.choose_coordinates(state, SIZE)
     rates = diagnostics.effective_learning_rate(state, eps, 0.5)
