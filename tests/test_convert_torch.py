@@ -111,6 +111,9 @@ def test_a_model_may_be_of_lower_precision_and_have_many_elements_or_be_a_number
     np.testing.assert_array_equal(state.e_g["w"], e_g["w"].T)
     np.testing.assert_array_equal(state.e_x["b"], e_x["b"])
     np.testing.assert_array_equal(state.e_x["n"], e_x["n"])
+    # Or be one array.
+    one = convert.from_torch(saved({"b": e_g["b"]}, {"b": e_x["b"]}), lambda t: t["b"], names=["b"])
+    same_bits(one.e_x, jnp.asarray(e_x["b"]))
 
 
 def complex_params(t):
