@@ -58,7 +58,7 @@ NOT_RUN += ("studies_programs", "studies_reproductions", "studies_steps", "studi
 # run first, so that a fault that is noticed takes a second or two.
 FIRST = {
     "_equation": "equation properties rates storage numerics",
-    "_update": "transform storage pairing",
+    "_update": "transform storage nadadelta pairing",
     "_hyperparameters": "hyperparameters mistakes transform storage",
     "_validation": "mistakes pairing plain_state transform convert",
     "_mismatch": "mistakes pairing",
