@@ -59,7 +59,7 @@ NOT_RUN += ("studies_training",)
 # run first, so that a fault that is noticed takes a second or two.
 FIRST = {
     "_equation": "equation properties rates storage numerics",
-    "_update": "transform storage pairing",
+    "_update": "transform storage nadadelta pairing",
     "_hyperparameters": "hyperparameters mistakes transform storage",
     "_validation": "mistakes pairing plain_state transform convert",
     "_mismatch": "mistakes pairing",
@@ -70,7 +70,9 @@ FIRST = {
     "_state": "transform plain_state convert mistakes",
     "_dtypes": "pairing transform plain_state storage",
     "_sharding": "sharded_state transform rates samples",
-    "_storage": "storage plain_state convert derivatives",
+    "_storage": "storage nadadelta plain_state convert derivatives state_is_data",
+    "_nadadelta": "nadadelta",
+    "_scale": "nadadelta",
     "_stochastic_round": "stochastic_round",
     "_plateau": "plateau plateau_runs",
     "_best": "plateau_runs",
