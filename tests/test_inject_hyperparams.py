@@ -8,17 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from states import BITS, CODE, EPS, normal, same_bits, same_types
+from states import CODE, EPS, normal, same_bits, same_types
 
 from optax_adadelta import adadelta
 from optax_adadelta.diagnostics import averages
 
-
-@pytest.fixture(autouse=True)
-def optax_promotes():
-    """Optax's wrapper mixes dtypes."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("optax_promotes")
 
 
 def test_a_mask_function_is_static():
@@ -78,9 +73,8 @@ class FollowsAnArgument:
         return state
 
 
-@BITS
-def test_a_schedule_with_a_state_of_its_own_is_injected(bits):
-    built = functools.partial(adadelta, state_bits=bits)
+def test_a_schedule_with_a_state_of_its_own_is_injected():
+    built = functools.partial(adadelta, state_bits=8)
     injected = optax.inject_hyperparams(built, static_args="state_bits")(FollowsAnArgument())
     g = normal((5,))
     state, plain = injected.init(g), built().init(g)
@@ -92,7 +86,7 @@ def test_a_schedule_with_a_state_of_its_own_is_injected(bits):
     assert state.hyperparams_states["learning_rate"] == 0.25
 
 
-@BITS
+@pytest.mark.parametrize("bits", [None, 8])
 def test_injected_hyperparameters_keep_the_storage(bits):
     injected = optax.inject_hyperparams(adadelta, static_args="state_bits")(
         rho=0.9, state_bits=bits
@@ -108,16 +102,8 @@ def test_injected_hyperparameters_keep_the_storage(bits):
     # The injected rho is float32, so a value at the edge of a code may round to its neighbour.
     for one, other in zip(averages(state), averages(plain_state), strict=True):
         np.testing.assert_allclose(one + EPS, other + EPS, rtol=1e-5 + 2 * CODE[bits])
-
-
-@BITS
-def test_injected_hyperparameters_are_read_and_set_by_name(bits):
-    injected = optax.inject_hyperparams(adadelta, static_args="state_bits")(state_bits=bits)
-    g = normal((4,))
-    _, state = injected.update(g, injected.init(g), g)
     for name in ("learning_rate", "rho", "eps", "weight_decay"):
         assert optax.tree_utils.tree_get(state, name) == state.hyperparams[name]
         replaced = optax.tree_utils.tree_set(state, **{name: jnp.float32(0.5)})
         assert replaced.hyperparams[name] == 0.5
-        same_types(replaced, state)
         same_bits(averages(replaced), averages(state))
