@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from states import DTYPES, assert_owns_its_arrays, same_bits, same_types
+from jax.sharding import AxisType, PartitionSpec
+from states import assert_owns_its_arrays, same_bits, same_types
 
 from optax_adadelta import (
     AdadeltaState,
@@ -17,7 +17,6 @@ from optax_adadelta import (
     convert,
     nadadelta,
     reduce_eps_on_plateau,
-    stochastic_round,
 )
 from optax_adadelta.diagnostics import averages, effective_learning_rate, summaries
 
@@ -32,11 +31,6 @@ ONCE_EACH = pytest.mark.parametrize(
 @pytest.fixture
 def nnx():
     return pytest.importorskip("flax.nnx")
-
-
-@pytest.fixture
-def linen():
-    return pytest.importorskip("flax.linen")
 
 
 @pytest.fixture
@@ -141,14 +135,6 @@ def test_a_run_goes_on_with_the_same_bits_after_it_was_saved(through, bits, rule
     same_types(found, saved)
     same_bits(found, saved)
     same_bits(epoch(*found, value=2.0), epoch(*saved, value=2.0))
-
-
-def test_without_a_target_the_fields_are_there_by_name():
-    serialization = pytest.importorskip("flax.serialization")
-    state = adadelta(state_bits=8).init({"w": jnp.ones(3)})
-    restored = serialization.msgpack_restore(serialization.to_bytes(state))
-    assert restored["e_g"]["w"].dtype == DTYPES[8]
-    np.testing.assert_array_equal(restored["e_g"]["w"], state.e_g["w"])
 
 
 def lora(nnx):
@@ -283,8 +269,7 @@ def test_nnx_optimizer_is_split_and_merged_in_a_jax_jit(nnx):
         return model, nnx.Optimizer(model, chain, wrt=nnx.Param)
 
     def train(model, optimizer):
-        value, grads = nnx.value_and_grad(error_of)(model)
-        optimizer.update(model, grads, value=jnp.ones_like(value))
+        optimizer.update(model, nnx.grad(error_of)(model), value=jnp.ones(()))
 
     @jax.jit
     def step(graph, state):
@@ -292,27 +277,19 @@ def test_nnx_optimizer_is_split_and_merged_in_a_jax_jit(nnx):
         train(*both)
         return nnx.split(both)
 
-    split = nnx.split(built())
-    expected = built()
-    compiled = nnx.jit(train)
+    split, expected, compiled = nnx.split(built()), built(), nnx.jit(train)
     for _ in range(3):
         split = step(*split)
         compiled(*expected)
-    _, optimizer = found = nnx.merge(*split)
-    assert optimizer.step[...] == optimizer.opt_state[0].count[...] == 3
+    found = nnx.merge(*split)
     # The value never gets better, so the scale was halved twice.
-    assert optimizer.opt_state[1].scale[...] == 0.25
-    close = functools.partial(chex.assert_trees_all_close, rtol=1e-5, atol=1e-7)
-    close(jax.tree.leaves(nnx.state(found)), jax.tree.leaves(nnx.state(expected)))
-
-
-def mesh_of(*axes):
-    devices = np.array(jax.devices()).reshape(4, 2)
-    return Mesh(devices, axes, axis_types=(AxisType.Auto,) * 2)
+    assert found[1].opt_state[1].scale[...] == 0.25
+    leaves = [jax.tree.leaves(nnx.state(both)) for both in (found, expected)]
+    chex.assert_trees_all_close(*leaves, rtol=1e-5, atol=1e-7)
 
 
 def test_nnx_gives_the_state_the_sharding_of_its_parameters(nnx):
-    with jax.set_mesh(mesh_of("data", "model")):
+    with jax.set_mesh(jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)):
         init = nnx.with_partitioning(nnx.initializers.lecun_normal(), (None, "model"))
         model = nnx.Linear(3, 8, rngs=nnx.Rngs(0), kernel_init=init)
         optimizer = nnx.Optimizer(model, adadelta(state_bits=8), wrt=nnx.Param)
@@ -322,84 +299,6 @@ def test_nnx_gives_the_state_the_sharding_of_its_parameters(nnx):
         assert specs["kernel"].get_value() == PartitionSpec(None, "model")
         kernel = getattr(optimizer.opt_state, field)["kernel"][...]
         assert {shard.data.shape for shard in kernel.addressable_shards} == {(3, 4)}
-
-
-def test_linen_partitioning_places_the_state_like_the_parameters(linen):
-    mesh = mesh_of("data", "model")
-    spec = PartitionSpec(None, "model")
-    model = linen.Dense(
-        8,
-        kernel_init=linen.with_partitioning(linen.initializers.lecun_normal(), tuple(spec)),
-        bias_init=linen.with_partitioning(linen.initializers.zeros_init(), ("model",)),
-    )
-    optimizer = optax.chain(optax.clip_by_global_norm(10.0), adadelta(state_bits=8))
-
-    def init(key):
-        params = model.init(key, INPUTS)
-        return params, optimizer.init(params)
-
-    abstract = jax.eval_shape(init, jax.random.key(0))
-    specs = adadelta_state(linen.get_partition_spec(abstract))
-    for tree in (specs.e_g, specs.e_x):
-        assert tree["params"] == {"kernel": spec, "bias": PartitionSpec("model")}
-    assert specs.count == PartitionSpec()
-
-    shardings = linen.get_sharding(abstract, mesh)
-    placed = jax.jit(init, out_shardings=shardings)(jax.random.key(0))
-    params, state = linen.unbox(placed)
-    step = stepper(optimizer, lambda p: squared_error(model.apply(p, INPUTS)))
-    params, state, _ = step(params, state)
-    for tree in (adadelta_state(state).e_g, adadelta_state(state).e_x):
-        kernel = tree["params"]["kernel"]
-        assert (kernel.shape, kernel.dtype) == ((3, 8), DTYPES[8])
-        assert kernel.sharding.is_equivalent_to(NamedSharding(mesh, spec), 2)
-        assert {shard.data.shape for shard in kernel.addressable_shards} == {(3, 4)}
-    alone, *_ = step(*linen.unbox(init(jax.random.key(0))))
-    chex.assert_trees_all_close(params, alone, rtol=1e-4, atol=1e-7)
-
-
-def test_a_linen_train_state_trains_and_is_saved_as_a_whole(linen, tmp_path):
-    train_state = pytest.importorskip("flax.training.train_state")
-    model, optimizer = linen.Dense(8), nadadelta(state_bits=16)
-    params = model.init(jax.random.key(0), INPUTS)
-    start = train_state.TrainState.create(apply_fn=model.apply, params=params, tx=optimizer)
-
-    def loss(params):
-        return squared_error(model.apply(params, INPUTS))
-
-    @jax.jit
-    def train(state):
-        value, grads = jax.value_and_grad(loss)(state.params)
-        return state.apply_gradients(grads=grads), value
-
-    state, plain, step, losses = start, optimizer.init(params), stepper(optimizer, loss), []
-    for _ in range(3):
-        state, value = train(state)
-        losses.append(float(value))
-        params, plain, _ = step(params, plain)
-    assert losses[-1] < losses[0]
-    chex.assert_trees_all_close(state.params, params, rtol=1e-4, atol=1e-7)
-    same_types(state.opt_state, plain)
-    same_bits(train(through_msgpack(state, start, tmp_path)), train(state))
-
-
-def test_equinox_rounds_the_trained_part_of_a_bfloat16_model(eqx):
-    model = eqx.nn.MLP(3, 8, 4, 1, dtype=jnp.bfloat16, key=jax.random.key(0))
-    chosen = jax.tree.map(lambda _: False, model)
-    chosen = eqx.tree_at(
-        lambda m: m.layers[1], chosen, jax.tree.map(eqx.is_inexact_array, model.layers[1])
-    )
-    optimizer = optax.chain(adadelta(state_bits=8), stochastic_round())
-    trained = eqx.filter(model, chosen)
-    state = optimizer.init(trained)
-    grads = jax.tree.map(jnp.ones_like, trained)
-    expected = optimizer.update(grads, state, trained)
-    for update in (optimizer.update, eqx.filter_jit(optimizer.update)):
-        found = update(grads, state, model)
-        same_bits(found, expected)
-    moved = eqx.apply_updates(model, found[0])
-    assert eqx.tree_equal(moved.layers[0], model.layers[0])
-    assert (moved.layers[1].bias != model.layers[1].bias).any()
 
 
 @ONCE_EACH
@@ -464,19 +363,9 @@ def test_equinox_traces_once_for_all_values_of_an_array_hyperparameter(eqx):
     assert len(traced) == 1
 
 
-def test_frozen_dicts_and_dicts_are_told_apart(linen):
-    from flax.core import freeze
-
-    params = {"w": jnp.ones(3)}
-    optimizer = adadelta()
-    for given, other in ((params, freeze(params)), (freeze(params), params)):
-        state = optimizer.init(other)
-        with pytest.raises(ValueError, match=rf"{type(given).__name__}.*{type(other).__name__}"):
-            optimizer.update(given, state)
-
-
 @pytest.mark.parametrize("kind", ["equinox", "nnx", "linen"])
-def test_a_model_in_place_of_the_learning_rate_is_refused(eqx, nnx, linen, kind):
+def test_a_model_in_place_of_the_learning_rate_is_refused(eqx, nnx, kind):
+    linen = pytest.importorskip("flax.linen")
     model = {
         "equinox": lambda: eqx.nn.MLP(2, 2, 4, 1, key=jax.random.key(0)),
         "nnx": lambda: nnx.Linear(2, 3, rngs=nnx.Rngs(0)),

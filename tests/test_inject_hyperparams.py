@@ -1,7 +1,5 @@
 """Inside optax.inject_hyperparams: the dtypes, what is static, what is read and set."""
 
-import functools
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -58,32 +56,6 @@ def test_for_a_complex_model_the_dtype_must_be_told():
     injected = optax.inject_hyperparams(adadelta, hyperparam_dtype=jnp.float32)()
     updates, _ = injected.update(z, injected.init(z), z)
     np.testing.assert_allclose(updates, adadelta().update(z, adadelta().init(z))[0], rtol=1e-6)
-
-
-class FollowsAnArgument:
-    """A schedule with a state, which reads an extra argument of the update."""
-
-    def init(self):
-        return jnp.float32(1.0)
-
-    def update(self, state, **extra):
-        return extra["value"]
-
-    def __call__(self, state, **extra):
-        return state
-
-
-def test_a_schedule_with_a_state_of_its_own_is_injected():
-    built = functools.partial(adadelta, state_bits=8)
-    injected = optax.inject_hyperparams(built, static_args="state_bits")(FollowsAnArgument())
-    g = normal((5,))
-    state, plain = injected.init(g), built().init(g)
-    for value in (0.5, 0.25):
-        updates, state = injected.update(g, state, g, value=jnp.float32(value))
-        expected, plain = built().update(g, plain)
-        np.testing.assert_allclose(updates, state.hyperparams["learning_rate"] * expected, 1e-6)
-        chex.assert_trees_all_close(state.inner_state, plain, rtol=1e-6)
-    assert state.hyperparams_states["learning_rate"] == 0.25
 
 
 @pytest.mark.parametrize("bits", [None, 8])

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from optax_adadelta import adadelta, clip_by_global_norm, convert, scale_by_adadelta
+from optax_adadelta import adadelta, clip_by_global_norm, scale_by_adadelta
 from optax_adadelta.diagnostics import find_state
 
 STEPS, SHAPES = 40, {"w": (4, 3), "b": (3,)}
@@ -215,82 +215,18 @@ def test_torch_takes_a_complex_parameter_for_two_reals(torch):
                 np.testing.assert_allclose(pair.imaginary, theirs[name].imag, **FLOAT64)
 
 
-GROUPS = {"w": {"lr": 0.5, "rho": 0.99}, "b": {"weight_decay": 0.1, "eps": 1e-3}}
-
-
-def torch_states(torch, params, groups, grads, add_at=None):
-    """Runs a group for each parameter, one of which may come later; yields all after each step."""
-    tensors = {name: torch.tensor(p, dtype=torch.float64) for name, p in params.items()}
-    built = {name: {"params": [p], **groups[name]} for name, p in tensors.items()}
-    first, *later = built.values()
-    optimizer = torch.optim.Adadelta([first] if add_at else [first, *later])
-    for step, gs in enumerate(grads):
-        if step == add_at:
-            for group in later:
-                optimizer.add_param_group(group)
-        for name, p in tensors.items():
-            p.grad = None if gs[name] is None else torch.tensor(gs[name])
-        optimizer.step()
-        yield {
-            name: [
-                p.numpy().copy(),
-                *(optimizer.state[p].get(key) for key in ("square_avg", "acc_delta")),
-            ]
-            for name, p in tensors.items()
-        }
-
-
-def few_gradients():
-    """Of a matrix and a scalar."""
-    rng = np.random.default_rng(3)
-    return [{"w": rng.standard_normal((4, 3)), "b": rng.standard_normal(())} for _ in range(9)]
-
-
 @pytest.mark.peers
-@pytest.mark.usefixtures("x64")
-def test_torch_groups_of_which_one_has_no_gradient_in_some_steps(torch):
-    """torch then leaves the parameter and its averages as they are."""
-    grads, params = few_gradients(), {"w": np.ones((4, 3)), "b": np.array(0.5)}
-    theirs = [{**g, "b": g["b"] if t % 3 == 1 else None} for t, g in enumerate(grads)]
-    built = {name: from_torch(**given) for name, given in GROUPS.items()}
-    sometimes = optax.conditionally_mask(built["b"], lambda step: step % 3 == 1)
-    optimizer = optax.partition({**built, "b": sometimes}, {"w": "w", "b": "b"})
-    ours = jax.tree.map(jnp.asarray, params)
-    state = optimizer.init(ours)
-    paths = torch_states(torch, params, GROUPS, theirs)
-    for g, expected in zip(grads, paths, strict=True):
-        updates, state = optimizer.update(jax.tree.map(jnp.asarray, g), state, ours)
-        ours = optax.apply_updates(ours, updates)
-        for name in params:
-            np.testing.assert_allclose(ours[name], expected[name][0], **FLOAT64)
-            found = find_state(state.inner_states[name])
-            for average, theirs in zip((found.e_g, found.e_x), expected[name][1:], strict=True):
-                np.testing.assert_allclose(
-                    average[name], 0.0 if theirs is None else theirs, **FLOAT64
-                )
-
-
-@pytest.mark.peers
-@pytest.mark.usefixtures("x64")
-def test_torch_group_that_is_added_in_mid_run_is_carry_over(torch):
-    grads, start = few_gradients(), {"w": np.ones((4, 3)), "b": np.array(0.5)}
-    settings = {"lr": 0.5, "rho": 0.95}
-    optimizer, groups = from_torch(**settings), {"w": settings, "b": settings}
-    params = {"w": jnp.asarray(start["w"]), "b": None}
-    state = optimizer.init(params)
-    for step, (g, expected) in enumerate(
-        zip(grads, torch_states(torch, start, groups, grads, add_at=4), strict=True)
-    ):
-        if step == 4:
-            params["b"] = jnp.asarray(start["b"])
-            state = convert.carry_over(state, optimizer.init(params))
-        g = {name: None if params[name] is None else jnp.asarray(g[name]) for name in params}
-        updates, state = optimizer.update(g, state, params)
-        params = optax.apply_updates(params, updates)
-        for name in ["w", "b"] if step >= 4 else ["w"]:
-            for found, theirs in zip((params, state.e_g, state.e_x), expected[name], strict=True):
-                np.testing.assert_allclose(found[name], theirs, **FLOAT64)
-    assert state.count == len(grads)
+def test_torch_leaves_a_parameter_without_a_gradient_as_it_is(torch):
+    p = torch.ones(2)
+    optimizer = torch.optim.Adadelta([p], rho=0.5)
+    p.grad = torch.ones(2)
+    optimizer.step()
+    p.grad = None
+    optimizer.step()
+    assert optimizer.state[p]["square_avg"].tolist() == [0.5, 0.5]
+    # A gradient of zero makes the average decay.
+    update, e_g = after(adadelta(rho=0.5), [1.0, 0.0], jnp.ones(1))
+    assert (update.item(), e_g.item()) == (0, 0.25)
 
 
 @pytest.mark.peers

@@ -106,19 +106,6 @@ def test_a_run_goes_on_without_compiling_and_goes_back_to_the_best(
             assert watch.best is None
 
 
-def test_without_a_finite_value_it_goes_back_to_the_start():
-    optimizer = optax.inject_hyperparams(adadelta)(eps=EPS)
-    params = jnp.ones(3)
-    tree = params, optimizer.init(params)
-    plateau = reduce_eps_on_plateau(0.5, restore_best=True)
-    watch = plateau.init(tree)
-    updates, state = optimizer.update(params, tree[1], params)
-    (params, state), watch = plateau.update((params + updates, state), watch, value=NAN)
-    same_bits(params, tree[0])
-    same_bits(state.inner_state, tree[1].inner_state)
-    assert eps_of(state) == EPS / 2
-
-
 @pytest.mark.usefixtures("optax_promotes")
 def test_the_eps_of_each_adadelta_falls_and_those_of_other_optimizers_stay():
     parts = {
@@ -306,42 +293,3 @@ def test_nnx_keeps_its_optimizer():
         nnx.update(optimizer, tree)
     assert optimizer.opt_state.hyperparams["eps"].get_value() == EPS / 4
     assert optimizer.opt_state.inner_state.count.get_value() == 2
-
-
-@pytest.mark.frameworks
-@pytest.mark.usefixtures("optax_promotes")
-def test_a_linen_train_state_goes_back_as_a_whole():
-    train_state = pytest.importorskip("flax.training.train_state")
-    state = train_state.TrainState.create(
-        apply_fn=jnp.dot, params={"w": jnp.ones(2)}, tx=INJECTED(eps=EPS)
-    )
-    plateau = reduce_eps_on_plateau(0.5, restore_best=True)
-    watch = plateau.init(state)
-    step = jax.jit(lambda state: state.apply_gradients(grads=state.params), donate_argnums=0)
-    best = state
-    for value in (2.0, 1.0, 3.0):
-        state = step(state)
-        best = jax.device_get(state) if value < 3.0 else best
-        state, watch = plateau.update(state, watch, value=value)
-    assert eps_of(state.opt_state) == EPS / 2
-    same_bits((state.step, state.params, watch.best), (best.step, best.params, best))
-    same_bits(state.opt_state.inner_state, best.opt_state.inner_state)
-    step(state)
-
-
-@pytest.mark.frameworks
-@pytest.mark.usefixtures("optax_promotes")
-def test_a_whole_equinox_model_goes_back():
-    eqx = pytest.importorskip("equinox")
-    model = eqx.nn.Sequential([eqx.nn.Linear(2, 2, key=jax.random.key(0)), eqx.nn.Dropout(0.5)])
-    optimizer = INJECTED(eps=EPS)
-    plateau = reduce_eps_on_plateau(0.5, restore_best=True)
-    tree = model, optimizer.init(eqx.filter(model, eqx.is_inexact_array))
-    watch = plateau.init(tree)
-    update = eqx.filter_jit(lambda tree, watch, value: plateau.update(tree, watch, value=value))
-    moved = jax.tree.map(lambda x: x + 1 if eqx.is_array(x) else x, tree)
-    for back in (plateau.update(moved, watch, value=NAN), update(moved, watch, jnp.array(NAN))):
-        (found, state), watch = back
-        assert eqx.tree_equal(found, model)
-        assert eqx.tree_equal(watch.best[0], model)
-        assert eps_of(state) == (EPS + 1) / 2

@@ -95,27 +95,6 @@ def test_a_sample_is_the_paper_s_step_at_the_coordinates(wrap, around):
         np.testing.assert_allclose(seen.update[name], updates, rtol=1e-5)
 
 
-def test_scan_and_vmap_stack_samples():
-    optimizer = adadelta()
-    zeros = jnp.zeros(5)
-    coordinates = choose_coordinates(optimizer.init(zeros), 3)
-
-    def one(gradients):
-        def step(state, g):
-            updates, state = optimizer.update(g, state)
-            return state, sample(state, updates, coordinates, 1e-6)
-
-        return jax.lax.scan(step, optimizer.init(zeros), gradients)[1]
-
-    several = jnp.asarray(GRADIENTS, jnp.float32).reshape(2, 10, 30)[:, :, :5]
-    abreast = jax.vmap(one)(several)
-    assert abreast.count.shape == (2, 10)
-    for run, gradients_of_run in enumerate(several):
-        alone = one(gradients_of_run)
-        for both in zip(jax.tree.leaves(abreast), jax.tree.leaves(alone), strict=True):
-            np.testing.assert_allclose(both[0][run], both[1], rtol=1e-6)
-
-
 def test_the_frozen_part_of_a_model_is_left_out():
     optimizer = optax.masked(adadelta(), {"a": True, "b": False})
     params = {"a": jnp.ones(3), "b": jnp.ones(3)}

@@ -229,14 +229,6 @@ def test_what_cannot_be_summarized_is_refused():
         summaries(state, 0.0)
 
 
-def test_a_number_that_is_given_goes_before_the_injected_eps():
-    state = optax.inject_hyperparams(adadelta)(eps=1e-8).init({"w": jnp.ones(3)})
-    small = find_state(state)._replace(e_g={"w": jnp.full(3, 1e-4)})
-    state = state._replace(inner_state=small)
-    assert summaries(state)["share/dominated_by_eps"] == 0
-    assert summaries(state, 0.5)["share/dominated_by_eps"] == 1
-
-
 def test_new_values_compile_nothing(compiled):
     optimizer = optax.inject_hyperparams(adadelta)(eps=EPS)
     params = {"w": normal((5,))}
@@ -249,15 +241,6 @@ def test_new_values_compile_nothing(compiled):
         summaries(state)
         summaries(state, eps)
     assert compiled() == before
-
-
-def test_an_ensemble():
-    params = normal((3, 19))
-    _, state = jax.vmap(adadelta(eps=EPS).update)(params, jax.vmap(adadelta().init)(params))
-    found = jax.vmap(lambda state: summaries(state, EPS))(state)
-    alone = summaries(jax.tree.map(lambda x: x[2], state), EPS)
-    for key, value in alone.items():
-        np.testing.assert_allclose(found[key][2], value, rtol=1e-6)
 
 
 @pytest.mark.devices

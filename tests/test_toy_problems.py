@@ -87,18 +87,3 @@ def test_where_the_curvature_is_above_two_a_falling_learning_rate_settles():
     assert jnp.max(distances(adadelta())[-500:]) > 0.01
     falling = adadelta(optax.cosine_decay_schedule(1.0, steps))
     assert jnp.max(distances(falling)[-500:]) < 1e-5
-
-
-def test_no_arguments_descend():
-    paths = []
-    for optimizer in (adadelta(), adadelta(learning_rate=None)):
-        x, losses = jnp.array([3.0, -2.0]), []
-        state = optimizer.init(x)
-        for _ in range(300):
-            losses.append(float(jnp.sum(x**2)))
-            updates, state = optimizer.update(2 * x, state)
-            x = optax.apply_updates(x, updates)
-        assert np.all(np.diff(losses) < 0)
-        assert losses[-1] < 0.5 * losses[0]
-        paths.append(losses)
-    assert paths[0] == paths[1]

@@ -55,10 +55,6 @@ def total(*grads):
     return jax.tree.map(lambda *g: sum(g), *grads)
 
 
-def plus(a, b, factor=1.0):
-    return jax.tree.map(lambda x, y: x + factor * y, a, b)
-
-
 def multi_steps(every, skip=None):
     skip = {} if skip is None else {"should_skip_update_fn": skip}
     return optax.MultiSteps(EIGHT, every, use_grad_mean=False, **skip).gradient_transformation()
@@ -150,98 +146,6 @@ def test_each_part_that_a_wrapper_chooses_steps_as_if_alone(name):
                 same_bits(leaf, e)
             else:
                 assert isinstance(leaf, optax.MaskedNode) or not np.array_equal(leaf, e)
-
-
-def test_lookahead_moves_half_way_to_where_three_fast_steps_lead():
-    optimizer = optax.lookahead(EIGHT, sync_period=3, slow_step_size=0.5)
-    params = optax.LookaheadParams.init_synced(A[0])
-    state, update = optimizer.init(params), jax.jit(optimizer.update)
-    for g in A:
-        updates, state = update(g, state, params)
-        params = optax.apply_updates(params, updates)
-    steps, alone = run(EIGHT, A)
-    slow = A[0]
-    for t in (0, 3):
-        slow = plus(slow, total(*steps[t : t + 3]), 0.5)
-    chex.assert_trees_all_close(params.slow, slow, rtol=1e-5, atol=1e-7)
-    chex.assert_trees_all_close(params.fast, params.slow, rtol=1e-5, atol=1e-7)
-    same_bits(find_state(state), alone)
-
-
-def test_sam_steps_with_the_gradient_at_the_worst_point_nearby():
-    """The loss is half the squared norm, so that the gradient is the parameters."""
-    optimizer = optax.contrib.sam(EIGHT, optax.sgd(0.5), opaque_mode=True)
-    params = expected = A[0]
-    state, alone = optimizer.init(params), EIGHT.init(params)
-    update = jax.jit(functools.partial(optimizer.update, grad_fn=lambda params, _: params))
-    for _ in range(3):
-        updates, after = update(params, state, params)
-        same_types(after, state)
-        params, state = optax.apply_updates(params, updates), after
-        step, alone = EIGHT.update(jax.tree.map(lambda p: 1.5 * p, expected), alone)
-        expected = plus(expected, step)
-        chex.assert_trees_all_close(params, expected, rtol=1e-5)
-    assert state.opt_state.count == 3
-
-
-def test_reduce_on_plateau_halves_the_updates_and_leaves_the_averages():
-    optimizer = optax.chain(EIGHT, optax.contrib.reduce_on_plateau(factor=0.5, patience=2))
-    update = jax.jit(functools.partial(optimizer.update, value=jnp.float32(1.0)))
-    updates, state = run(optimizer._replace(update=update), A)
-    steps, alone = run(EIGHT, A)
-    # The first value is the best one; every second that is no better halves the scale.
-    for found, step, scale in zip(updates, steps, [1, 1, 0.5, 0.5, 0.25, 0.25], strict=True):
-        assert_same(found, jax.tree.map(lambda u, scale=scale: scale * u, step))
-    same_bits(state[0], alone)
-
-
-SOLVERS = {
-    "mechanize": lambda inner: optax.contrib.mechanize(inner, weight_decay=0.0),
-    "schedule_free": lambda inner: optax.contrib.schedule_free(inner, 1.0, b1=0.9),
-}
-
-
-@pytest.mark.parametrize("name", SOLVERS)
-def test_a_parabola_is_solved_inside_wrappers_that_change_the_steps(name):
-    optimizer = SOLVERS[name](EIGHT)
-    target = jnp.array([2.0, -3.0, 0.5])
-
-    def loss(x):
-        return jnp.sum((x - target) ** 2)
-
-    def step(carry, _):
-        x, state = carry
-        updates, state = optimizer.update(jax.grad(loss)(x), state, x)
-        return (optax.apply_updates(x, updates), state), None
-
-    @jax.jit
-    def solved(x):
-        x, state = jax.lax.scan(step, (x, optimizer.init(x)), length=6000)[0]
-        return optax.contrib.schedule_free_eval_params(state, x) if name == "schedule_free" else x
-
-    assert loss(solved(jnp.zeros(3))) < 1e-3 * loss(jnp.zeros(3))
-
-
-def test_a_line_search_after_it_never_lets_the_loss_rise():
-    def loss(x):
-        return (1 - x[0]) ** 2 + 100 * (x[1] - x[0] ** 2) ** 2
-
-    optimizer = optax.chain(EIGHT, optax.scale_by_backtracking_linesearch(20, store_grad=True))
-    x, losses = jnp.zeros(2), []
-    state = optimizer.init(x)
-
-    @jax.jit
-    def step(x, state):
-        value, grad = optax.value_and_grad_from_state(loss)(x, state=state)
-        updates, state = optimizer.update(grad, state, x, value=value, grad=grad, value_fn=loss)
-        return optax.apply_updates(x, updates), state, value
-
-    for _ in range(200):
-        x, state, value = step(x, state)
-        losses.append(float(value))
-    assert np.all(np.diff(losses) <= 1e-6)
-    assert losses[-1] < 0.7 * losses[0]
-    assert int(tree_get(state, "count")) == 200
 
 
 GROUPS = {
