@@ -15,7 +15,6 @@ from checkpoints import (
     assert_placed,
     chain,
     loss,
-    on_mesh_of,
     places_on,
     printed_apart,
     started,
@@ -24,7 +23,6 @@ from checkpoints import (
     undisturbed,
     without_arrays,
 )
-from jax.sharding import AbstractMesh
 from states import same_bits
 
 from optax_adadelta import AdadeltaState, adadelta, convert, reduce_eps_on_plateau
@@ -174,14 +172,6 @@ def test_a_target_of_eval_shape_is_restored_onto_the_old_mesh(saved):
         assert leaf.sharding == old.sharding
     with pytest.raises(ValueError, match="incompatible devices"):
         run(*found, new, BEFORE, END)
-
-
-def test_with_explicit_axes_eval_shape_has_no_devices():
-    places = places_on("4x2", EXPLICIT)
-    with on_mesh_of(places):
-        state = jax.eval_shape(adadelta(state_bits=8).init, abstract(places))
-    assert isinstance(state.e_g["w"].sharding.mesh, AbstractMesh)
-    assert state.count.sharding is state.unit.sharding is None
 
 
 def test_without_the_mesh_scalars_of_other_transformations_are_on_one_device(saved):

@@ -146,24 +146,6 @@ def test_it_moves_fewer_bytes_than_optax_and_needs_no_scratch_where_optax_does()
     assert len(ours.kernels) < len(theirs.kernels)
 
 
-def test_donated_parameters_and_averages_stay_where_they_are():
-    optimizer = adadelta()
-    params = leaves()
-    grads = leaves()
-    state = optimizer.init(params)
-    step = jax.jit(stepper(optimizer), donate_argnums=(0, 1))
-    params, state = step(params, state, grads)
-
-    def places(params, state):
-        return [x.unsafe_buffer_pointer() for x in jax.tree.leaves((params, state.e_g, state.e_x))]
-
-    before = places(params, state)
-    old = params, state
-    params, state = step(params, state, grads)
-    assert places(params, state) == before
-    assert all(x.is_deleted() for x in jax.tree.leaves(old))
-
-
 def test_the_state_alone_is_updated_in_place_if_it_comes_first():
     optimizer = adadelta()
     grads = leaves()

@@ -48,30 +48,6 @@ def assert_same_path(got, expected, tolerance):
                 np.testing.assert_allclose(a[name], b[name], **given, err_msg=what)
 
 
-def d2l(rho, eps):
-    """Dive into Deep Learning, section 12.9: states (s, delta), updated in place."""
-    params = {name: p.copy() for name, p in START.items()}
-    states = {name: (np.zeros(s), np.zeros(s)) for name, s in SHAPES.items()}
-    for step in range(STEPS):
-        for name, g in gradient(step, params).items():
-            s, delta = states[name]
-            s[:] = rho * s + (1 - rho) * np.square(g)
-            rescaled = (np.sqrt(delta + eps) / np.sqrt(s + eps)) * g
-            params[name][:] -= rescaled
-            delta[:] = rho * delta + (1 - rho) * rescaled * rescaled
-        yield (
-            {name: p.copy() for name, p in params.items()},
-            {name: s.copy() for name, (s, _) in states.items()},
-            {name: delta.copy() for name, (_, delta) in states.items()},
-        )
-
-
-@pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize(("rho", "eps"), [(0.9, 1e-5), (0.95, 1e-6)])
-def test_a_textbook(rho, eps):
-    assert_same_path(ours(adadelta(rho=rho, eps=eps)), d2l(rho, eps), FLOAT64)
-
-
 @pytest.mark.parametrize("args", [(1.0,), (0.5, 0.9, 1e-6, 0.1, {"w": True, "b": False})])
 def test_optax_with_the_same_positional_arguments(args, request):
     # Only the default of rho differs.
@@ -249,30 +225,6 @@ def test_what_torch_refuses_is_refused_by_name(torch, given, name):
         torch.optim.Adadelta([torch.ones(2)], **{key: theirs(value)})
     with pytest.raises(ValueError, match=f"^{name}"):
         from_torch(**{key: this(value)})
-
-
-# The parameters after four steps, computed with 40 decimal digits.
-GOLDEN = {
-    "given": {"learning_rate": 0.5, "rho": 0.8},
-    "start": [1.0, -1.0, 0.5],
-    "gradients": np.outer([0.5, -2.0, 0.25, 1.0], [1.0, 0.125, -30.0]),
-    "params": [
-        [0.9888308237, -1.0105268990, 0.5111803275],
-        [1.0042525391, -0.9955974619, 0.4957500021],
-        [1.0013461529, -0.9984078074, 0.4986580607],
-        [0.9909565144, -1.0084756213, 0.5090533065],
-    ],
-}
-
-
-@pytest.mark.usefixtures("x64")
-def test_golden_values():
-    optimizer, params = adadelta(**GOLDEN["given"], eps=1e-4), jnp.array(GOLDEN["start"])
-    state = optimizer.init(params)
-    for g, expected in zip(GOLDEN["gradients"], np.array(GOLDEN["params"]), strict=True):
-        updates, state = optimizer.update(jnp.array(g), state)
-        params = optax.apply_updates(params, updates)
-        np.testing.assert_allclose(params, expected, atol=1e-10, rtol=0)
 
 
 @pytest.fixture
