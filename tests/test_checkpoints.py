@@ -1,4 +1,6 @@
-"""Checkpoints with Orbax, in every storage: onto the same mesh and others, and what goes wrong."""
+"""Checkpoints of sharded runs: onto the same mesh and others, and what goes wrong."""
+
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,7 @@ from checkpoints import (
     assert_placed,
     chain,
     loss,
+    numbers,
     places_on,
     printed_apart,
     started,
@@ -23,6 +26,8 @@ from checkpoints import (
     undisturbed,
     without_arrays,
 )
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from states import same_bits
 
 from optax_adadelta import AdadeltaState, adadelta, convert, reduce_eps_on_plateau
@@ -53,11 +58,50 @@ def saved(ocp, tmp_path):
     return save
 
 
+def placed(tree, target):
+    """The recipe of the documentation: each array goes where the target is."""
+    return jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), tree, target)
+
+
+def through_orbax(tree, target, folder):
+    ocp = pytest.importorskip("orbax.checkpoint")
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder / "tree", tree)
+        checkpointer.wait_until_finished()
+        return checkpointer.restore(folder / "tree", target)
+
+
+def through_pickle(tree, target, folder):
+    return placed(pickle.loads(pickle.dumps(jax.device_get(tree))), target)
+
+
+def through_equinox(tree, target, folder):
+    eqx = pytest.importorskip("equinox")
+    eqx.tree_serialise_leaves(folder / "tree.eqx", tree)
+    return placed(eqx.tree_deserialise_leaves(folder / "tree.eqx", target), target)
+
+
+def through_msgpack(tree, target, folder):
+    serialization = pytest.importorskip("flax.serialization")
+    return placed(serialization.from_bytes(target, serialization.to_bytes(tree)), target)
+
+
 @pytest.mark.parametrize(
-    ("bits", "mesh"),
-    [(None, "4x2"), (16, "2x4"), (8, "4"), (8, "2"), (16, "none"), (8, "8"), (None, "8")],
+    ("through", "bits", "mesh"),
+    [
+        (through_orbax, None, "4x2"),
+        (through_orbax, 16, "2x4"),
+        (through_orbax, 8, "4"),
+        (through_orbax, 16, "none"),
+        (through_pickle, None, "8"),
+        (through_equinox, 16, "2"),
+        (through_msgpack, 8, "4x2"),
+    ],
 )
-def test_on_any_mesh_the_same_gradients_give_the_same_bits(saved, compiled, bits, mesh):
+def test_on_any_mesh_the_same_gradients_give_the_same_bits(compiled, tmp_path, through, bits, mesh):
+    if through is not through_orbax:
+        # Importing it adds to JAX's settings, and JAX then compiles everything again.
+        pytest.importorskip("equinox")
     optimizer, run, tree, end = undisturbed(bits)
     if mesh == "none":
         places = None
@@ -66,7 +110,7 @@ def test_on_any_mesh_the_same_gradients_give_the_same_bits(saved, compiled, bits
     else:
         places = places_on(mesh, EXPLICIT if mesh == "2x4" else AUTO, backwards=True)
         target = target_on(optimizer, places)
-    found = saved(tree)(target)
+    found = through(tree, target, tmp_path)
     assert_placed(found, target)
     same_bits(jax.device_get(found), jax.device_get(tree))
     found = run(*found, places, BEFORE, BEFORE + 1)
@@ -77,12 +121,11 @@ def test_on_any_mesh_the_same_gradients_give_the_same_bits(saved, compiled, bits
     same_bits(jax.device_get(found), end)
 
 
-def test_on_the_same_explicit_mesh_training_goes_on_as_if_it_had_not_stopped(saved, compiled):
-    optimizer, run, tree, end = undisturbed(8, loss, EXPLICIT)
-    places = places_on("8", EXPLICIT)
-    target = target_on(optimizer, places)
-    found = saved(tree)(target)
-    assert_placed(found, target)
+@pytest.mark.parametrize(("bits", "kind"), [(None, AUTO), (8, EXPLICIT)], ids=str)
+def test_on_the_same_mesh_training_goes_on_as_if_it_had_not_stopped(saved, compiled, bits, kind):
+    optimizer, run, tree, end = undisturbed(bits, loss, kind)
+    places = places_on("8", kind)
+    found = saved(tree)(target_on(optimizer, places))
     before = compiled()
     found = run(*found, places, BEFORE, END)
     assert compiled() == before
@@ -216,3 +259,71 @@ def test_without_a_target_named_tuples_are_dictionaries(saved):
     params, (_, state) = saved(tree)()
     assert isinstance(state, dict)
     same_bits((params, AdadeltaState(**state)), (tree[0], find_state(tree[1])))
+
+
+@pytest.mark.usefixtures("frameworks_promote")
+def test_a_sharded_train_state_goes_on_after_its_arrays_were_placed(tmp_path):
+    train_state = pytest.importorskip("flax.training.train_state")
+    optimizer = chain(adadelta(state_bits=8))
+
+    def new(seed, places):
+        params = jax.device_put(numbers(seed), places)
+        state = train_state.TrainState.create(apply_fn=None, params=params, tx=optimizer)
+        return state.replace(step=jnp.zeros((), jnp.int32))
+
+    @jax.jit
+    def step(state):
+        return state.apply_gradients(grads=state.params)
+
+    ends = []
+    for mesh in ("8", "4x2"):
+        places = places_on(mesh)
+        with on_mesh_of(places):
+            begun = step(new(1000, places))
+            target = new(1, places)
+            found = through_msgpack(begun, target, tmp_path)
+            assert_placed(found, without_arrays(target))
+            ends.append(jax.device_get(step(found)))
+            same_bits(ends[-1], jax.device_get(step(begun)))
+    same_bits(*ends)
+
+
+@pytest.mark.usefixtures("frameworks_promote")
+def test_a_sharded_nnx_model_and_its_optimizer_move_to_another_mesh(tmp_path):
+    nnx, ocp = pytest.importorskip("flax.nnx"), pytest.importorskip("orbax.checkpoint")
+    start = nnx.with_partitioning(nnx.initializers.lecun_normal(), ("x", "y"))
+
+    def new(seed=1):
+        model = nnx.Linear(64, 64, use_bias=False, kernel_init=start, rngs=nnx.Rngs(seed))
+        return model, nnx.Optimizer(model, chain(adadelta(state_bits=8)), wrt=nnx.Param)
+
+    @nnx.jit
+    def train(model, optimizer, w):
+        def distance(model):  # whose gradients need no sum over devices
+            return 0.1 * jnp.sum((model.kernel[...] - w) ** 2)
+
+        optimizer.update(model, nnx.grad(distance)(model))
+
+    def run(both, place, begin, end):
+        for t in range(begin, end):
+            train(*both, jax.device_put(numbers(t)["w"], place))
+        return jax.device_get(jax.tree.leaves(nnx.state(both)))
+
+    def place_on(mesh):
+        return NamedSharding(places_on(mesh)["w"].mesh, P("x", "y"))
+
+    place = place_on("4x2")
+    with jax.set_mesh(place.mesh):
+        both = new(0)
+        run(both, place, 0, BEFORE)
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(tmp_path / "checkpoint", nnx.state(both))
+        expected = run(both, place, BEFORE, END)
+    place = place_on("2x4")
+    with jax.set_mesh(place.mesh), ocp.StandardCheckpointer() as checkpointer:
+        _, target = nnx.get_abstract_model(new, place.mesh)
+        both = new()
+        nnx.update(both, checkpointer.restore(tmp_path / "checkpoint", target))
+        assert_placed(nnx.state(both), target)
+        assert both[0].kernel[...].sharding.is_equivalent_to(place, 2)
+        same_bits(run(both, place, BEFORE, END), expected)

@@ -7,7 +7,7 @@ import chex
 import jax
 import optax
 import pytest
-from scripts import module, refusal, run, start
+from scripts import module, run, start
 from states import DTYPES
 
 from optax_adadelta import AdadeltaState
@@ -98,23 +98,3 @@ def test_another_storage_does_not_read_the_codes(kills, here, tmp_path):
     assert all(leaf.dtype == DTYPES[16] for leaf in jax.tree.leaves(state["e_x"]))
     with pytest.raises(SystemExit, match=r"'state_bits': 16.*'state_bits': 8"):
         here(*words(tmp_path / "run", 20, 8))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (("--steps", "0"), "--seed"),
-        (("--seed", "-1"), "--seed"),
-        (("--local", "0"), "--seed"),
-        (("--coordinator", "localhost:1"), "--processes"),
-    ],
-)
-def test_wrong_options_are_refused(arguments, named, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["distributed.py", *arguments])
-    with pytest.raises(SystemExit, match="2"):
-        module("distributed").main()
-    assert named in capsys.readouterr().err
-
-
-def test_a_number_of_devices_that_does_not_divide_the_batch_is_refused(tmp_path):
-    assert "3 devices" in refusal("distributed", "--cpu-devices", "3", "--folder", tmp_path)
