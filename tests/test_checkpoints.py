@@ -18,6 +18,7 @@ from checkpoints import (
     chain,
     loss,
     numbers,
+    on_mesh_of,
     places_on,
     printed_apart,
     started,
