@@ -148,7 +148,6 @@ def lora(nnx):
         (["LoRAParam"], 8, adadelta),
         (["LoRAParam", "Param"], 16, nadadelta),
     ],
-    ids=str,
 )
 def test_nnx_optimizer_steps_the_variables_of_its_filter_alone(nnx, names, bits, rule):
     model = lora(nnx)
