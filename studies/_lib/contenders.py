@@ -48,7 +48,8 @@ def of_optax(
     """Returns the step in one donated jit."""
     grads = [jnp.asarray(g) for g in gradients]
     params = jax.tree.map(jnp.zeros_like, grads)
-    return donated(step_of(rule), params, rule.init(params), grads, builds=builds)
+    state = jax.tree.map(jnp.array, rule.init(params))  # Prodigy's has the parameters themselves.
+    return donated(step_of(rule), params, state, grads, builds=builds)
 
 
 def of_keras(gradients: list[np.ndarray]) -> Contender:
