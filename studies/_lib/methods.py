@@ -119,6 +119,8 @@ NADADELTA = {
     "nadadelta": Method("nadadelta(late_fall(rate, steps))"),
     "nadadelta, averaged": Method("growing_average(nadadelta(rate))", 1.0, average_of),
     "nadadelta, twice the rate": Method("nadadelta(late_fall(rate, steps))", 2.0),
+    "nadadelta, 16 bits": Method("nadadelta(late_fall(rate, steps), state_bits=16)"),
+    "nadadelta, 8 bits": Method("nadadelta(late_fall(rate, steps), state_bits=8)"),
 }
 METHODS = {**UNTUNED, **IDEAS, **NADADELTA}
 # What is trained no more. The results stay.
