@@ -89,7 +89,7 @@ def test_a_network_is_trained_as_by_hand():
     shown = [rng.random((IMAGES, 784)).astype(np.float32) for _ in range(2)]
     images = tuple((x, rng.integers(0, 10, IMAGES).astype(np.int32)) for x in shown)
     column = MNIST.Column(adadelta, {"rho": [0.9, 0.9], "eps": [1e-4, 1e-4]})
-    errors = MNIST.train({"it": column}, images, seeds=2, epochs=2, name="it")["it"]
+    errors = MNIST.train({"it": column}, images, GIVEN, "it")["it"]
     (x, y), (test_x, test_y) = images
     task = MNIST.task_of(images)
     for seed in range(2):

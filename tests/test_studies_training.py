@@ -68,7 +68,7 @@ def test_a_task_is_as_the_committed_results_say(tasks, name):
         assert tasks[name].error(params, *few) == pytest.approx(100 * (1 - 1 / classes), abs=12)
     small = tasks[name].smaller()
     assert len(small.train[-1]) <= 120
-    assert small.steps <= 12
+    assert small.steps <= 10
 
 
 @pytest.mark.parametrize(
