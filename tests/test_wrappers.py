@@ -193,17 +193,6 @@ def test_a_flat_vector_of_the_parameters_takes_the_steps_of_the_tree(bits):
     assert jax.tree.map(np.shape, averages(inner)) == ((97,), (97,))
 
 
-def test_integers_are_frozen():
-    params = {"w": jnp.ones(3), "step": jnp.int32(7)}
-    optimizer = optax.multi_transform(
-        {"train": adadelta(), "freeze": FROZEN}, {"w": "train", "step": "freeze"}
-    )
-    grads = {"w": jnp.ones(3), "step": jnp.int32(5)}
-    updates, _ = optimizer.update(grads, optimizer.init(params), params)
-    assert updates["step"] == 0
-    assert (updates["w"] < 0).all()
-
-
 def test_zero_nans_makes_a_bad_coordinate_stand_still():
     optimizer = optax.chain(optax.zero_nans(), adadelta())
     state = optimizer.init(jnp.ones(2))
