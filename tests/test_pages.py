@@ -85,34 +85,19 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+PLAIN = ("index", "getting_started", "choosing_settings", "nadadelta", "faq", "memory")
+# Here without the blocks that need other packages.
+MIXED = ("checkpoints", "migrating", "converting")
+
+
 @pytest.mark.scripts
 @pytest.mark.parametrize(
-    "page",
-    [
-        "index.md",
-        "getting_started.md",
-        "choosing_settings.md",
-        "nadadelta.md",
-        "faq.md",
-        "memory.md",
-        "schedules_and_logging.md",
-        "../README.md",
-    ],
+    "page", [*PLAIN, *MIXED, "schedules_and_logging", "many_devices", "../README"]
 )
 def test_the_page_prints_what_it_says(page):
-    assert run(page) > 0
-
-
-@pytest.mark.scripts
-@pytest.mark.parametrize("page", ["checkpoints.md", "migrating.md", "converting.md"])
-def test_the_page_without_other_packages_prints_what_it_says(page):
-    assert run(page, left_out=set(OPTIONAL)) > 0
-
-
-@pytest.mark.scripts
-@pytest.mark.skipif(jax.__version_info__ < (0, 10), reason="JAX then has no host memory on a CPU")
-def test_the_page_on_many_devices_prints_what_it_says():
-    assert run("many_devices.md") > 0
+    if page == "many_devices" and jax.__version_info__ < (0, 10):
+        pytest.skip("JAX then has no host memory on a CPU")
+    assert run(f"{page}.md", left_out=set(OPTIONAL if page in MIXED else ())) > 0
 
 
 @pytest.mark.frameworks

@@ -162,17 +162,11 @@ def test_the_errors_and_their_ratios_are_those_of_numpy_and_scipy(tasks, shown):
         runs = [results[part][name]["test error"] for results in found.values()]
         to = [results["methods"]["Prodigy, linear"]["test error"] for results in found.values()]
         for cell, errors in zip(cells, runs, strict=True):
-            mean, _, deviation = cell.partition(" ±")
             if None in errors:
                 assert cell == "diverged"
-                continue
-            assert float(mean) == pytest.approx(np.mean(errors), rel=0.006)
-            assert shown or (len(errors) == 1) == (deviation == "")
-            if deviation:
-                spread = np.std(errors, ddof=1)
-                assert float(deviation) == pytest.approx(
-                    spread, rel=0.05, abs=0.01 * np.mean(errors)
-                )
+            else:
+                mean = float(cell.partition(" ±")[0])
+                assert mean == pytest.approx(np.mean(errors), rel=0.006)
         if any(None in errors for errors in runs):
             ratios.append(np.inf)
             assert ratio == "-"
