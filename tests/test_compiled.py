@@ -139,19 +139,6 @@ def test_it_moves_fewer_bytes_than_optax_and_needs_no_scratch_where_optax_does()
     assert len(ours.kernels) < len(theirs.kernels)
 
 
-def test_the_state_alone_is_updated_in_place_if_it_comes_first():
-    optimizer = adadelta()
-    grads = leaves()
-
-    def state_first(state, grads):
-        updates, state = optimizer.update(grads, state)
-        return state, updates
-
-    made = Program(state_first, optimizer.init(grads), grads, donate=0)
-    assert made.copies == []
-    assert made.scratch < SCALARS
-
-
 def test_a_loop_of_steps_copies_nothing():
     optimizer = adadelta()
     params = leaves()

@@ -9,7 +9,6 @@ import numpy as np
 import optax
 import pytest
 from checkpoints import through_equinox, through_msgpack, through_orbax
-from jax.sharding import AxisType, PartitionSpec
 from states import assert_owns_its_arrays, same_bits, same_types
 
 from optax_adadelta import (
@@ -234,19 +233,6 @@ def test_averages_are_carried_between_a_dict_and_equinox(eqx):
             state.e_x.get("params", state.e_x)["layers"],
         )
         same_bits(convert.carry_over(found, plain.init(tree)), state)
-
-
-def test_nnx_gives_the_state_the_sharding_of_its_parameters(nnx):
-    with jax.set_mesh(jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)):
-        init = nnx.with_partitioning(nnx.initializers.lecun_normal(), (None, "model"))
-        model = nnx.Linear(3, 8, rngs=nnx.Rngs(0), kernel_init=init)
-        optimizer = nnx.Optimizer(model, adadelta(state_bits=8), wrt=nnx.Param)
-        optimizer.update(model, nnx.grad(error_of)(model))
-    for field in ("e_g", "e_x"):
-        specs = nnx.get_partition_spec(nnx.state(optimizer))["opt_state"][field]
-        assert specs["kernel"].get_value() == PartitionSpec(None, "model")
-        kernel = getattr(optimizer.opt_state, field)["kernel"][...]
-        assert {shard.data.shape for shard in kernel.addressable_shards} == {(3, 4)}
 
 
 @ONCE_EACH

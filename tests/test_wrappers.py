@@ -150,7 +150,7 @@ def test_each_part_that_a_wrapper_chooses_steps_as_if_alone(name):
 
 GROUPS = {
     "w": dict(learning_rate=0.5, rho=0.9, eps=1e-4, weight_decay=0.1),
-    "z": dict(learning_rate=2.0, rho=0.6, eps=1e-8, weight_decay=0.0),
+    "z": dict(learning_rate=2.0, rho=0.6, eps=1e-8, weight_decay=0.3),
     "scalar": dict(learning_rate=0.0, rho=0.99, eps=1e-6, weight_decay=1.0),
 }
 
