@@ -7,7 +7,7 @@ import chex
 import jax
 import optax
 import pytest
-from scripts import module, run
+from scripts import module, run, start
 from states import DTYPES
 
 from optax_adadelta import AdadeltaState
@@ -61,6 +61,19 @@ def test_two_processes_go_on_from_the_checkpoint_of_one_and_one_from_theirs(kill
     chex.assert_trees_all_close(found, params, rtol=1e-5, atol=1e-7)
     chex.assert_trees_all_close(AdadeltaState(**found_state), state, rtol=1e-5, atol=1e-12)
     assert first_step(here(*words(tmp_path, 22))) == [("1", "8", "21")]
+
+
+def test_an_unreadable_checkpoint_is_named_and_the_older_one_can_be_used(here, tmp_path):
+    saved = tmp_path / "saved"
+    here(*words(saved, 20))
+    for path in (saved / "20" / "default").rglob("d/*"):
+        path.write_bytes(path.read_bytes()[:100])
+    done = start("distributed", *words(saved, 40), "--cpu-devices", "8")
+    assert done.returncode == 1
+    assert f"Cannot read {saved / '20'}" in done.stderr
+    assert not (saved / "30").exists()
+    (saved / "20").rename(saved.parent / "unreadable")
+    assert first_step(here(*words(saved, 20))) == [("1", "8", "10")]
 
 
 def test_another_storage_does_not_read_the_codes(kills, here, tmp_path):

@@ -1,7 +1,9 @@
 """Processes that are killed, stopped or out of disk space, and restarts."""
 
 import random
+import resource
 import signal
+import time
 
 import pytest
 
@@ -40,3 +42,16 @@ def test_a_group_that_is_asked_to_stop_saves_its_step(kills, tmp_path):
     step = program.complete()
     assert f"Step {step} is saved" in program.printed()
     assert kills.tree_in(tmp_path / "run", step)[1][1]["count"] == step > 3
+
+
+def test_a_full_disk_of_one_process_ends_the_whole_group(kills, tmp_path):
+    program = kills.Run(tmp_path / "run", ENDLESS, None, 2)
+    program.wait_until(lambda: program.last_step() > 1)
+    begin = time.monotonic()
+    resource.prlimit(program.processes[1].pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
+    assert 0 not in program.end()
+    # The other notices after the timeout, and then takes its time to end.
+    assert time.monotonic() - begin < 6 * kills.TIMEOUT
+    assert "Cannot save step" in program.logs[1].read_text(errors="replace")
+    step = program.complete()
+    assert kills.tree_in(tmp_path / "run", step)[1][1]["count"] == step

@@ -110,17 +110,6 @@ def test_networks_are_trained_as_in_a_plain_loop():
         assert found["curve"].shape == (10,)
 
 
-@pytest.mark.parametrize("seed", [3, (3, 1)])
-def test_no_example_comes_twice_in_an_epoch(seed):
-    rows = TRAINING.batches(seed, 22, 5, 11)
-    assert rows.shape == (11, 5)
-    for epoch in (rows[:4], rows[4:8], rows[8:]):
-        assert len(np.unique(epoch)) == epoch.size
-    assert rows.max() < 22
-    np.testing.assert_array_equal(rows, TRAINING.batches(seed, 22, 5, 11))
-    assert (rows != TRAINING.batches(4, 22, 5, 11)).any()
-
-
 @pytest.mark.parametrize("name", METHODS.METHODS)
 def test_every_method_makes_finite_steps(name):
     method, params = METHODS.METHODS[name], PARAMS
