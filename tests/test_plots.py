@@ -98,6 +98,13 @@ def test_curves_are_the_means_of_their_runs_within_the_range():
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["several", "one"]
 
 
+def test_more_curves_than_styles_are_told_apart_as_far_as_it_goes():
+    axes = plot_curves({str(n): [n, n] for n in range(8)})
+    looks = [(line.get_color(), line.get_linestyle()) for line in axes.get_lines()]
+    assert len(set(looks[:6])) == 6
+    assert looks[6:] == looks[:2]
+
+
 def test_curves_of_the_wrong_shape():
     with pytest.raises(ValueError, match=r"'x' must .*\[times\].*\[runs, times\].*\(2, 2, 2\)"):
         plot_curves({"x": np.ones((2, 2, 2))})
