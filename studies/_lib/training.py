@@ -25,7 +25,7 @@ def batches(seed: int | tuple[int, ...], examples: int, size: int, steps: int) -
 # Compiled once for all trainers of a task.
 @partial(jax.jit, static_argnums=0)
 def _initial(init, seeds):
-    return jax.vmap(lambda seed: init(jax.random.key(seed)))(seeds)
+    return jax.lax.map(lambda seed: init(jax.random.key(seed)), seeds)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
