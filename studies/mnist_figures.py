@@ -52,13 +52,13 @@ EVERY = 60
 LAYERS = ("layer 1", "layer 2", "layer 3")
 
 
-def figure_1(data, seeds: int, epochs: int) -> Report:
+def figure_1(data, given) -> Report:
     """Returns the test errors in percent, [seeds, epochs] for each method."""
-    errors = _mnist.train(COLUMNS, data, seeds, epochs, "Figure 1")
+    errors = _mnist.train(COLUMNS, data, given, "Figure 1")
     return {"errors": {name: runs[0].astype(float).round(2) for name, runs in errors.items()}}
 
 
-def figure_2(data, seeds: int, epochs: int) -> Report:
+def figure_2(data, given) -> Report:
     """Returns samples of the first seed's run and, for each seed, means over whole matrices."""
     optimizer, task = adadelta(rho=0.95, eps=EPS), _mnist.task_of(data, jnp.tanh)
     coordinates = choose_coordinates(optimizer.init(task.model.init(jax.random.key(0))))
@@ -94,13 +94,13 @@ def figure_2(data, seeds: int, epochs: int) -> Report:
         }
         return net, (sample(state, updates, coordinates, EPS), whole)
 
-    nets = jax.jit(jax.vmap(start))(jnp.arange(seeds))
+    nets = jax.jit(jax.vmap(start))(jnp.arange(given.seeds))
     advance = partial(jax.jit, donate_argnums=0)(
         lambda nets, indices, data: jax.lax.map(lambda each: watch(*each, data), (nets, indices))
     )
     seen = []
-    for epoch in trange(epochs, desc="Training, Figure 2", unit="epoch"):
-        order = _mnist.orders(seeds, epoch, task)
+    for epoch in trange(given.epochs, desc="Training, Figure 2", unit="epoch"):
+        order = _mnist.orders(given.seeds, epoch, task)
         for first in range(0, order.shape[1], EVERY):
             nets, now = advance(nets, order[:, first : first + EVERY], task.train)
             seen.append(jax.device_get(now))
@@ -179,7 +179,7 @@ def rank_correlation(values: np.ndarray) -> np.ndarray:
 def make(figure: str, data, options) -> Report:
     """Returns the numbers of a figure."""
     function = {"Figure 1": figure_1, "Figure 2": figure_2}[figure]
-    return rounded(function(data, options.seeds, options.epochs), digits=5)
+    return rounded(function(data, options), digits=5)
 
 
 STUDY = in_parts(

@@ -69,14 +69,14 @@ def make(table: str, data, options) -> Report:
     """Returns the table's settings and test errors, a list of seeds for each cell."""
     # Optax's Adam, as of 0.2.8, needs implicit promotion.
     with jax.numpy_dtype_promotion("standard"):
-        errors = _mnist.train(TABLES[table], data, options.seeds, options.epochs, table)
+        errors = _mnist.train(TABLES[table], data, options, table)
     return {
         "columns": {
             name: {
-                "settings": dict(column.settings),
-                "errors": errors[name][..., -1].astype(float).round(2).tolist(),
+                "settings": dict(TABLES[table][name].settings),
+                "errors": found[..., -1].astype(float).round(2).tolist(),
             }
-            for name, column in TABLES[table].items()
+            for name, found in errors.items()
         }
     }
 

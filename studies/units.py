@@ -34,18 +34,17 @@ SEED = 0
 LEAST = 1e-7  # Smaller losses are drawn there.
 
 
-def trained(task: Task, method: str, what: str) -> np.ndarray:
-    """Returns the training loss at the end for each factor."""
+def trained(task: Task, method: str) -> dict[str, np.ndarray]:
+    """Returns the training loss at the end for each factor of each of `UNITS`."""
     optimizer = METHODS[method].make(METHODS[method].rate, task.steps)
     order = batches(SEED, len(task.train[-1]), task.batch, task.steps)
 
     def with_first(params, change: Callable):
         return {**params, "layer 1": {**params["layer 1"], "w": change(params["layer 1"]["w"])}}
 
+    @jax.jit
     @jax.vmap
-    def train(factor):
-        array, times = (factor, 1.0) if what == "array" else (1.0, factor)
-
+    def train(times, array):
         def loss(params, *data):
             return times * task.loss(with_first(params, lambda w: w / array), *data)
 
@@ -59,18 +58,19 @@ def trained(task: Task, method: str, what: str) -> np.ndarray:
         (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), order)
         return loss(params, *task.train) / times
 
-    return np.asarray(jax.jit(train)(jnp.array(FACTORS)))
+    factors, ones = jnp.array(FACTORS), jnp.ones(len(FACTORS))
+    return jax.device_get({"loss": train(factors, ones), "array": train(ones, factors)})
 
 
 def measure(given: argparse.Namespace, results: Results) -> None:
     task, found = digits(given), {what: {} for what in UNITS}
     task = task.smaller() if given.smoke else task
     results.load("units")
-    pairs = [(what, method) for what in UNITS for method in SHOWN]
-    for what, method in tqdm(pairs, unit="method"):
+    for method in tqdm(SHOWN, unit="method"):
         # Optax's own Prodigy needs implicit promotion.
         with jax.numpy_dtype_promotion("standard"):
-            found[what][method] = rounded(trained(task, method, what))
+            for what, losses in trained(task, method).items():
+                found[what][method] = rounded(losses)
     results.save("units", {**results.made, "factors": FACTORS, "training loss": found})
 
 

@@ -8,20 +8,9 @@ the unmutated tests compiled are kept in JAX's compilation cache, and children o
 At the end there is a list of the faults that no test noticed. For each, write a test, or name it in
 `mutation_equivalent.toml` with the reason why it changes no behaviour.
 
-Two maintained tools were tried on `_dither.py`, with the test modules that FIRST names. A noticed
-fault takes about 1 s of CPU time here.
-
-- mutmut 3.8.1 takes 1 to 4 s. It makes no faults in decorated functions, in the fields of classes
-  or outside functions. 13 % of the faults here are in such places, among them all of `_update.py`.
-  By default its tests hang, because it forks after JAX has started threads, and it counts a hang as
-  noticed. It runs only the tests that called the faulty function. But JAX calls a function only to
-  trace it: 56 tests in `test_storage.py` need `Decay.average`, and 29 of them call it.
-- cosmic-ray 8.7.0 takes 3 s, because it starts Python for each fault. It writes the fault into the
-  source file, and a killed run leaves it there. It has one command for all faults, so it cannot
-  begin with the likeliest tests. It also changes the `|` of annotations.
-
-In both, a comment on a line leaves out all faults of that line; none can be left out alone. For the
-whole package they make 5079 and 5184 faults, and `faults.py` 2227.
+mutmut 3.8.1 and cosmic-ray 8.7.0 were tried, and take up to three times as long. mutmut makes no
+faults outside functions, and JAX calls a function only to trace it, so it runs too few tests.
+cosmic-ray starts Python for each fault, and writes the fault into the source file.
 """
 
 import argparse

@@ -72,14 +72,6 @@ def run(name, *arguments, promotion="strict"):
     return done.stdout
 
 
-def refusal(name, *arguments):
-    """Returns the error message of an example that refuses to run, without a traceback."""
-    done = start(name, *arguments)
-    assert done.returncode != 0
-    assert "Traceback" not in done.stderr
-    return done.stderr
-
-
 def numbers(pattern, printed):
     """Returns the numbers that the groups of the pattern hold, which must occur once."""
     (found,) = re.findall(pattern, printed)

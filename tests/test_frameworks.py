@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType, PartitionSpec
+from checkpoints import through_equinox, through_msgpack, through_orbax
 from states import assert_owns_its_arrays, same_bits, same_types
 
 from optax_adadelta import (
@@ -78,31 +78,9 @@ def assert_same_leaves(one, other):
     same_bits(jax.tree.leaves(one), jax.tree.leaves(other))
 
 
-def through_msgpack(tree, target, folder):
-    serialization = pytest.importorskip("flax.serialization")
-    return serialization.from_bytes(target, serialization.to_bytes(tree))
-
-
 def through_a_state_dict(tree, target, folder):
     serialization = pytest.importorskip("flax.serialization")
     return serialization.from_state_dict(target, serialization.to_state_dict(tree))
-
-
-def through_equinox(tree, target, folder):
-    eqx = pytest.importorskip("equinox")
-    # All of it counts as arrays, so filtering it loses nothing.
-    assert jax.tree.leaves(eqx.filter(tree, eqx.is_array, inverse=True)) == []
-    eqx.tree_serialise_leaves(folder / "tree.eqx", tree)
-    return eqx.tree_deserialise_leaves(folder / "tree.eqx", target)
-
-
-def through_orbax(tree, target, folder):
-    """Flax's checkpoints are Orbax's."""
-    ocp = pytest.importorskip("orbax.checkpoint")
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(folder / "tree", tree)
-        checkpointer.wait_until_finished()
-        return checkpointer.restore(folder / "tree", target)
 
 
 @functools.cache
@@ -257,48 +235,6 @@ def test_averages_are_carried_between_a_dict_and_equinox(eqx):
         same_bits(convert.carry_over(found, plain.init(tree)), state)
 
 
-def test_nnx_optimizer_is_split_and_merged_in_a_jax_jit(nnx):
-    """The chain needs an extra argument, which the optimizer passes on."""
-
-    def built():
-        model = nnx.Linear(3, 8, rngs=nnx.Rngs(0))
-        plateau = optax.contrib.reduce_on_plateau(factor=0.5, patience=1)
-        chain = optax.chain(adadelta(state_bits=8), plateau)
-        return model, nnx.Optimizer(model, chain, wrt=nnx.Param)
-
-    def train(model, optimizer):
-        optimizer.update(model, nnx.grad(error_of)(model), value=jnp.ones(()))
-
-    @jax.jit
-    def step(graph, state):
-        both = nnx.merge(graph, state)
-        train(*both)
-        return nnx.split(both)
-
-    split, expected, compiled = nnx.split(built()), built(), nnx.jit(train)
-    for _ in range(3):
-        split = step(*split)
-        compiled(*expected)
-    found = nnx.merge(*split)
-    # The value never gets better, so the scale was halved twice.
-    assert found[1].opt_state[1].scale[...] == 0.25
-    leaves = [jax.tree.leaves(nnx.state(both)) for both in (found, expected)]
-    chex.assert_trees_all_close(*leaves, rtol=1e-5, atol=1e-7)
-
-
-def test_nnx_gives_the_state_the_sharding_of_its_parameters(nnx):
-    with jax.set_mesh(jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)):
-        init = nnx.with_partitioning(nnx.initializers.lecun_normal(), (None, "model"))
-        model = nnx.Linear(3, 8, rngs=nnx.Rngs(0), kernel_init=init)
-        optimizer = nnx.Optimizer(model, adadelta(state_bits=8), wrt=nnx.Param)
-        optimizer.update(model, nnx.grad(error_of)(model))
-    for field in ("e_g", "e_x"):
-        specs = nnx.get_partition_spec(nnx.state(optimizer))["opt_state"][field]
-        assert specs["kernel"].get_value() == PartitionSpec(None, "model")
-        kernel = getattr(optimizer.opt_state, field)["kernel"][...]
-        assert {shard.data.shape for shard in kernel.addressable_shards} == {(3, 4)}
-
-
 @ONCE_EACH
 def test_equinox_updates_a_whole_model_with_frozen_parts(eqx, bits, rule):
     class Model(eqx.Module):
@@ -342,41 +278,6 @@ def test_equinox_updates_a_whole_model_with_frozen_parts(eqx, bits, rule):
     chex.assert_trees_all_close(jax.tree.leaves(eqx.filter(model, chosen)), plain, rtol=1e-5)
     assert eqx.tree_equal((model.ids, model.norm), (before.ids, before.norm))
     assert losses[-1] < losses[0]
-
-
-def test_equinox_traces_once_for_all_values_of_an_array_hyperparameter(eqx):
-    traced = []
-
-    @eqx.filter_jit
-    def step(optimizer, params, state):
-        traced.append(0)
-        return optimizer.update(params, state, params)
-
-    params = jnp.ones(3)
-    for value in (0.5, 0.9, 0.99):
-        optimizer = adadelta(0.5, jnp.float32(value), weight_decay=jnp.float32(0.1))
-        optimizer = eqx.internal.closure_to_pytree(optimizer)
-        _, state = step(optimizer, params, optimizer.init(params))
-        np.testing.assert_allclose(state.e_g, np.full(3, (1 - value) * 1.1**2), rtol=1e-5)
-    assert len(traced) == 1
-
-
-@pytest.mark.parametrize("kind", ["equinox", "nnx", "linen"])
-def test_a_model_in_place_of_the_learning_rate_is_refused(eqx, nnx, kind):
-    linen = pytest.importorskip("flax.linen")
-    model = {
-        "equinox": lambda: eqx.nn.MLP(2, 2, 4, 1, key=jax.random.key(0)),
-        "nnx": lambda: nnx.Linear(2, 3, rngs=nnx.Rngs(0)),
-        "linen": lambda: linen.Dense(3),
-    }[kind]()
-    params = jnp.ones(2)
-    told = ""
-    try:
-        adadelta(model).update(params, adadelta().init(params))
-    except Exception as error:  # of the model, where it cannot be told from a schedule
-        told = " ".join([str(error), *getattr(error, "__notes__", [])])
-    assert "learning_rate" in told
-    assert "init" in told
 
 
 def test_a_whole_model_in_init_is_refused_with_the_filter_to_use(eqx):

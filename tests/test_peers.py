@@ -209,28 +209,6 @@ def test_torch_leaves_a_parameter_without_a_gradient_as_it_is(torch):
     assert (update.item(), e_g.item()) == (0, 0.25)
 
 
-@pytest.mark.peers
-@pytest.mark.parametrize(
-    ("given", "name"),
-    [
-        ({"lr": -0.01}, "learning_rate"),
-        ({"lr": [0.01, 0.01]}, "learning_rate"),
-        ({"rho": 1.1}, "rho"),
-        ({"rho": -0.1}, "rho"),
-        ({"eps": -1e-6}, "eps"),
-        ({"weight_decay": -0.1}, "weight_decay"),
-    ],
-    ids=str,
-)
-def test_what_torch_refuses_is_refused_by_name(torch, given, name):
-    ((key, value),) = given.items()
-    theirs, this = (torch.tensor, jnp.array) if isinstance(value, list) else (float, float)
-    with pytest.raises(ValueError, match=r"lr|rate|epsilon|rho|weight_decay"):
-        torch.optim.Adadelta([torch.ones(2)], **{key: theirs(value)})
-    with pytest.raises(ValueError, match=f"^{name}"):
-        from_torch(**{key: this(value)})
-
-
 @pytest.fixture
 def keras(monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "jax")

@@ -65,11 +65,6 @@ def test_the_state_is_found_however_deep(wrap):
     assert effective_learning_rate(state, 1e-6)["w"].shape == (8,)
 
 
-def test_none_to_be_found():
-    with pytest.raises(ValueError, match=r"no AdadeltaState in PyTreeDef"):
-        effective_learning_rate(optax.adam(1e-3).init(jnp.ones(2)), 1e-6)
-
-
 def test_several_to_choose_from():
     state = optax.chain(adadelta(), optax.sgd(1.0), adadelta()).init(jnp.ones(2))
     with pytest.raises(ValueError, match=r"2 AdadeltaStates, at state\[0\], state\[2\]; pass one"):

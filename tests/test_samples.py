@@ -95,16 +95,6 @@ def test_a_sample_is_the_paper_s_step_at_the_coordinates(wrap, around):
         np.testing.assert_allclose(seen.update[name], updates, rtol=1e-5)
 
 
-def test_the_frozen_part_of_a_model_is_left_out():
-    optimizer = optax.masked(adadelta(), {"a": True, "b": False})
-    params = {"a": jnp.ones(3), "b": jnp.ones(3)}
-    coordinates = choose_coordinates(optimizer.init(params))
-    assert list(coordinates) == ["a"]
-    updates, state = optimizer.update(params, optimizer.init(params), params)
-    seen = sample(state, updates, coordinates, 1e-6)
-    np.testing.assert_array_equal(seen.update["a"], updates["a"][coordinates["a"][0]])
-
-
 def test_coordinates_of_one_s_own():
     optimizer = adadelta()
     updates, state = optimizer.update(PARAMS, optimizer.init(PARAMS))

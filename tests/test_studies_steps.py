@@ -1,51 +1,18 @@
-"""Times, memory, errors and training in each storage: how they are measured, what was found."""
+"""Times, memory, errors and training in each storage: what was found."""
 
 import math
 
-import jax
-import jax.numpy as jnp
 import pytest
 from scripts import module
 
 pytestmark = pytest.mark.scripts
 
-TIMING, RESULTS = module("studies._lib.timing"), module("studies._lib.results")
+RESULTS = module("studies._lib.results")
 CASES, STEP = module("studies._lib.cases"), module("studies.step")
 STATE_STEP, ERROR = module("studies.state_step"), module("studies.state_error")
 TRAINING, HAZARDS = module("studies.state_training"), module("studies.hazards")
 BYTES = {"float32": 8, "16 bits": 4, "8 bits": 2}
 FEW = ("16 bits", "8 bits")
-
-
-def test_contenders_take_turns_and_the_first_step_of_a_turn_does_not_count():
-    made = []
-
-    def slow(count):
-        made.append(("slow", count))
-        return 2.0 + count
-
-    contenders = {
-        "slow": TIMING.Contender(slow, {"kernels": 3}),
-        "fast": TIMING.Contender(lambda count: made.append(("fast", count)) or 1.0),
-    }
-    report = TIMING.in_turns(contenders, rounds=2, samples=2, steps=5)
-    turn = [("slow", 1), ("slow", 5), ("slow", 5), ("fast", 1), ("fast", 5), ("fast", 5)]
-    assert made[-12:] == 2 * turn
-    assert report["slow"]["seconds"] == report["slow"]["least"] == 7
-    assert report["slow"]["quartiles"] == [7, 7]
-    assert report["slow"]["kernels"] == 3
-    assert report["fast"]["seconds"] == 1
-
-
-def test_a_compiled_program_is_told_in_bytes_per_parameter():
-    params = {"w": jnp.zeros((100, 128))}
-    _, facts = TIMING.compiled(
-        lambda p, s, g: (jax.tree.map(jnp.add, p, g), s), params, jnp.zeros(64), params
-    )
-    assert facts["bytes per parameter"] == pytest.approx(12, rel=0.02)
-    assert facts["state bytes per parameter"] == pytest.approx(4 * 64 / 12_800)
-    assert facts["kernels on leaves"] == 1
-    assert facts["compile CPU seconds"] >= 0
 
 
 @pytest.mark.parametrize("report", RESULTS.load_all("step-cpu-*").values())

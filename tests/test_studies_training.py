@@ -68,7 +68,7 @@ def test_a_task_is_as_the_committed_results_say(tasks, name):
         assert tasks[name].error(params, *few) == pytest.approx(100 * (1 - 1 / classes), abs=12)
     small = tasks[name].smaller()
     assert len(small.train[-1]) <= 120
-    assert small.steps <= 12
+    assert small.steps <= 10
 
 
 @pytest.mark.parametrize(
@@ -108,17 +108,6 @@ def test_networks_are_trained_as_in_a_plain_loop():
                 expected = times * np.mean((xs @ w - ys) ** 2)
                 np.testing.assert_allclose(found[name][place], expected, rtol=1e-3)
         assert found["curve"].shape == (10,)
-
-
-@pytest.mark.parametrize("seed", [3, (3, 1)])
-def test_no_example_comes_twice_in_an_epoch(seed):
-    rows = TRAINING.batches(seed, 22, 5, 11)
-    assert rows.shape == (11, 5)
-    for epoch in (rows[:4], rows[4:8], rows[8:]):
-        assert len(np.unique(epoch)) == epoch.size
-    assert rows.max() < 22
-    np.testing.assert_array_equal(rows, TRAINING.batches(seed, 22, 5, 11))
-    assert (rows != TRAINING.batches(4, 22, 5, 11)).any()
 
 
 @pytest.mark.parametrize("name", METHODS.METHODS)
@@ -162,17 +151,11 @@ def test_the_errors_and_their_ratios_are_those_of_numpy_and_scipy(tasks, shown):
         runs = [results[part][name]["test error"] for results in found.values()]
         to = [results["methods"]["Prodigy, linear"]["test error"] for results in found.values()]
         for cell, errors in zip(cells, runs, strict=True):
-            mean, _, deviation = cell.partition(" ±")
             if None in errors:
                 assert cell == "diverged"
-                continue
-            assert float(mean) == pytest.approx(np.mean(errors), rel=0.006)
-            assert shown or (len(errors) == 1) == (deviation == "")
-            if deviation:
-                spread = np.std(errors, ddof=1)
-                assert float(deviation) == pytest.approx(
-                    spread, rel=0.05, abs=0.01 * np.mean(errors)
-                )
+            else:
+                mean = float(cell.partition(" ±")[0])
+                assert mean == pytest.approx(np.mean(errors), rel=0.006)
         if any(None in errors for errors in runs):
             ratios.append(np.inf)
             assert ratio == "-"

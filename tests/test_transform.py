@@ -130,17 +130,6 @@ def test_the_count_stops_at_its_maximum():
     assert state.count.dtype == jnp.int32
 
 
-def test_weight_decay_of_complex_parameters_adds_both_parts():
-    rng = np.random.default_rng(0)
-    g, p = rng.standard_normal((2, 5, 2)) @ [1, 1j]
-    params, grads = jnp.asarray(p, jnp.complex64), jnp.asarray(g, jnp.complex64)
-    optimizer = adadelta(weight_decay=0.3)
-    updates, state = optimizer.update(grads, optimizer.init(params), params)
-    (expected,) = algorithm_1([g + 0.3 * p])
-    np.testing.assert_allclose(updates, expected.dx, rtol=2e-6)
-    np.testing.assert_allclose(state.e_g, expected.e_g, rtol=2e-6)
-
-
 def test_leaves_of_one_shape_are_traced_once(monkeypatch):
     traced = []
     monkeypatch.setattr(

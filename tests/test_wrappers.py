@@ -150,7 +150,7 @@ def test_each_part_that_a_wrapper_chooses_steps_as_if_alone(name):
 
 GROUPS = {
     "w": dict(learning_rate=0.5, rho=0.9, eps=1e-4, weight_decay=0.1),
-    "z": dict(learning_rate=2.0, rho=0.6, eps=1e-8, weight_decay=0.0),
+    "z": dict(learning_rate=2.0, rho=0.6, eps=1e-8, weight_decay=0.3),
     "scalar": dict(learning_rate=0.0, rho=0.99, eps=1e-6, weight_decay=1.0),
 }
 
@@ -191,17 +191,6 @@ def test_a_flat_vector_of_the_parameters_takes_the_steps_of_the_tree(bits):
         chex.assert_trees_all_close(flattened, expected, rtol=rtol)
     same_bits(inner, state)
     assert jax.tree.map(np.shape, averages(inner)) == ((97,), (97,))
-
-
-def test_integers_are_frozen():
-    params = {"w": jnp.ones(3), "step": jnp.int32(7)}
-    optimizer = optax.multi_transform(
-        {"train": adadelta(), "freeze": FROZEN}, {"w": "train", "step": "freeze"}
-    )
-    grads = {"w": jnp.ones(3), "step": jnp.int32(5)}
-    updates, _ = optimizer.update(grads, optimizer.init(params), params)
-    assert updates["step"] == 0
-    assert (updates["w"] < 0).all()
 
 
 def test_zero_nans_makes_a_bad_coordinate_stand_still():

@@ -19,7 +19,7 @@ from studies._lib import data, models
 from studies._lib.models import Model
 
 PARTS = ("train", "validation", "test")
-SMOKE_STEPS, SMOKE_SIZE = 12, 120
+SMOKE_STEPS, SMOKE_SIZE = 10, 120
 CONTEXT = 8  # Characters that the next one is predicted from.
 # A row's curvatures, ten decades in an order that puts all of them next to one another.
 CURVATURES = 10 ** np.random.default_rng(0).permutation(np.linspace(-5, 5, 320)).astype(np.float32)

@@ -1,6 +1,7 @@
 """Trains networks side by side, all in one compiled program."""
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,6 +22,24 @@ def batches(seed: int | tuple[int, ...], examples: int, size: int, steps: int) -
     return np.concatenate(epochs).reshape(-1, size)[:steps].astype(np.int32)
 
 
+# Compiled once for all trainers of a task.
+@partial(jax.jit, static_argnums=0)
+def _initial(init, seeds):
+    return jax.lax.map(lambda seed: init(jax.random.key(seed)), seeds)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _measured(loss, error, abreast, networks, train, validation, test):
+    def of_each(params):
+        return {
+            "training loss": loss(params, *train),
+            "validation error": error(params, *validation),
+            "test error": error(params, *test),
+        }
+
+    return jax.lax.map(of_each, networks, batch_size=abreast)
+
+
 class Trainer:
     """Trains networks on a task. They differ in their seeds and in settings of the optimizer.
 
@@ -38,50 +57,30 @@ class Trainer:
         evaluated: Callable[[Any, Any], Any] = lambda state, params: params,
         abreast: int | None = None,
     ):
-        self.task, self.evaluated = task, evaluated
+        self.task, self.abreast = task, abreast
         self.make = lambda settings: optax.with_extra_args_support(make(**settings))
+        self.evaluated = jax.jit(jax.vmap(evaluated))
+        self.new_state = jax.jit(jax.vmap(self._new_state))
+        self.advance = jax.jit(self._advance, donate_argnums=0)
 
-        def over_networks(function):
-            """Returns the function of many networks and of what they share."""
-
-            def of_each(networks, *shared):
-                return jax.lax.map(
-                    lambda one: function(*one, *shared), networks, batch_size=abreast
-                )
-
-            return of_each
-
-        def advance(at, settings, indices, data):
-            return over_networks(self._advance)((at, settings, indices), data)
-
-        self.start = jax.jit(over_networks(self._start))
-        self.advance = jax.jit(advance, donate_argnums=0)
-        self._evaluated = jax.jit(over_networks(self._evaluate))
-
-    def _start(self, settings, seed):
-        params = self.task.model.init(jax.random.key(seed))
-        return params, self.make(settings).init(params)
+    def _new_state(self, settings, params):
+        # Copied, for a state may have the parameters in it, and both are donated.
+        return jax.tree.map(jnp.copy, self.make(settings).init(params))
 
     def _advance(self, at, settings, indices, data):
-        optimizer = self.make(settings)
+        def of_each(one):
+            at, settings, indices = one
+            optimizer = self.make(settings)
 
-        def step(at, batch):
-            params, state = at
-            loss, grads = jax.value_and_grad(self.task.loss)(params, *(a[batch] for a in data))
-            updates, state = optimizer.update(grads, state, params, value=loss)
-            return (optax.apply_updates(params, updates), state), loss
+            def step(at, batch):
+                params, state = at
+                loss, grads = jax.value_and_grad(self.task.loss)(params, *(a[batch] for a in data))
+                updates, state = optimizer.update(grads, state, params, value=loss)
+                return (optax.apply_updates(params, updates), state), loss
 
-        return jax.lax.scan(step, at, indices)
+            return jax.lax.scan(step, at, indices)
 
-    def _evaluate(self, at, parts):
-        params, state = at
-        params = self.evaluated(state, params)
-        train, validation, test = parts
-        return {
-            "training loss": self.task.loss(params, *train),
-            "validation error": self.task.error(params, *validation),
-            "test error": self.task.error(params, *test),
-        }
+        return jax.lax.map(of_each, (at, settings, indices), batch_size=self.abreast)
 
     def run(
         self, settings: dict[str, Any], seeds: Any, chunks: Iterable[np.ndarray]
@@ -95,7 +94,8 @@ class Trainer:
         """
         settings = {name: jnp.asarray(v, jnp.float32) for name, v in settings.items()}
         data = jax.device_put(self.task.train)
-        at = self.start((settings, jnp.asarray(seeds)))
+        params = _initial(self.task.model.init, jnp.asarray(seeds))
+        at = params, self.new_state(settings, params)
         for chunk in chunks:
             at, losses = self.advance(at, settings, chunk, data)
             yield at, losses
@@ -117,6 +117,7 @@ class Trainer:
 
     def evaluate(self, at: Any) -> dict[str, np.ndarray]:
         """Returns the loss and the errors of the networks, [networks]."""
-        task = self.task
+        task, (params, state) = self.task, at
+        networks = self.evaluated(state, params)
         parts = tuple(a[:EVALUATED] for a in task.train), task.validation, task.test
-        return jax.device_get(self._evaluated((at,), parts))
+        return jax.device_get(_measured(task.loss, task.error, self.abreast, networks, *parts))
