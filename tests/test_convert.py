@@ -331,17 +331,6 @@ def test_arrays_may_be_in_variables():
 
 
 @pytest.mark.devices
-@pytest.mark.parametrize(("start", "bits"), [(None, 8), (16, None)])
-def test_an_offloaded_state_stays_where_it_is(start, bits):
-    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
-    host = NamedSharding(mesh, PartitionSpec(), memory_kind="pinned_host")
-    state = jax.device_put(trained(start), host)
-    found = convert.with_state_bits(state, bits, eps=lambda t: jnp.where(t == 3, EPS, 1.0))
-    assert {leaf.sharding for leaf in jax.tree.leaves(found)} == {host}
-    same_bits(found, convert.with_state_bits(trained(start), bits, eps=EPS))
-
-
-@pytest.mark.devices
 def test_carried_averages_are_placed_like_the_new_parameters():
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
     places = [NamedSharding(mesh, PartitionSpec(*spec)) for spec in (("y", "x"), ("x", None))]

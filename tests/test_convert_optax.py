@@ -67,23 +67,6 @@ def test_a_run_goes_on_here_and_again_there():
     chex.assert_trees_all_close(updates, expected, rtol=1e-11)
 
 
-def test_codes_are_read():
-    params = tree()
-    full = stepped(adadelta(), params)
-    low = convert.with_state_bits(full, 8, eps=1e-6)
-    found = convert.to_optax(low, optax.adadelta(1.0).init(params))
-    assert_agree(theirs(found), (full.e_g, full.e_x), 8)
-    same_bits(theirs(found), tuple(averages(low)))
-
-
-def test_a_chain_keeps_its_other_states_and_gets_the_averages():
-    old = stepped(optax.chain(optax.trace(0.9), optax.adadelta(1.0)), tree())
-    new = optax.chain(optax.trace(0.9), scale_by_adadelta(0.9), optax.scale(-1.0))
-    state = convert.carry_over(convert.from_optax(old, count=3), new.init(tree()))
-    same_types(state, new.init(tree()))
-    same_bits((state[1].e_g, state[1].e_x), theirs(old))
-
-
 def test_averages_have_the_dtypes_of_each_library():
     params = {"w": jnp.ones(3, jnp.bfloat16), "b": jnp.ones(2, jnp.float32)}
     optimizer = optax.adadelta(1.0)

@@ -86,18 +86,6 @@ def test_the_averages_are_moved_like_the_weights_and_back(dtype, kept):
     }
 
 
-def test_codes_are_read():
-    e_g, e_x = arrays(0), arrays(1)
-    low = jax.jit(lambda state: convert.with_state_bits(state, 8, eps=1e-6))(read())
-    back = convert.to_torch((optax.EmptyState(), low), to_tensors, names=e_g)
-    found = [
-        {name: back["state"][i][field] for i, name in enumerate(e_g)}
-        for field in ("square_avg", "acc_delta")
-    ]
-    assert_agree(found, (e_g, e_x), 8)
-    same_bits(found[0], jax.tree.map(np.asarray, to_tensors(averages(low).e_g)))
-
-
 def test_a_model_may_be_of_lower_precision_and_have_many_elements_or_be_a_number():
     """More elements than one or two digits count; bfloat16 has every digit."""
     shapes = {"b": (2,), "w": (300, 301), "n": ()}

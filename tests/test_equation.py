@@ -100,18 +100,6 @@ def test_averages_with_a_tiny_rho_are_those_of_algorithm_1(rho):
         np.testing.assert_allclose(dx, expected.dx, rtol=1e-6, atol=1e-30)
 
 
-def test_complex_parameters_step_along_the_gradient_by_its_modulus():
-    g = gradients("normal", 200, 2 * SIZE).reshape(200, SIZE, 2) @ [1, 1j]
-    for (dx, state), expected in zip(
-        run(adadelta(), g, jnp.complex64), algorithm_1(g), strict=True
-    ):
-        assert dx.dtype == jnp.complex64
-        assert state.e_g.dtype == state.e_x.dtype == jnp.float32
-        np.testing.assert_allclose(dx, expected.dx, rtol=4e-6)
-        np.testing.assert_allclose(state.e_g, expected.e_g, rtol=4e-6)
-        np.testing.assert_allclose(state.e_x, expected.e_x, rtol=4e-6)
-
-
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 def test_low_precision_gradients_are_averaged_in_float32(dtype):
     g = np.asarray(jnp.asarray(gradients("normal", 200, SIZE), dtype), np.float64)

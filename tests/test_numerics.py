@@ -88,45 +88,6 @@ def test_averages_of_a_low_precision_model_follow_gradients_that_drop(dtype, rho
     assert (np.abs(theirs / expected.e_g - 1) > 0.01).any()
 
 
-INJECT = functools.partial(optax.inject_hyperparams, hyperparam_dtype=jnp.float32)
-CARRIED = {
-    "schedule": lambda: adadelta(lambda count: 1.0, rho=np.float64(0.9), weight_decay=0.1),
-    "injected": lambda: INJECT(adadelta)(rho=0.9),
-    "injected schedule": lambda: INJECT(adadelta)(optax.linear_schedule(1.0, 0.5, 5)),
-    "MultiSteps": lambda: optax.MultiSteps(adadelta(), 2).gradient_transformation(),
-}
-
-
-@pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize(
-    ("name", "dtype"),
-    [
-        ("schedule", jnp.bfloat16),
-        ("schedule", jnp.float64),
-        ("injected", jnp.float32),
-        ("injected schedule", jnp.complex64),
-        ("MultiSteps", jnp.bfloat16),
-    ],
-)
-def test_loops_carry_the_state_under_x64(name, dtype):
-    optimizer = CARRIED[name]()
-    params = {"w": jnp.ones((3, 2), dtype), "b": jnp.ones((), dtype)}
-
-    def step(carry):
-        params, state = carry
-        updates, state = optimizer.update(params, state, params)
-        return optax.apply_updates(params, updates), state
-
-    # A loop refuses a carry whose types change, weak types included.
-    with jax.numpy_dtype_promotion("standard"):
-        carry = params, optimizer.init(params)
-        scanned, _ = jax.lax.scan(lambda carry, _: (step(carry), None), carry, length=4)
-        looped = jax.lax.fori_loop(0, 4, lambda _, carry: step(carry), carry)
-    for got, other in zip(jax.tree.leaves(scanned), jax.tree.leaves(looped), strict=True):
-        np.testing.assert_array_equal(got, other)
-    assert (np.abs(scanned[0]["w"]) < 1).all()
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(

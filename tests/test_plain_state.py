@@ -135,25 +135,6 @@ def test_a_batched_scan_ends_in_the_state_of_single_steps(bits):
     assert not np.array_equal(states.e_g[0], states.e_g[1])
 
 
-@pytest.mark.parametrize(
-    ("rule", "way"), [(nadadelta, "eager"), (nadadelta, "jit"), (adadelta, "without jit")]
-)
-def test_a_state_shares_no_memory_with_an_eps_that_is_an_array(rule, way):
-    eps = jnp.float32(EPS)
-    optimizer = rule(eps=eps, state_bits=8)
-    grads = {"w": normal((64, 32))}
-    with jax.disable_jit(way == "without jit"):
-        init, update = (
-            jax.jit(f) if way == "jit" else f for f in (optimizer.init, optimizer.update)
-        )
-        first = init(grads)
-        updates, second = update(grads, first, grads)
-    assert_owns_its_arrays(first, eps, grads)
-    assert_owns_its_arrays(second, first, eps, grads, updates)
-    jax.jit(lambda state: optimizer.update(grads, state)[1], donate_argnums=0)(second)
-    assert float(eps) == pytest.approx(EPS)
-
-
 def stepper():
     optimizer = adadelta(state_bits=8)
 
@@ -216,20 +197,6 @@ def test_what_diagnostics_return_can_be_exported():
     exported = jax.export.export(jax.jit(averages))(trained(8))
     found = jax.export.deserialize(exported.serialize()).call(trained(8))
     chex.assert_trees_all_close(found, averages(trained(8)), rtol=1e-6)
-
-
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.complex64])
-def test_both_branches_of_a_condition_have_the_types_of_the_state(dtype):
-    g = jnp.asarray([1.0, -2.0], dtype)
-    optimizer = adadelta(0.5, weight_decay=0.1, state_bits=8)
-    state = optimizer.init(g)
-
-    @jax.jit
-    def step(flag, state):
-        return jax.lax.cond(flag, lambda: optimizer.update(g, state, g), lambda: (g, state))
-
-    assert step(True, state)[1].count == 1
-    same_bits(step(False, state), (g, state))
 
 
 def test_weakly_typed_parameters_leave_a_state_that_needs_no_second_compilation(compiled):

@@ -196,23 +196,6 @@ def test_without_gradients_the_averages_stay_at_zero(bits):
     assert e_x.max() <= (0 if bits == 16 else 0.06 * 1e-6)
 
 
-@pytest.mark.slow
-@QUANTIZED
-@pytest.mark.parametrize("rho", [0.99, 0.999])
-def test_averages_decay_to_eps_without_gradients(bits, rho):
-    optimizer = scale_by_adadelta(rho, state_bits=bits)
-    g = normal()
-    _, state = run(optimizer, [g] * 20)
-    update = jax.jit(
-        lambda state: jax.lax.fori_loop(
-            0, round(30 / (1 - rho)), lambda _, s: optimizer.update(jnp.zeros(SHAPE), s)[1], state
-        )
-    )
-    state = update(state)
-    assert np.max(averages(state)) < (3e-8 if bits == 16 else 6e-8)
-    np.testing.assert_allclose(effective_learning_rate(state, 1e-6), 1.0, rtol=0.05)
-
-
 @QUANTIZED
 def test_averages_decay_as_fast_as_they_should(bits):
     rho, steps = 0.99, 300
