@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from states import assert_agree, normal, same_bits, same_types, stepped, tree
+from states import normal, same_bits, same_types, stepped, tree
 
-from optax_adadelta import adadelta, convert, scale_by_adadelta
+from optax_adadelta import adadelta, convert
 from optax_adadelta.diagnostics import averages
 
 
@@ -46,6 +46,8 @@ def test_averages_are_found_wherever_they_are_and_put_back(name):
         back = (*back[:2], old[2])
     same_types(back, old)
     same_bits(back, old)
+    low = convert.with_state_bits(state, 8, eps=1e-6)
+    same_bits(theirs(convert.to_optax(low, make().init(tree()))), tuple(averages(low)))
 
 
 @pytest.mark.usefixtures("x64")

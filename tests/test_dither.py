@@ -1,12 +1,9 @@
 """The dither: given by the index and the count, and evenly spread over the steps."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from optax_adadelta._dither import centered, dither_at, second, third
 

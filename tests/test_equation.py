@@ -172,26 +172,15 @@ def test_nan_stays_in_its_coordinate():
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16, jnp.bfloat16, jnp.complex64])
-@pytest.mark.parametrize("eps", [1e-30, 1e-300])
+@pytest.mark.parametrize("eps", [1e-30, 1e-300, lambda count: jnp.float32(0)])
 def test_an_eps_too_small_for_the_dtype_gives_no_nan(dtype, eps):
     g = np.zeros((30, 4))
-    g[5:, 1:] = [1e-20, 1.0, 1e4]
+    g[5:, 1:] = [1e-30, 1.0, 1e4]
     for dx, state in run(adadelta(eps=eps), g, dtype):
         assert jnp.isfinite(dx).all()
         assert jnp.isfinite(state.e_g).all()
         assert jnp.isfinite(state.e_x).all()
         assert dx[0] == 0
-
-
-def test_a_traced_eps_of_zero_gives_no_nan():
-    @jax.jit
-    def first_update(g, eps):
-        optimizer = adadelta(eps=eps)
-        return optimizer.update(g, optimizer.init(g))[0]
-
-    found = first_update(jnp.array([0.0, 1e-30, 1.0]), 0.0)
-    assert found[0] == 0
-    assert jnp.isfinite(found).all()
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.complex64])

@@ -1,7 +1,6 @@
 """The guarantees of docs/numerics.md: for every float, and over long runs."""
 
 import collections
-import functools
 import pickle
 
 import jax

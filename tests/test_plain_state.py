@@ -17,7 +17,6 @@ from states import (
     DTYPES,
     EPS,
     assert_agree,
-    assert_owns_its_arrays,
     normal,
     same_bits,
     same_types,
@@ -25,7 +24,13 @@ from states import (
     tree,
 )
 
-from optax_adadelta import AdadeltaState, adadelta, convert, nadadelta, scale_by_adadelta
+from optax_adadelta import (
+    AdadeltaState,
+    adadelta,
+    nadadelta,
+    scale_by_adadelta,
+    stochastic_round,
+)
 from optax_adadelta._serialization import exportable
 from optax_adadelta.diagnostics import averages
 
@@ -94,21 +99,9 @@ def test_leaves_of_every_kind_take_steps(bits):
             np.testing.assert_allclose(leaf + EPS, expected + EPS, rtol=rtol)
 
 
-@pytest.mark.parametrize("params", [{}, None, (), {"a": None, "b": optax.MaskedNode()}], ids=str)
-def test_trees_without_leaves_pass(params):
-    optimizer = adadelta(state_bits=8)
-    state = optimizer.init(params)
-    updates, after = optimizer.update(params, state, params)
-    assert updates == params
-    same_types(after, state)
-    assert int(after.count) == 1
-    assert averages(after) == (params, params)
-    same_types(convert.with_state_bits(after, None), adadelta().init(params))
-
-
-@BITS
-def test_a_batched_scan_ends_in_the_state_of_single_steps(bits):
-    optimizer = scale_by_adadelta(state_bits=bits)
+@pytest.mark.parametrize(("rule", "bits"), [*((adadelta, bits) for bits in DTYPES), (nadadelta, 8)])
+def test_a_batched_scan_ends_in_the_state_of_single_steps(rule, bits):
+    optimizer = rule(state_bits=bits)
     gradients = jnp.stack([normal((5, 12), t) for t in range(4)])
 
     @jax.jit
@@ -192,11 +185,18 @@ def test_a_class_of_states_is_registered_once_and_used_again():
     assert register(same) is state
 
 
-def test_what_diagnostics_return_can_be_exported():
-    assert type(averages(trained(8))).__module__ == "optax_adadelta.diagnostics"
-    exported = jax.export.export(jax.jit(averages))(trained(8))
-    found = jax.export.deserialize(exported.serialize()).call(trained(8))
-    chex.assert_trees_all_close(found, averages(trained(8)), rtol=1e-6)
+def test_what_others_return_can_be_exported():
+    g = jnp.ones(3, jnp.bfloat16)
+    for function, *given in (
+        (averages, trained(8)),
+        (stochastic_round(3).update, g.astype(jnp.float32), stochastic_round(3).init(g), g),
+    ):
+        expected = function(*given)
+        data = jax.export.export(jax.jit(function))(*given).serialize()
+        assert b"optax_adadelta._" not in data
+        found = jax.export.deserialize(data).call(*given)
+        assert jax.tree.structure(found) == jax.tree.structure(expected)
+        chex.assert_trees_all_close(found, expected, rtol=1e-6)
 
 
 def test_weakly_typed_parameters_leave_a_state_that_needs_no_second_compilation(compiled):

@@ -24,7 +24,6 @@ from state_functions import (
 )
 from states import EPS, assert_owns_its_arrays, normal, same_bits
 
-
 FUNCTIONS = OF_ANY_OPTIMIZER | OF_ADADELTA | OF_NO_STORAGE
 OF_STORAGES = [*OF_ANY_OPTIMIZER, *OF_ADADELTA]
 # A quantized state of nadadelta has every field; that of adadelta in full precision has the fewest.

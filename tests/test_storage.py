@@ -11,7 +11,6 @@ from optax_adadelta import adadelta, diagnostics, scale_by_adadelta
 from optax_adadelta._equation import Epsilons
 from optax_adadelta._storage import storage_with
 from optax_adadelta._storage._eight import _Z_GRID, S_GRID
-from optax_adadelta.diagnostics import effective_learning_rate
 
 SHAPE = (64, 128)
 
@@ -110,41 +109,17 @@ def test_what_is_read_is_written_as_the_same_codes(bits):
     assert positive.mean() > 0.5
 
 
-@pytest.mark.slow
-@QUANTIZED
-@pytest.mark.parametrize(("size", "eps"), [(1e-6, 1e-6), (1e-6, 1e-12), (1, 1e-6), (1e4, 1e-2)])
-def test_parameters_of_any_size_are_fitted_as_in_full_precision(bits, size, eps):
-    target = size * normal((16, 128))
-    curvature = 10.0 ** np.linspace(-2, 0, 16, dtype=np.float32)[:, None]
-    noise = 0.1 * size * curvature
-
-    def distances(bits):
-        optimizer = adadelta(eps=eps, state_bits=bits)
-
-        def step(carry, key):
-            params, state = carry
-            g = curvature * (params - target) + noise * jax.random.normal(key, params.shape)
-            updates, state = optimizer.update(g, state)
-            return (params + updates, state), None
-
-        params = jnp.zeros(target.shape)
-        keys = jax.random.split(jax.random.key(0), 3000)
-        with jax.numpy_rank_promotion("allow"):
-            (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), keys)
-        return np.sqrt(np.mean(np.square((params - target) / size), axis=1))
-
-    np.testing.assert_allclose(distances(bits), distances(None), rtol=0.1)
-
-
 @pytest.mark.parametrize(("bits", "rtol"), [(16, 1e-3), (8, 0.17)])
-def test_one_step_is_that_of_algorithm_1_within_one_code(bits, rtol):
-    g = normal() * np.float32(10.0) ** np.linspace(-2, 2, SHAPE[0], dtype=np.float32)[:, None]
-    updates, state = run(scale_by_adadelta(state_bits=bits), [g])
-    (expected,) = algorithm_1(g[None])
+@pytest.mark.parametrize("eps", [1e-12, 1e-6, 1e-2])
+def test_one_step_is_that_of_algorithm_1_within_one_code(eps, bits, rtol):
+    decades = np.linspace(-2, 2, SHAPE[0], dtype=np.float32)[:, None]
+    g = normal() * np.float32(1e3 * eps**0.5) * np.float32(10.0) ** decades
+    updates, state = run(scale_by_adadelta(eps=eps, state_bits=bits), [g])
+    (expected,) = algorithm_1(g[None], eps=eps)
     e_g, e_x = averages(state)
     np.testing.assert_allclose(updates, -expected.dx, rtol=rtol)
-    np.testing.assert_allclose(e_g + 1e-6, expected.e_g + 1e-6, rtol=rtol)
-    np.testing.assert_allclose(e_x + 1e-6, expected.e_x + 1e-6, rtol=2 * rtol)
+    np.testing.assert_allclose(e_g + eps, expected.e_g + eps, rtol=rtol)
+    np.testing.assert_allclose(e_x + eps, expected.e_x + eps, rtol=2 * rtol)
 
 
 @QUANTIZED
