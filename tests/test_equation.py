@@ -100,24 +100,6 @@ def test_averages_with_a_tiny_rho_are_those_of_algorithm_1(rho):
         np.testing.assert_allclose(dx, expected.dx, rtol=1e-6, atol=1e-30)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
-def test_low_precision_gradients_are_averaged_in_float32(dtype):
-    g = np.asarray(jnp.asarray(gradients("normal", 200, SIZE), dtype), np.float64)
-    for (dx, state), expected in zip(
-        run(adadelta(rho=0.99), g, dtype), algorithm_1(g, 0.99), strict=True
-    ):
-        assert dx.dtype == dtype
-        assert ulps(state.e_g, expected.e_g) < 32
-        assert ulps(state.e_x, expected.e_x) < 96
-        # The update is the exact one, rounded once.
-        np.testing.assert_allclose(
-            np.asarray(dx, np.float64),
-            expected.dx,
-            rtol=float(jnp.finfo(dtype).eps) * 0.51,
-            atol=float(jnp.finfo(dtype).smallest_subnormal),
-        )
-
-
 def test_an_infinite_gradient_is_taken_as_the_largest_finite_one():
     g = gradients("normal", 30, 4)
     g[10] = [np.inf, -np.inf, 1.0, 0.0]

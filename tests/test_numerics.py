@@ -1,8 +1,5 @@
 """The guarantees of docs/numerics.md: for every float, and over long runs."""
 
-import collections
-import pickle
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,7 +77,10 @@ def test_averages_of_a_low_precision_model_follow_gradients_that_drop(dtype, rho
     state, update = optimizer.init(jnp.zeros(2, dtype)), jax.jit(optimizer.update)
     steps = updates_and_references(drop, rho, 1e-8, dtype)
     for g, ((dx, e_g, _), expected) in zip(drop, steps, strict=True):
-        assert np.isfinite(np.float64(dx)).all()
+        # The update is the exact one, rounded once.
+        limits = jnp.finfo(dtype)
+        rounding, least = 0.51 * float(limits.eps), float(limits.smallest_subnormal)
+        np.testing.assert_allclose(np.float64(dx), expected.dx, rounding, least)
         np.testing.assert_allclose(e_g, expected.e_g, rtol=1e-4)
         _, state = update(jnp.asarray(g, dtype), state, jnp.zeros(2, dtype))
     theirs = np.float64(optax.tree_utils.tree_get(state, "e_g"))
@@ -132,33 +132,6 @@ def test_a_million_steps_drift_little_from_float64(varies, rho, bound_e_g, bound
     }
     assert state.count == steps
     assert all(measured < bound for measured, bound in drift.values()), drift
-
-
-def test_a_run_has_the_same_bits_in_any_order_of_keys_and_resumed_at_any_step():
-    """JAX sorts the keys of a dict, so only an OrderedDict has another order."""
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), adadelta(rho=0.99, weight_decay=0.01))
-    g = jnp.asarray(gradients("bursts", 12, 33), jnp.float32)
-
-    @jax.jit
-    def step(params, state, g):
-        grads = collections.OrderedDict((name, g[: len(p)]) for name, p in params.items())
-        updates, state = optimizer.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    def run(names="ab", stop_at=None):
-        sizes = {"a": 33, "b": 5}
-        params = collections.OrderedDict((name, jnp.ones(sizes[name])) for name in names)
-        state = optimizer.init(params)
-        for t in range(12):
-            if t == stop_at:
-                params, state = pickle.loads(pickle.dumps(jax.device_get((params, state))))
-            params, state = step(params, state, g[t])
-        found = params, state[1].e_g, state[1].e_x
-        return jax.device_get([dict(part) for part in found])
-
-    expected = run()
-    for other in (run("ba"), *(run(stop_at=t) for t in range(12))):
-        jax.tree.map(np.testing.assert_array_equal, other, expected)
 
 
 @pytest.mark.devices
