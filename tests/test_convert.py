@@ -198,24 +198,16 @@ def test_averages_that_are_not_finite_become_those_of_a_coordinate_that_stands_s
     assert (np.abs(updates[:2]) < 1e-8).all()
 
 
-GROUPS = {"fast": "w", "slow": "b"}
-
-
-def grouped(eps, bits=None, rule=adadelta):
-    """A group for each of two parameters; `eps` names them and has that of each group."""
-    rules = {group: rule(eps=eps[name], state_bits=bits) for group, name in GROUPS.items()}
-    return optax.multi_transform(rules, {name: group for group, name in GROUPS.items()})
-
-
 @pytest.mark.parametrize(("rule", "bits"), [(adadelta, None), (nadadelta, 8)])
 def test_averages_go_from_one_state_to_groups_and_back(rule, bits):
     params = {"w": normal((3, 4)), "b": normal(4), "new": normal(5)}
     old = {"w": params["w"], "b": params["b"]}
-    one, groups = rule(eps=EPS, state_bits=bits), grouped({"w": EPS, "b": EPS}, bits, rule)
+    one = rule(eps=EPS, state_bits=bits)
+    groups = optax.multi_transform({"fast": one, "slow": one}, {"w": "fast", "b": "slow"})
     state = stepped(one, old)
     carried = convert.carry_over(state, groups.init(old))
     same_types(carried, stepped(groups, old))
-    for group, name in GROUPS.items():
+    for group, name in (("fast", "w"), ("slow", "b")):
         inner = find_state(carried.inner_states[group])
         assert inner.count == 3
         for field in ("e_g", "e_x"):
@@ -255,35 +247,28 @@ def test_each_group_gets_the_largest_count_of_its_parameters():
 @pytest.mark.parametrize(
     ("rule", "bits", "jit"), [(adadelta, 16, lambda f: f), (nadadelta, 8, jax.jit)]
 )
-def test_groups_with_different_units_keep_their_averages(rule, bits, jit):
-    params = {"w": normal((8, 16)), "b": normal((8, 16), 1)}
+def test_states_with_different_units_keep_their_averages(rule, bits, jit):
     eps = {"w": 1e-4, "b": 1e-7}
-    state = stepped(grouped(eps, bits, rule), params)
-    carry_over = jit(convert.carry_over)
-    found = carry_over(state, rule(state_bits=bits).init(params))
+    params = {"w": normal((8, 16)), "b": normal((8, 16), 1)}
+    rules = {name: rule(eps=eps[name], state_bits=bits) for name in eps}
+    states = {name: stepped(rules[name], {name: params[name]}) for name in eps}
+    begun = {name: rules[name].init({name: params[name]}) for name in eps}
+    carry_over, fresh = jit(convert.carry_over), rule(state_bits=bits).init(params)
+    found = carry_over(states, fresh)
     assert float(found.unit) == pytest.approx(1e-7)
-    for group, name in GROUPS.items():
-        before, after = averages(state.inner_states[group]), averages(found)
-        pair = tuple(tree[name] for tree in after)
-        assert_agree(pair, tuple(tree[name] for tree in before), bits, eps[name])
+    for name, state in states.items():
+        after, before = (tuple(part[name] for part in averages(s)) for s in (found, state))
+        assert_agree(after, before, bits, eps[name])
         if rule is nadadelta:
-            inner = find_state(state.inner_states[group])
-            i = list(found.trace).index(name)
-            same_bits(found.scale[i], inner.scale[0])
-            before, after = traces(inner), traces(found)
-            assert_near(after[name], before[name], bits, np.sqrt(eps[name]) * inner.scale[0])
-    # A group that was never stepped has a unit of zero, which says nothing.
-    begun = state._replace(
-        inner_states={
-            **state.inner_states,
-            "slow": grouped(eps, bits, rule).init(params).inner_states["slow"],
-        }
-    )
-    found = carry_over(begun, rule(state_bits=bits).init(params))
+            same_bits(found.scale[list(found.trace).index(name)], state.scale[0])
+            unit = np.sqrt(eps[name]) * state.scale[0]
+            assert_near(traces(found)[name], traces(state)[name], bits, unit)
+    # A state that was never stepped has a unit of zero, which says nothing.
+    found = carry_over(states | {"b": begun["b"]}, fresh)
     assert float(found.unit) == pytest.approx(1e-4)
-    same_bits(found.e_g["w"], find_state(state.inner_states["fast"]).e_g["w"])
+    same_bits(found.e_g["w"], states["w"].e_g["w"])
     assert not averages(found).e_g["b"].any()
-    found = carry_over(grouped(eps, bits, rule).init(params), rule(state_bits=bits).init(params))
+    found = carry_over(begun, fresh)
     assert all((leaf < 1e-6 * EPS).all() for leaf in jax.tree.leaves(tuple(averages(found))))
 
 

@@ -190,11 +190,15 @@ def test_hyperparameters():
 
 
 class Group(dict):
-    """A group of arrays in a file."""
+    """A file of HDF5, or a group of arrays in one."""
 
-    def __init__(self, arrays, name):
-        super().__init__({str(i): array for i, array in enumerate(arrays)})
-        self.attrs = {"name": name}
+    attrs = {}  # noqa: RUF012
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
 
 
 @pytest.fixture
@@ -207,14 +211,7 @@ def h5py(monkeypatch):
         content = source.read() if isinstance(source, io.BytesIO) else Path(source).read_bytes()
         if not content.isdigit():
             raise OSError("file signature not found")
-        return File(held[int(content)])
-
-    class File(dict):
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
+        return held[int(content)]
 
     monkeypatch.setitem(sys.modules, "h5py", SimpleNamespace(File=open_file))
     return held
@@ -222,7 +219,9 @@ def h5py(monkeypatch):
 
 def write(path, held, arrays, name="adadelta", kind=None, **config):
     """Writes a file; with the class of its optimizer if it is given."""
-    held.append({"optimizer/vars": Group(arrays, name)} if arrays is not None else {})
+    group = Group({str(i): array for i, array in enumerate(arrays or [])})
+    group.attrs = {"name": name}
+    held.append(Group({"optimizer/vars": group} if arrays else {}))
     content = f"{len(held) - 1}"
     if not path.name.endswith(".keras"):
         path.write_text(content)
@@ -310,19 +309,13 @@ def keras(monkeypatch):
 def model(keras, dtype="float32", **options):
     keras.utils.set_random_seed(0)
     dense = keras.layers.Dense
-    layers = [dense(3, "tanh", name="a", dtype=dtype), dense(2, name="b", dtype=dtype)]
+    layers = [
+        dense(3, "tanh", name="a", dtype=dtype),
+        dense(2, name="b", dtype=dtype, use_bias=False),
+    ]
     net = keras.Sequential([keras.Input((4,)), *layers], name="net")
     net.compile(keras.optimizers.Adadelta(**{"learning_rate": 1.0, **options}), "mse")
     return net
-
-
-def model_params(t):
-    return {k: {"w": t[f"net/{k}/kernel"].T, "b": t[f"net/{k}/bias"]} for k in ("a", "b")}
-
-
-def model_arrays(params):
-    kernels = {f"net/{k}/kernel": np.transpose(params[k]["w"]) for k in ("a", "b")}
-    return {**kernels, **{f"net/{k}/bias": params[k]["b"] for k in ("a", "b")}}
 
 
 OPTIONS = {
@@ -347,16 +340,16 @@ def test_states_of_keras_come_from_optimizers_and_files_and_return(keras, tmp_pa
     net.save(whole)
     net.save_weights(weights)
     given = dict(variables=net.trainable_variables)
-    state = convert.from_keras(net.optimizer, model_params, **given)
+    state = convert.from_keras(net.optimizer, to_params, **given)
     assert state.count == (2 if name == "both" else 6)
     assert all(jnp.all(leaf > 0) for leaf in jax.tree.leaves(state.e_x))
-    same_bits(convert.from_keras(whole, model_params, **given), state)
+    same_bits(convert.from_keras(whole, to_params, **given), state)
     if name == "plain":
-        same_bits(convert.from_keras(weights, model_params, **given), state)
+        same_bits(convert.from_keras(weights, to_params, **given), state)
         found = convert.hyperparameters_from_keras(whole)
         assert found == convert.hyperparameters_from_keras(net.optimizer)
         assert found == {"learning_rate": 1.0, "rho": 0.9, "eps": 1e-5}
-    convert.to_keras(state, model_arrays, other.optimizer, variables=other.trainable_variables)
+    convert.to_keras(state, to_arrays, other.optimizer, variables=other.trainable_variables)
     for before, after in zip(net.optimizer.variables, other.optimizer.variables, strict=True):
         if after.path.endswith((*FIELDS, "iteration")):
             np.testing.assert_array_equal(np.asarray(after), np.asarray(before), after.path)

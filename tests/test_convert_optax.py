@@ -18,12 +18,8 @@ def theirs(state):
     return tuple(optax.tree_utils.tree_get(state, field) for field in ("e_g", "e_x"))
 
 
-def schedule(count):
-    return jnp.exp2(-jnp.asarray(count, jnp.float32))
-
-
 CHAINS = {
-    "schedule": (lambda: optax.adadelta(schedule), None),
+    "schedule": (lambda: optax.adadelta(optax.exponential_decay(1.0, 1, 0.5)), None),
     "decay": (lambda: optax.adadelta(1.0, 0.9, 1e-6, 0.1, {"w": True, "b": False}), 3),
     "scale_by": (optax.scale_by_adadelta, np.int32(3)),
     "chain": (lambda: optax.chain(optax.clip(1.0), optax.adadelta(1.0), optax.trace(0.9)), 3),
