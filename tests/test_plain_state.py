@@ -184,22 +184,6 @@ def test_what_others_return_can_be_exported():
         chex.assert_trees_all_close(found, expected, rtol=1e-6)
 
 
-def test_weakly_typed_parameters_leave_a_state_that_needs_no_second_compilation(compiled):
-    params = {"array": jnp.asarray(2.0), "number": 3.0}
-    assert params["array"].weak_type
-    optimizer = adadelta(state_bits=8)
-    state = optimizer.init(params)
-    types = jax.tree.map(jax.typeof, state)
-    assert jax.tree.map(jax.typeof, jax.jit(optimizer.init)(params)) == types
-    same_types(jax.eval_shape(optimizer.init, params), state)
-    update = jax.jit(optimizer.update)
-    _, state = update(params, state, params)
-    assert jax.tree.map(jax.typeof, state) == types
-    before = compiled()
-    update(params, state, params)
-    assert compiled() == before
-
-
 @BITS
 def test_the_averages_in_a_state_are_mapped_beside_another_tree_and_the_rest_apart(bits):
     optimizer = optax.chain(optax.scale(2.0), adadelta(state_bits=bits))
@@ -211,16 +195,3 @@ def test_the_averages_in_a_state_are_mapped_beside_another_tree_and_the_rest_apa
     )
     assert mapped[1] == AdadeltaState(None, names, names, None)
     assert [x.dtype for x in rest] == [jnp.int32] + ([] if bits is None else [jnp.float32])
-
-
-def test_a_state_is_found_among_others_by_its_class_and_set_as_a_whole():
-    optimizer = optax.chain(optax.scale_by_schedule(lambda count: 1.0), adadelta(state_bits=8))
-    state = optimizer.init(tree())
-    with pytest.raises(KeyError, match="count"):
-        optax.tree.get(state, "count")
-    replaced = optax.tree.set(state, AdadeltaState=trained(8))
-    same_bits(optax.tree.get(replaced, "AdadeltaState"), trained(8))
-    both = {"e_g": trained(8).e_x, "e_x": trained(8).e_g}
-    same_bits({name: optax.tree.get(optax.tree.set(state, **both), name) for name in both}, both)
-    assert replaced[0].count == 0
-    assert replaced[1].count == 3

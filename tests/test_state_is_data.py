@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, SingleDeviceSharding
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from state_functions import (
     OF_ADADELTA,
@@ -107,9 +107,6 @@ def on_mesh(kind, **options):
 PLACES = {
     "a mesh": on_mesh(AxisType.Explicit),
     "host memory": on_mesh(AxisType.Auto, memory_kind="pinned_host"),
-    "host memory beside one device": lambda p: SingleDeviceSharding(
-        jax.devices()[0], memory_kind="pinned_host"
-    ),
 }
 
 
@@ -133,18 +130,13 @@ def scales_in(tree):
     return [part.scale for part in parts if has_scale(part)]
 
 
-# These compute, which is done in device memory. Optax cannot make a state in the host memory of a
-# single device.
+# These compute, which is done in device memory.
 STEPS = {name for name in FUNCTIONS if "update" in name or "plateau" in name}
-ELSEWHERE = {
-    "host memory": STEPS,
-    "host memory beside one device": STEPS | {"from_optax", "to_optax"},
-}
 PLACED = [
     (*each, place)
     for place in PLACES
     for each in MOST + [each for each in LEAST if each[0] in OF_NO_STORAGE]
-    if each[0] not in ELSEWHERE.get(place, ())
+    if place != "host memory" or each[0] not in STEPS
 ]
 
 
