@@ -308,12 +308,9 @@ def keras(monkeypatch):
 
 def model(keras, dtype="float32", **options):
     keras.utils.set_random_seed(0)
-    dense = keras.layers.Dense
-    layers = [
-        dense(3, "tanh", name="a", dtype=dtype),
-        dense(2, name="b", dtype=dtype, use_bias=False),
-    ]
-    net = keras.Sequential([keras.Input((4,)), *layers], name="net")
+    one = keras.layers.Dense(3, "tanh", name="a", dtype=dtype)
+    other = keras.layers.Dense(2, use_bias=False, name="b", dtype=dtype)
+    net = keras.Sequential([keras.Input((4,)), one, other], name="net")
     net.compile(keras.optimizers.Adadelta(**{"learning_rate": 1.0, **options}), "mse")
     return net
 

@@ -248,7 +248,6 @@ WRONG = {
     "scales": (scaled, r"conv/0: has other values(?s:.*)scale: has other values"),
     "large": (lambda t: {**to_params(t), "new": jnp.full(3, 1e9)}, "new: has other values"),
     "integers": (lambda t: {**to_params(t), "steps": jnp.int32(3)}, "steps: int32 is not float"),
-    "functions": (lambda t: {**to_params(t), "f": len}, "f: object is not floating-point"),
     "clips": (
         lambda t: {**to_params(t), "conv": [t["conv.weight"], np.maximum(t["conv.bias"], 75)]},
         "conv/1: has other values",

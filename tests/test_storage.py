@@ -222,20 +222,16 @@ def test_a_huge_gradient_at_every_step_does_not_wrap(bits):
 @QUANTIZED
 def test_nan_stays_in_its_own_coordinate(bits):
     optimizer = scale_by_adadelta(state_bits=bits)
-    g = normal()
-    g[3, 7] = np.nan
-    updates, state = run(optimizer, [g])
-    assert np.isnan(updates).sum() == 1
-    assert np.isnan(updates[3, 7])
+    unknown = np.zeros(SHAPE, bool)
+    unknown[3, 7] = True
+    updates, state = run(optimizer, [np.where(unknown, np.float32(np.nan), normal())])
+    clean_updates, clean = run(optimizer, [normal()])
+    np.testing.assert_array_equal(np.isnan(updates), unknown)
+    for found, expected in zip((updates, *state[1:3]), (clean_updates, *clean[1:3]), strict=True):
+        np.testing.assert_array_equal(found[~unknown], expected[~unknown])
     assert [average[3, 7] for average in averages(state)] == [0, 0]
-    later = [normal(seed=t) for t in range(1, 300)]
-    updates, _ = run(optimizer, later, state)
+    updates, _ = run(optimizer, [normal(seed=t) for t in range(1, 300)], state)
     assert np.isfinite(updates).all()
-    _, exact = run(scale_by_adadelta(), [normal()])
-    exact, _ = run(scale_by_adadelta(), later, exact)
-    others = np.arange(SHAPE[0]) != 3
-    assert nmse(updates[others], exact[others]) < 6e-3
-    assert nmse(updates[3], exact[3]) < 0.05
 
 
 @QUANTIZED
