@@ -47,7 +47,7 @@ NOT_RUN += ("studies_training",)
 # The test modules that are the likeliest to notice a fault, by the mutated file or its folder. They
 # run first, so that a fault that is noticed takes a second or two.
 FIRST = {
-    "_equation": "equation properties rates storage numerics",
+    "_equation": "numerics properties rates storage",
     "_update": "transform storage nadadelta pairing",
     "_hyperparameters": "hyperparameters mistakes transform storage",
     "_validation": "mistakes pairing plain_state transform convert",

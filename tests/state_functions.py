@@ -57,11 +57,15 @@ class Run(NamedTuple):
     bits: int | None = None
     eps: Any = EPS
 
-    def optimizer(self, wrap=None):
-        return (wrap or self.wrap)(eps=self.eps, state_bits=self.bits)
+    def optimizer(self, eps=None):
+        return self.wrap(eps=self.eps if eps is None else eps, state_bits=self.bits)
 
-    def state(self, wrap=None):
-        return begun(self.optimizer(wrap), self.params)
+    def state(self):
+        return begun(self.optimizer(), self.params)
+
+    def inside(self, around):
+        """The same run with `around(rule)` in place of the rule."""
+        return self._replace(wrap=around(self.wrap))
 
 
 def gradients(params, t=0):
@@ -95,17 +99,24 @@ def adadelta_states(tree):
 # For each function: what takes a run and returns the function and its arguments. These work on the
 # state of any optimizer. Of what Optax makes around it, only what is ours counts.
 OF_ANY_OPTIMIZER = {
-    "init": lambda run: (lambda p: adadelta_states(run.optimizer().init(p)), run.params),
+    "init": lambda run: (
+        lambda p, eps: adadelta_states(run.optimizer(eps).init(p)),
+        run.params,
+        jnp.asarray(run.eps),
+    ),
     "update": lambda run: (
-        lambda g, s, p: adadelta_states(run.optimizer().update(g, s, p)[1]),
+        lambda g, s, p, eps: adadelta_states(run.optimizer(eps).update(g, s, p)[1]),
         gradients(run.params),
         run.state(),
         run.params,
+        jnp.asarray(run.eps),
     ),
     "carry_over": lambda run: (convert.carry_over, run.state(), run.optimizer().init(run.params)),
     **{
         f"with_state_bits {bits}": lambda run, bits=bits: (
-            lambda s: convert.with_state_bits(s, bits, eps=run.eps),
+            lambda s: convert.with_state_bits(
+                s, bits, eps=lambda t: jnp.where(t < 0, 1.0, run.eps)
+            ),
             run.state(),
         )
         for bits in (None, 8)
@@ -114,7 +125,7 @@ OF_ANY_OPTIMIZER = {
 
 
 def plateau_init(run, **given):
-    return reduce_eps_on_plateau(**given).init, (run.params, run.state(injected(run.wrap)))
+    return reduce_eps_on_plateau(**given).init, (run.params, run.inside(injected).state())
 
 
 def plateau_update(run, value, **given):
@@ -139,11 +150,11 @@ OF_ADADELTA = {
     "carry_over to groups": lambda run: (
         convert.carry_over,
         run.state(),
-        run.optimizer(groups(run.wrap)).init(run.params),
+        run.inside(groups).optimizer().init(run.params),
     ),
     "carry_over from groups": lambda run: (
         convert.carry_over,
-        run.state(groups(run.wrap)),
+        run.inside(groups).state(),
         run.optimizer().init(run.params),
     ),
     "to_optax": lambda run: (convert.to_optax, run.state(), two_counts().init(run.params)),

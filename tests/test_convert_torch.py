@@ -1,17 +1,18 @@
 """States from and to torch.optim.Adadelta: with NumPy arrays, and in torch itself."""
 
+import re
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from scripts import numbers, run
-from states import assert_agree, same_bits, same_types
+from scripts import run
+from states import same_bits, same_types
 
 from optax_adadelta import adadelta, convert
-from optax_adadelta.diagnostics import averages
 
 SHAPES = {"conv.weight": (4, 2, 3, 3), "conv.bias": (4,), "fc.weight": (5, 16), "fc.scale": ()}
 
@@ -84,18 +85,6 @@ def test_the_averages_are_moved_like_the_weights_and_back(dtype, kept):
         **{"lr": 0.5, "rho": 0.95, "eps": 1e-6, "weight_decay": 0.0, "params": [0, 1, 2, 3]},
         **{"foreach": None, "maximize": False, "capturable": False, "differentiable": False},
     }
-
-
-def test_codes_are_read():
-    e_g, e_x = arrays(0), arrays(1)
-    low = jax.jit(lambda state: convert.with_state_bits(state, 8, eps=1e-6))(read())
-    back = convert.to_torch((optax.EmptyState(), low), to_tensors, names=e_g)
-    found = [
-        {name: back["state"][i][field] for i, name in enumerate(e_g)}
-        for field in ("square_avg", "acc_delta")
-    ]
-    assert_agree(found, (e_g, e_x), 8)
-    same_bits(found[0], jax.tree.map(np.asarray, to_tensors(averages(low).e_g)))
 
 
 def test_a_model_may_be_of_lower_precision_and_have_many_elements_or_be_a_number():
@@ -204,13 +193,8 @@ def test_names_in_the_state_are_used():
 
 
 def test_averages_are_tensors_if_torch_is_imported(monkeypatch):
-    class Torch:
-        @staticmethod
-        def from_numpy(array):
-            assert array.flags.writeable
-            return Tensor(array)
-
-    monkeypatch.setitem(sys.modules, "torch", Torch)
+    torch = SimpleNamespace(from_numpy=lambda array: SimpleNamespace(array=array))
+    monkeypatch.setitem(sys.modules, "torch", torch)
 
     def to_jax(params):
         return jax.tree.map(jnp.asarray, to_tensors(params))
@@ -218,7 +202,9 @@ def test_averages_are_tensors_if_torch_is_imported(monkeypatch):
     for function in (to_tensors, to_jax):
         found = convert.to_torch(read(), function, names=list(SHAPES))["state"]
         for i, expected in enumerate(arrays(1).values()):
-            np.testing.assert_array_equal(found[i]["acc_delta"].array, expected)
+            array = found[i]["acc_delta"].array
+            np.testing.assert_array_equal(array, expected)
+            assert array.flags.writeable
 
 
 def test_several_groups():
@@ -260,10 +246,8 @@ def scaled(t):
 # Each is a function in place of `to_params`, and what the error says.
 WRONG = {
     "scales": (scaled, r"conv/0: has other values(?s:.*)scale: has other values"),
-    "adds": (lambda t: {**to_params(t), "scale": t["fc.scale"] + 1}, "scale: has other values"),
     "large": (lambda t: {**to_params(t), "new": jnp.full(3, 1e9)}, "new: has other values"),
     "integers": (lambda t: {**to_params(t), "steps": jnp.int32(3)}, "steps: int32 is not float"),
-    "functions": (lambda t: {**to_params(t), "f": len}, "f: object is not floating-point"),
     "clips": (
         lambda t: {**to_params(t), "conv": [t["conv.weight"], np.maximum(t["conv.bias"], 75)]},
         "conv/1: has other values",
@@ -358,42 +342,17 @@ def test_hyperparameters():
             convert.hyperparameters_from_torch(given)
 
 
-class BFloat16:
-    def __str__(self):
-        return "torch.bfloat16"
-
-
-class Tensor:
-    """A tensor that is not on the CPU, with torch's restrictions."""
-
-    def __init__(self, array, dtype="torch.float32", steps=()):
-        self.array, self.dtype, self.steps = array, dtype, steps
-        self.shape = array.shape
-
-    def _then(self, step, dtype=None):
-        return Tensor(self.array, dtype or self.dtype, (*self.steps, step))
-
-    def detach(self):
-        return self._then("detach")
-
-    def cpu(self):
-        return self._then("cpu")
-
-    def float(self):
-        return self._then("float", "torch.float32")
-
-    def __array__(self, dtype=None, copy=None):
-        assert self.steps[:2] == ("detach", "cpu")
-        assert not isinstance(self.dtype, BFloat16)
-        return self.array
+def tensor(array, dtype="torch.float32"):
+    """Has what torch has to take a tensor off its device, and from bfloat16 to a known dtype."""
+    low = SimpleNamespace(dtype=dtype, float=lambda: array)
+    on_cpu = SimpleNamespace(cpu=lambda: low if dtype == "torch.bfloat16" else array)
+    return SimpleNamespace(dtype=dtype, shape=array.shape, detach=lambda: on_cpu)
 
 
 def test_tensors_come_from_their_device():
-    tensors = [
-        {name: Tensor(a, dtype) for name, a in arrays(seed).items()}
-        for seed, dtype in ((0, "torch.float32"), (1, BFloat16()))
-    ]
-    same_bits(read(saved(*tensors, step=Tensor(np.array(7.0)))), read())
+    e_g = {name: tensor(a) for name, a in arrays(0).items()}
+    e_x = {name: tensor(a, "torch.bfloat16") for name, a in arrays(1).items()}
+    same_bits(read(saved(e_g, e_x, step=tensor(np.array(7.0)))), read())
 
 
 @pytest.fixture
@@ -426,14 +385,8 @@ def test_states_of_torch_in_every_dtype_return_bit_by_bit(torch):
 def test_a_run_goes_on_in_jax_and_again_in_torch(torch):
     """The example compares the weights in both after each part."""
     printed = run("from_torch", "--smoke", "--steps", "20", "--seed", "3")
-    there, back = (
-        numbers(rf"^(?s:.*){where}: 10 steps, largest difference of a weight (\S+)\.\n", printed)
-        for where in ("On in both", "Back in PyTorch")
-    )
-    assert 0 < there[0] < 1e-12
-    assert 0 < back[0] < 1e-12
-    assert numbers(r"Steps counted: (\d+)\.", printed) == [30]
-    (begun,), (ended,) = (
-        numbers(pattern, printed) for pattern in (r", loss ([\d.]+)\.\n", r"Loss: ([\d.]+)\.\n")
-    )
-    assert ended < begun
+    found = re.findall(r": 10 steps, largest difference of a weight (\S+)\.\n", printed)
+    there, back = map(float, found)
+    assert 0 < there < 1e-12
+    assert 0 < back < 1e-12
+    assert "Steps counted: 30." in printed

@@ -1,12 +1,9 @@
 """The dither: given by the index and the count, and evenly spread over the steps."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from optax_adadelta._dither import centered, dither_at, second, third
 
@@ -81,16 +78,3 @@ def test_numbers_repeat_only_after_two_to_the_32_steps_seeds_or_elements():
     bits = np.asarray(dither_at(zero, 0).bits((3, 4, 5, 6)))
     for axis in range(bits.ndim):
         assert (np.diff(bits & 1, axis=axis) != 0).all()
-
-
-@pytest.mark.devices
-@pytest.mark.parametrize(
-    ("types", "spec"), [(AxisType.Auto, (None, "b")), (AxisType.Explicit, (("a", "b"),))]
-)
-def test_a_shard_has_its_part_of_the_whole_arrays_numbers(types, spec):
-    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(types,) * 2)
-    put = functools.partial(jax.device_put, device=NamedSharding(mesh, PartitionSpec(*spec)))
-    dither, zeros = dither_at(np.uint32(3), 9), put(jnp.zeros((8, 16), jnp.int32))
-    bits = jax.jit(lambda x: x ^ dither.bits(x.shape))(zeros)
-    np.testing.assert_array_equal(bits, dither.bits((8, 16)))
-    assert bits.sharding.is_equivalent_to(zeros.sharding, 2)

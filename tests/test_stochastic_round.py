@@ -38,17 +38,11 @@ def added(p, u):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", LEAST)
-@pytest.mark.parametrize(
-    "built",
-    [
-        lambda place: optax.sgd(place / 80),
-        lambda place: adadelta(2 * place),
-    ],
-)
-def test_steps_far_below_the_last_place_follow_the_float32_path(built, dtype):
+def test_steps_far_below_the_last_place_follow_the_float32_path(dtype):
     place = float(jnp.finfo(dtype).eps)
     start = np.linspace(1.1, 1.9, 2000).astype(dtype)
     gradient = np.where(np.arange(2000) % 3 == 0, -1, 1)
+    optimizer = adadelta(2 * place)
 
     def moved(optimizer, dtype):
         def step(carry, _):
@@ -64,9 +58,9 @@ def test_steps_far_below_the_last_place_follow_the_float32_path(built, dtype):
             (params, _), _ = jax.lax.scan(step, carry, length=200)
         return np.float64(params) - np.float64(start)
 
-    assert (moved(built(place), dtype) == 0).all()
-    got = moved(optax.chain(built(place), stochastic_round()), dtype)
-    expected = moved(built(place), np.float32)
+    assert (moved(optimizer, dtype) == 0).all()
+    got = moved(optax.chain(optimizer, stochastic_round()), dtype)
+    expected = moved(optimizer, np.float32)
     assert (np.abs(expected) > 1.5 * place).all()
     # An octave of 8-bit floats has 4 or 8 places, so these steps lead through several.
     few = np.dtype(dtype).itemsize == 1
@@ -168,7 +162,7 @@ def test_what_is_no_number_is_refused_by_path(updates, params, words):
     assert "Adadelta" not in str(caught.value)
 
 
-def end(optimizer, around=lambda step: step):
+def end(optimizer):
     """Three steps on float32 updates, because XLA may compute narrower ones in a wider dtype."""
 
     def step(carry):
@@ -177,32 +171,10 @@ def end(optimizer, around=lambda step: step):
         return optax.apply_updates(params, updates), state
 
     with jax.numpy_dtype_promotion("standard"):
-        carry, step = (P, optimizer.init(P)), around(step)
+        carry = P, optimizer.init(P)
         for _ in range(3):
             carry = step(carry)
     return carry
-
-
-@pytest.mark.parametrize(
-    "around",
-    [
-        lambda step: lambda carry: jax.lax.scan(lambda c, _: (step(c), 0), carry, length=1)[0],
-        jax.disable_jit(),
-    ],
-)
-def test_a_step_has_the_same_bits_however_it_is_run(around):
-    expected = end(stochastic_round(3))
-    chex.assert_trees_all_equal(end(stochastic_round(3), around), expected)
-
-
-def test_an_exported_step_is_serialized_and_called():
-    optimizer = stochastic_round(3)
-    u, state = jnp.full(P.shape, 1e-3), optimizer.init(P)
-    data = jax.export.export(jax.jit(optimizer.update))(u, state, P).serialize()
-    assert b"optax_adadelta._" not in data
-    found = jax.export.deserialize(data).call(u, state, P)
-    assert isinstance(found[1], StochasticRoundState)
-    chex.assert_trees_all_equal(found, optimizer.update(u, state, P))
 
 
 def test_a_seed_may_be_an_array_or_injected_or_scheduled_and_a_new_one_compiles_nothing(compiled):

@@ -11,7 +11,6 @@ from optax_adadelta import adadelta, diagnostics, scale_by_adadelta
 from optax_adadelta._equation import Epsilons
 from optax_adadelta._storage import storage_with
 from optax_adadelta._storage._eight import _Z_GRID, S_GRID
-from optax_adadelta.diagnostics import effective_learning_rate
 
 SHAPE = (64, 128)
 
@@ -110,41 +109,17 @@ def test_what_is_read_is_written_as_the_same_codes(bits):
     assert positive.mean() > 0.5
 
 
-@pytest.mark.slow
-@QUANTIZED
-@pytest.mark.parametrize(("size", "eps"), [(1e-6, 1e-6), (1e-6, 1e-12), (1, 1e-6), (1e4, 1e-2)])
-def test_parameters_of_any_size_are_fitted_as_in_full_precision(bits, size, eps):
-    target = size * normal((16, 128))
-    curvature = 10.0 ** np.linspace(-2, 0, 16, dtype=np.float32)[:, None]
-    noise = 0.1 * size * curvature
-
-    def distances(bits):
-        optimizer = adadelta(eps=eps, state_bits=bits)
-
-        def step(carry, key):
-            params, state = carry
-            g = curvature * (params - target) + noise * jax.random.normal(key, params.shape)
-            updates, state = optimizer.update(g, state)
-            return (params + updates, state), None
-
-        params = jnp.zeros(target.shape)
-        keys = jax.random.split(jax.random.key(0), 3000)
-        with jax.numpy_rank_promotion("allow"):
-            (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), keys)
-        return np.sqrt(np.mean(np.square((params - target) / size), axis=1))
-
-    np.testing.assert_allclose(distances(bits), distances(None), rtol=0.1)
-
-
 @pytest.mark.parametrize(("bits", "rtol"), [(16, 1e-3), (8, 0.17)])
-def test_one_step_is_that_of_algorithm_1_within_one_code(bits, rtol):
-    g = normal() * np.float32(10.0) ** np.linspace(-2, 2, SHAPE[0], dtype=np.float32)[:, None]
-    updates, state = run(scale_by_adadelta(state_bits=bits), [g])
-    (expected,) = algorithm_1(g[None])
+@pytest.mark.parametrize("eps", [1e-12, 1e-6, 1e-2])
+def test_one_step_is_that_of_algorithm_1_within_one_code(eps, bits, rtol):
+    decades = np.linspace(-2, 2, SHAPE[0], dtype=np.float32)[:, None]
+    g = normal() * np.float32(1e3 * eps**0.5) * np.float32(10.0) ** decades
+    updates, state = run(scale_by_adadelta(eps=eps, state_bits=bits), [g])
+    (expected,) = algorithm_1(g[None], eps=eps)
     e_g, e_x = averages(state)
     np.testing.assert_allclose(updates, -expected.dx, rtol=rtol)
-    np.testing.assert_allclose(e_g + 1e-6, expected.e_g + 1e-6, rtol=rtol)
-    np.testing.assert_allclose(e_x + 1e-6, expected.e_x + 1e-6, rtol=2 * rtol)
+    np.testing.assert_allclose(e_g + eps, expected.e_g + eps, rtol=rtol)
+    np.testing.assert_allclose(e_x + eps, expected.e_x + eps, rtol=2 * rtol)
 
 
 @QUANTIZED
@@ -194,23 +169,6 @@ def test_without_gradients_the_averages_stay_at_zero(bits):
     # With 8 bits, the code of the ratio 1 is not exactly 1: once in many steps it is left by one.
     assert e_x.mean() <= (0 if bits == 16 else 1e-5 * 1e-6)
     assert e_x.max() <= (0 if bits == 16 else 0.06 * 1e-6)
-
-
-@pytest.mark.slow
-@QUANTIZED
-@pytest.mark.parametrize("rho", [0.99, 0.999])
-def test_averages_decay_to_eps_without_gradients(bits, rho):
-    optimizer = scale_by_adadelta(rho, state_bits=bits)
-    g = normal()
-    _, state = run(optimizer, [g] * 20)
-    update = jax.jit(
-        lambda state: jax.lax.fori_loop(
-            0, round(30 / (1 - rho)), lambda _, s: optimizer.update(jnp.zeros(SHAPE), s)[1], state
-        )
-    )
-    state = update(state)
-    assert np.max(averages(state)) < (3e-8 if bits == 16 else 6e-8)
-    np.testing.assert_allclose(effective_learning_rate(state, 1e-6), 1.0, rtol=0.05)
 
 
 @QUANTIZED
@@ -264,20 +222,16 @@ def test_a_huge_gradient_at_every_step_does_not_wrap(bits):
 @QUANTIZED
 def test_nan_stays_in_its_own_coordinate(bits):
     optimizer = scale_by_adadelta(state_bits=bits)
-    g = normal()
-    g[3, 7] = np.nan
-    updates, state = run(optimizer, [g])
-    assert np.isnan(updates).sum() == 1
-    assert np.isnan(updates[3, 7])
+    unknown = np.zeros(SHAPE, bool)
+    unknown[3, 7] = True
+    updates, state = run(optimizer, [np.where(unknown, np.float32(np.nan), normal())])
+    clean_updates, clean = run(optimizer, [normal()])
+    np.testing.assert_array_equal(np.isnan(updates), unknown)
+    for found, expected in zip((updates, *state[1:3]), (clean_updates, *clean[1:3]), strict=True):
+        np.testing.assert_array_equal(found[~unknown], expected[~unknown])
     assert [average[3, 7] for average in averages(state)] == [0, 0]
-    later = [normal(seed=t) for t in range(1, 300)]
-    updates, _ = run(optimizer, later, state)
+    updates, _ = run(optimizer, [normal(seed=t) for t in range(1, 300)], state)
     assert np.isfinite(updates).all()
-    _, exact = run(scale_by_adadelta(), [normal()])
-    exact, _ = run(scale_by_adadelta(), later, exact)
-    others = np.arange(SHAPE[0]) != 3
-    assert nmse(updates[others], exact[others]) < 6e-3
-    assert nmse(updates[3], exact[3]) < 0.05
 
 
 @QUANTIZED
@@ -329,32 +283,15 @@ def test_wrong_options_are_refused(options, error, words):
 
 @QUANTIZED
 def test_a_rho_that_starts_below_one_half_gives_no_nan(bits):
-    rng = np.random.default_rng(0)
-    optimizer = adadelta(
-        state_bits=bits, rho=lambda count: 0.095 * jnp.minimum(count.astype(jnp.float32), 10.0)
-    )
-    params = jnp.logspace(-6, 3, 1001)
-    state = optimizer.init(params)
-    for _ in range(15):
-        g = params * rng.standard_normal(1001).astype(np.float32)
-        updates, state = optimizer.update(g, state)
-        assert np.isfinite(updates).all()
+    rho = lambda count: 0.095 * jnp.minimum(count.astype(jnp.float32), 10.0)  # noqa: E731
+    updates, _ = run(adadelta(state_bits=bits, rho=rho), made(SHAPE, 15, decades=(-6, 3)))
+    assert np.isfinite(updates).all()
 
 
 @QUANTIZED
 def test_an_eps_that_falls_to_zero_stops_nothing(bits):
     eps = lambda count: jnp.float32(1e-6) * jnp.float32(0.5) ** count.astype(jnp.float32)  # noqa: E731
-
-    def trained(bits):
-        optimizer = adadelta(eps=eps, state_bits=bits)
-
-        def step(carry, _):
-            params, state = carry
-            updates, state = optimizer.update(2 * params, state)
-            return (params + updates, state), None
-
-        params = jnp.linspace(1, 3, 128)
-        return jax.lax.scan(step, (params, optimizer.init(params)), length=500)[0][0]
-
+    gradients = [np.linspace(1, 3, 128, dtype=np.float32)] * 500
+    found, expected = (run(adadelta(eps=eps, state_bits=b), gradients)[0] for b in (bits, None))
     # In full precision the eps keeps falling below 1e-12.
-    np.testing.assert_allclose(trained(bits).mean(), trained(None).mean(), rtol=0.1)
+    np.testing.assert_allclose(found.mean(), expected.mean(), rtol=0.1)
