@@ -147,6 +147,16 @@ def test_other_leaves_pass_as_they_are():
     assert stochastic_round().update({}, stochastic_round().init({}), {}) == ({}, (1,))
 
 
+def test_a_whole_model_stands_beside_the_updates_of_its_trained_part():
+    p, optimizer = jnp.linspace(-2, 2, 64, dtype=jnp.bfloat16), stochastic_round(3)
+    frozen = {"f": jax.nn.relu, "n": 3, "ids": jnp.arange(2), "part": [p, {"deep": p}], "no": None}
+    updates = {"w": jnp.full(64, 1e-3), **dict.fromkeys(frozen), "part": [None, optax.MaskedNode()]}
+    alone, _ = optimizer.update(updates["w"], StochasticRoundState(7), p)
+    found, state = optimizer.update(updates, StochasticRoundState(7), {"w": p, **frozen})
+    chex.assert_trees_all_equal(found, {**updates, "w": alone})
+    assert state.count == 8
+
+
 @pytest.mark.parametrize(
     ("updates", "params", "words"),
     [
