@@ -78,9 +78,14 @@ def test_200_steps_in_64_bits_equal_the_reference(dtype):
             np.testing.assert_allclose(got, expected.dx, rtol=1e-10, atol=1e-12 * r)
 
 
-@pytest.mark.parametrize(("bits", "bound"), [(16, 5e-5), (8, 3e-2)])
-def test_a_quantized_path_is_near_the_reference(bits, bound):
-    start, grads = {"w": params()["weights"]}, gradients("normal", 300, SIZE)
+@pytest.mark.parametrize(
+    ("bits", "dtype", "bound"),
+    [(16, jnp.float32, 5e-5), (8, jnp.float32, 3e-2), (8, jnp.float64, 3e-2)],
+)
+def test_a_quantized_path_is_near_the_reference(bits, dtype, bound, request):
+    if dtype == jnp.float64:
+        request.getfixturevalue("x64")
+    start, grads = {"w": params(dtype)["weights"]}, gradients("normal", 300, SIZE)
     found, state = updates_of(nadadelta(state_bits=bits), start, grads)
     path = np.sum([step.dx for step in relative(grads, np.float64(state.scale[0]))], axis=0)
     error = np.sum((np.sum([np.float64(u["w"]) for u in found], axis=0) - path) ** 2)

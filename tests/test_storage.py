@@ -268,7 +268,7 @@ def test_another_seed_needs_no_second_compilation(compiled):
         ({"state_bits": jnp.int32(8)}, TypeError, "static_args"),
         ({"state_bits": 16, "eps": 1e-13}, ValueError, "eps must be at least 1e-12"),
         ({"state_bits": 8, "eps": jnp.float32(0.99e-12)}, ValueError, "eps must be at least"),
-        ({"state_bits": 8, "rho": 0.1}, ValueError, "rho must be at least 0.5"),
+        ({"state_bits": 8, "rho": 0.1}, ValueError, "rho must be at least 0.5 with state_bits=8"),
         ({"seed": 1.5}, TypeError, "seed must be an integer"),
         ({"seed": True}, TypeError, "seed must be an integer"),
         ({"seed": jnp.ones(2, jnp.int32)}, TypeError, "seed must be an integer"),
