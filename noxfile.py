@@ -64,7 +64,7 @@ def slow(session: nox.Session) -> None:
 
 @nox.session
 def scripts(session: nox.Session) -> None:
-    """The examples and studies, at their smallest sizes."""
+    """The code of the pages, and the examples and studies at their smallest sizes."""
     session.install("-e", ".[test]")
     pytest(session, "-m", "scripts and not frameworks and not accelerators")
 

@@ -10,6 +10,7 @@ from optax_adadelta._scale import epsilons
 from optax_adadelta._sharding import in_device_memory, in_memory_of
 from optax_adadelta._state import AdadeltaState
 from optax_adadelta._storage import Averages, Storage, storages_of
+from optax_adadelta._trees import unzipped
 
 
 def read_averages(state: AdadeltaState) -> Averages:
@@ -29,7 +30,7 @@ def map_averages(
             storages_of(state), units_of(state), e_gs, e_xs, strict=True
         )
     ]
-    return Averages(*(jax.tree.unflatten(structure, [leaf[i] for leaf in leaves]) for i in (0, 1)))
+    return Averages(*map(structure.unflatten, unzipped(leaves, 2)))
 
 
 def scale_of(state: AdadeltaState) -> jax.Array | None:

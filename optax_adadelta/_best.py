@@ -19,7 +19,7 @@ _ARRAYS = (np.number, np.bool_, jax.dtypes.extended)
 def copied(tree: Any) -> Any:
     """Returns the tree with new arrays."""
 
-    def copy(leaf):
+    def copy(leaf: Any) -> Any:
         # To restore a checkpoint, a target is made from shapes instead of arrays.
         abstract = isinstance(leaf, jax.ShapeDtypeStruct)
         return jnp.copy(leaf) if _is_array(leaf) and not abstract else leaf
@@ -54,7 +54,7 @@ def _choose(
 def _is_array(leaf: Any) -> bool:
     if isinstance(leaf, _PYTHON) or not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
         return False
-    return any(jax.dtypes.issubdtype(leaf.dtype, kind) for kind in _ARRAYS)
+    return any(jax.dtypes.issubdtype(leaf.dtype, parent) for parent in _ARRAYS)
 
 
 def _may_differ(leaf: Any, best: Any) -> bool:

@@ -79,13 +79,13 @@ def _clipped(updates: optax.Updates, max_norm: jax.typing.ArrayLike) -> optax.Up
         _squared_norm(g.astype(_wide(check_inexact("updates", path, g, _REMEDY))))
         for path, g in jax.tree.leaves_with_path(updates)
     ]
-    kind = max((square.dtype for square in squares), default=np.dtype(np.float32))
-    norm = jnp.sqrt(sum((square.astype(kind) for square in squares), start=jnp.zeros((), kind)))
-    bound = jnp.asarray(max_norm).astype(kind)
+    dtype = max((square.dtype for square in squares), default=np.dtype(np.float32))
+    norm = jnp.sqrt(sum((square.astype(dtype) for square in squares), start=jnp.zeros((), dtype)))
+    bound = jnp.asarray(max_norm).astype(dtype)
     within = (norm < bound) | (norm == 0)  # with a bound of zero, too
     scale = jnp.where(within, jnp.ones_like(norm), bound / norm)
 
-    def clipped(g):
+    def clipped(g: jax.Array) -> jax.Array:
         wide = _wide(g.dtype)
         return (g.astype(wide) * scale.astype(wide)).astype(g.dtype)
 

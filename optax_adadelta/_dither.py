@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# _STRIDE is the inverse of the plastic number, in units of 2**-32. The factors turn its multiples
-# into those of the square of that inverse and of the inverse of the golden ratio: modulo 2**32,
-# _STRIDE * _SECOND == 0x91E10DA5 and _STRIDE * _THIRD == 0x9E3779B9. The multiples of the first
-# two fill the unit square evenly, those of the third the unit interval.
+# A dither grows by _STRIDE in each step. The factors turn it into dithers with other strides. In
+# units of 2**-32, and modulo one, the strides are
+# - _STRIDE: 1 / p, where p = 1.3247 is the plastic number;
+# - _STRIDE * _SECOND: 1 / p^2; pairs of it and of the first fill the unit square evenly;
+# - _STRIDE * _THIRD: 1 / 1.6180, of the golden ratio; it alone fills the unit interval most evenly;
+# - _STRIDE * _FOURTH: sqrt(2) - 1, which is related to none of the others.
 _STRIDE = np.uint32(0xC13FA9A9)
 _SECOND, _THIRD, _FOURTH = np.array([0x3BF0999D, 0xE7EBF991, 0x2847B98F], np.uint32).astype(
     np.int32

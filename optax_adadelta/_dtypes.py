@@ -31,9 +31,9 @@ def whole_count(count: Any) -> Any:
 
 
 def dtypes_of_updates(updates: optax.Updates, ps: list[Any]) -> tuple[np.dtype, ...] | None:
-    """Returns the dtype of each update: the wider of its gradient's and its parameter's.
+    """Returns the dtype of each update, or None if each has the dtype of its gradient.
 
-    Returns None if every update keeps the dtype of its gradient. In a narrower dtype than the
+    An update has the wider dtype of its gradient and its parameter. In a narrower one than the
     parameter's, a small update could become zero.
     """
     gs = [dtype_of(g) for g in jax.tree.leaves(updates)]

@@ -54,7 +54,7 @@ def _root_ratio(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def clip_to_squarable(
-    g: jax.Array, largest_square: jax.Array | None = None
+    g: jax.Array, largest_square: Scalar | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """Returns `g` clamped to the largest modulus whose square is finite, and that square.
 

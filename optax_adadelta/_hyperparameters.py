@@ -68,25 +68,21 @@ def at_step(name: str, value: Value | optax.Schedule, count: jax.typing.ArrayLik
     return number(name, now, scheduled=True)
 
 
-def number(name: str, value: Any, *, scheduled: bool = False, wait: bool = False) -> Value:
+def number(name: str, value: Any, *, scheduled: bool = False) -> Value:
     """Checks a number and returns it: a JAX array as it is, anything else as a float.
 
     The range of a value that is not `known` cannot be checked. A `scheduled` value may be zero,
     because a schedule that decays gets there; the equation then raises an eps of zero. A
     `scheduled` array is not read.
     """
-    if isinstance(value, _ARRAYS):
-        real = jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)
-    elif value is not None and not jax.tree_util.all_leaves([value]):
-        raise TypeError(_tree_given(name, value))
-    else:
-        real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not real:
-        kinds = "a real number, a scalar array or a schedule (a function of the step count)"
+    if not is_real(value):
+        if value is not None and not jax.tree_util.all_leaves([value]):
+            raise TypeError(_tree_given(name, value))
+        expected = "a real number, a scalar array or a schedule (a function of the step count)"
         if name not in SCHEDULABLE:
-            kinds = "a real number or a scalar array"
+            expected = "a real number or a scalar array"
         raise TypeError(
-            f"{name} must be {kinds}; got {value!r} of type {type(value).__name__}."
+            f"{name} must be {expected}; got {value!r} of type {type(value).__name__}."
             f"{_cast_hint(value)}"
         )
     if np.shape(value):
@@ -97,7 +93,7 @@ def number(name: str, value: Any, *, scheduled: bool = False, wait: bool = False
         )
     if scheduled and isinstance(value, jax.Array):
         return value
-    concrete = known(value, wait=wait)
+    concrete = known(value)
     if concrete is None:
         return value
     allowed = RANGES[name]
@@ -106,6 +102,13 @@ def number(name: str, value: Any, *, scheduled: bool = False, wait: bool = False
             f"{name} must be {allowed.words}; got {concrete}. {allowed.remedy}{_cast_hint(value)}"
         )
     return value if isinstance(value, jax.Array) else concrete
+
+
+def is_real(value: Any) -> bool:
+    """Returns whether a value is a real number or an array of real numbers."""
+    if isinstance(value, _ARRAYS):
+        return jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def known(value: Any, *, wait: bool = False) -> float | None:
@@ -168,12 +171,10 @@ def warn_if_mixed_up(
     )
 
 
-def check_limits(
-    values: Mapping[str, Value | optax.Schedule], storage: Storage, *, wait: bool = False
-) -> None:
+def check_limits(values: Mapping[str, Value | optax.Schedule], storage: Storage) -> None:
     """Raises an error if a storage is too coarse for these values."""
     for name, least in (("rho", storage.least_rho), ("eps", storage.least_eps)):
-        concrete = known(values[name], wait=wait)
+        concrete = known(values[name])
         # A float32 scalar can lie below the number that it was made from.
         if concrete is not None and concrete < least * (1 - 1e-6):
             raise ValueError(

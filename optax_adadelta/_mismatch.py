@@ -17,7 +17,7 @@ def mismatch(updates: optax.Updates, tree: Any, name: str) -> ValueError:
 def check_dense(name: str, tree: Any) -> None:
     """Raises an error that names the first sparse array, if there is one."""
 
-    def is_sparse(leaf):
+    def is_sparse(leaf: Any) -> bool:
         return hasattr(leaf, "todense")
 
     for path, leaf in jax.tree.leaves_with_path(tree, is_leaf=is_sparse):
@@ -57,7 +57,10 @@ def _difference(updates: optax.Updates, tree: Any, name: str) -> str:
 
 
 def _missing_from(some: dict[str, Any], others: dict[str, Any]) -> str:
-    """Returns the first paths at which `others` has a leaf, or None, and `some` has not."""
+    """Returns up to three paths of `others` that are missing in `some`, joined by commas.
+
+    A path is missing, too, if one of the two has None there and the other a leaf.
+    """
     missing = [
         f"None at {path}" if leaf is None else path
         for path, leaf in sorted(others.items(), key=lambda item: item[0])
@@ -80,8 +83,9 @@ def _difference_of_types(ours: Any, theirs: Any, name: str) -> str:
     return f"updates is {ours}, {name} is {theirs}"
 
 
-def _name_of(kind: type) -> str:
-    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
+def _name_of(container: type) -> str:
+    name = container.__name__
+    return name if container.__module__ == "builtins" else f"{container.__module__}.{name}"
 
 
 def _advice(updates: optax.Updates, tree: Any, name: str) -> str:

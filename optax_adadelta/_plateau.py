@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -13,7 +12,7 @@ import optax
 
 from optax_adadelta._best import chosen, copied
 from optax_adadelta._dtypes import dtype_of
-from optax_adadelta._hyperparameters import known, number
+from optax_adadelta._hyperparameters import is_real, known, number
 from optax_adadelta._injected import adadelta_paths, injected_eps, is_inside, is_scheduled, path_of
 from optax_adadelta._serialization import exportable
 from optax_adadelta._sharding import placed_scalar
@@ -62,11 +61,11 @@ def reduce_eps_on_plateau(
 
     Args:
       factor: :math:`f`, above 0 and below 1.
-      patience: the number of values in a row without improvement that lead to a reduction, at
-        least 1. With 1, the first such value does. torch counts one less.
-      cooldown: the number of values after a reduction that do not count as missing improvement.
-      rtol: the improvement that counts, relative to the best value, at least 0.
-      atol: the improvement that counts, at least 0.
+      patience: how many values in a row must be no improvement before eps is reduced, at least 1.
+        With 1, the first value that is no improvement reduces it. In torch that is a patience of 0.
+      cooldown: how many values after a reduction are ignored if they are no improvement.
+      rtol: the share of the best value that an improvement must exceed, from 0 to 1.
+      atol: the amount that an improvement must exceed in addition, at least 0.
       min_eps: :math:`\epsilon_{\min}`, positive. Quantized state needs at least 1e-12.
       mode: ``"min"`` for a metric that should fall, such as a loss; ``"max"`` for one that should
         rise, such as an accuracy.
@@ -210,8 +209,8 @@ def _places(tree: Any, min_eps: float | None) -> list[int]:
         raise ValueError(
             "The tree has no eps to reduce. Make the optimizer with"
             " optax.inject_hyperparams(adadelta)(eps=1e-8), and pass its state, alone or with the"
-            " parameters: update((params, state), plateau_state, value=metric). It does not belong"
-            " into optax.chain."
+            " parameters: update((params, state), plateau_state, value=metric). Call it yourself"
+            " after each validation; it does not work in an optax.chain."
         )
     for state, i in states.items():
         name, dtype = jax.tree_util.keystr(leaves[i][0]), dtype_of(leaves[i][1])
@@ -237,10 +236,7 @@ def _count(name: str, value: Any, least: int) -> np.int32:
 
 
 def _checked(value: Any) -> Any:
-    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if hasattr(value, "dtype"):
-        real = jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)
-    if not real:
+    if not is_real(value):
         raise TypeError(f"value must be a real number, the validation metric; got {value!r}.")
     if np.shape(value):
         raise ValueError(

@@ -1,6 +1,6 @@
 """The range that each number must be in, and what to say if it is not."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -71,3 +71,12 @@ RANGES = {
         "It is the smallest eps; 1e-12 suits every storage.",
     ),
 }
+
+
+def out_of_range(values: Mapping[str, float]) -> list[str]:
+    """Returns a line for each number that is not in its range."""
+    return [
+        f"{name} must be {RANGES[name].words}; it is {value}"
+        for name, value in values.items()
+        if not RANGES[name].holds(value)
+    ]

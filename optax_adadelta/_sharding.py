@@ -44,8 +44,8 @@ def scalar_sharding(tree: Any) -> Sharding | jax.memory.Space | None:
     for leaf in leaves:
         sharding = None if isinstance(leaf, jax.core.Tracer) else _named_sharding(leaf)
         if sharding is not None and isinstance(sharding.mesh, Mesh):
-            kind = sharding.memory_kind if in_host else None
-            return NamedSharding(sharding.mesh, PartitionSpec(), memory_kind=kind)
+            memory_kind = sharding.memory_kind if in_host else None
+            return NamedSharding(sharding.mesh, PartitionSpec(), memory_kind=memory_kind)
     if not in_host:
         return None
     return jax.memory.Space.Host if isinstance(leaves[0], jax.core.Tracer) else leaves[0].sharding
@@ -71,10 +71,10 @@ def in_device_memory(x: Any) -> Any:
         return jax.device_put(x, jax.memory.Space.Device) if _is_in_host(x) else x
     if not isinstance(x, jax.Array):
         return x
-    kind = next(iter(x.sharding.addressable_devices)).default_memory().kind
-    if x.sharding.memory_kind in (None, kind):
+    memory_kind = next(iter(x.sharding.addressable_devices)).default_memory().kind
+    if x.sharding.memory_kind in (None, memory_kind):
         return x
-    return jax.device_put(x, x.sharding.with_memory_kind(kind))
+    return jax.device_put(x, x.sharding.with_memory_kind(memory_kind))
 
 
 def in_memory_of(x: jax.Array, like: jax.Array) -> jax.Array:

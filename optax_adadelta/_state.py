@@ -1,7 +1,6 @@
 """The state of the optimizer: how to make, check and find it."""
 
 from collections.abc import Mapping
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +13,8 @@ from optax_adadelta._mismatch import check_dense
 from optax_adadelta._scale import initial_scale
 from optax_adadelta._serialization import exportable
 from optax_adadelta._sharding import placed, placed_scalar, varying_with
-from optax_adadelta._storage import Averages, Storage
+from optax_adadelta._storage import Storage
+from optax_adadelta._trees import unzipped
 from optax_adadelta._validation import dtype_of_averages
 
 
@@ -61,18 +61,14 @@ def initial_state(
     """
     check_dense("params", params)
 
-    def initial_trace(path, p):
+    def initial_trace(path: jax.tree_util.KeyPath, p: Any) -> jax.Array:
         dtype = dtype_of_averages(path, p)
         wide = np.result_type(dtype, np.complex64) if jnp.iscomplexobj(p) else dtype
         return storage.init_trace(p, wide)
 
-    averages = jax.tree.map_with_path(
-        lambda path, p: storage.init(p, dtype_of_averages(path, p)), params
-    )
-    e_g, e_x = (
-        jax.tree.map(itemgetter(i), averages, is_leaf=lambda leaf: isinstance(leaf, Averages))
-        for i in range(2)
-    )
+    leaves, structure = jax.tree.flatten_with_path(params)
+    averages = [storage.init(p, dtype_of_averages(path, p)) for path, p in leaves]
+    e_g, e_x = map(structure.unflatten, unzipped(averages, 2))
     return AdadeltaState(
         count=placed_scalar(params, 0, jnp.int32),
         e_g=e_g,

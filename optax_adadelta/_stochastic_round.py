@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from optax_adadelta._bits import power_of_two
 from optax_adadelta._dither import Dither, centered, dither_at, third
 from optax_adadelta._dtypes import dtype_of
 from optax_adadelta._hyperparameters import seed_scalar
@@ -100,7 +101,12 @@ def stochastic_round(seed: int = 0) -> optax.GradientTransformation:
 
 
 @jax.jit
-def _rounded(updates, state: StochasticRoundState, params, seed):
+def _rounded(
+    updates: optax.Updates,
+    state: StochasticRoundState,
+    params: list[jax.Array | None],
+    seed: jax.typing.ArrayLike,
+) -> tuple[optax.Updates, StochasticRoundState]:
     leaves, structure = jax.tree.flatten(updates)
     dither = dither_at(seed, state.count)
     rounded = [
@@ -120,17 +126,16 @@ def _rounding_update(p: jax.Array, u: jax.Array, dither: Dither) -> jax.Array:
     """Returns the float32 update that takes `p` to a neighbour of `p + u` in the dtype of `p`."""
     start = p.astype(jnp.float32)
     goal = start + u.astype(jnp.float32)
-    kind = jnp.finfo(p.dtype)
-    # The power of two below the goal, but large enough that its last place is a normal float32.
-    bits = jax.lax.bitcast_convert_type(goal, jnp.uint32) & np.uint32(0x7F800000)
-    least = max(float(kind.smallest_normal), 2.0 ** (kind.nmant - 126))
-    power = jnp.maximum(jax.lax.bitcast_convert_type(bits, jnp.float32), np.float32(least))
-    place = power * np.float32(2.0**-kind.nmant)
+    limits = jnp.finfo(p.dtype)
+    # Large enough that the last place is a normal float32.
+    least = max(float(limits.smallest_normal), 2.0 ** (limits.nmant - 126))
+    power = jnp.maximum(power_of_two(jnp.abs(goal)), np.float32(least))
+    place = power * np.float32(2.0**-limits.nmant)
     below = jnp.floor(goal / place)
     chance = goal / place - below
     dithered = centered(third(dither.bits(p.shape))) < chance - 0.5
     rounded = place * jnp.where(dithered, below + 1, below)
     if not np.isinf(np.float32(np.inf).astype(p.dtype)):
         # Beyond the largest number there is only NaN.
-        rounded = jnp.clip(rounded, np.float32(kind.min), np.float32(kind.max))
+        rounded = jnp.clip(rounded, np.float32(limits.min), np.float32(limits.max))
     return jnp.where(jnp.isfinite(goal), rounded - start, u.astype(jnp.float32))

@@ -66,16 +66,18 @@ def transformation(
 
     def init(params: optax.Params) -> Any:
         # An array may not have been computed yet when the optimizer was built.
-        for key, value in values.items():
+        for key, value in jax.block_until_ready(values).items():
             if isinstance(value, jax.Array):
-                number(key, value, wait=True)
-        check_limits(values, storage, wait=True)
+                number(key, value)
+        check_limits(values, storage)
         state = initial_state(storage, params, trace="momentum" in values, relative=relative)
         if not has_manual_axes():
             return state
         return varying_with_scalars(state, _at(values, state.count))
 
-    def update(updates, state, params=None, **extra_args):
+    def update(
+        updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
+    ) -> tuple[optax.Updates, Any]:
         del extra_args
         check_arguments(updates, state)
         check_fields(state, trace="momentum" in values, relative=relative)
@@ -96,7 +98,15 @@ def transformation(
                 " params). A weight_decay from a schedule or traced needs them even if it is zero."
             )
         scalars = operands(sign, _at(values, state.count))
-        return update_tree(updates, state, decayed, dtypes, scalars, seed_value, nesterov)
+        return update_tree(
+            updates,
+            state,
+            decayed=decayed,
+            dtypes=dtypes,
+            operands=scalars,
+            seed=seed_value,
+            nesterov=nesterov,
+        )
 
     # The repr of a transformation shows nothing but these names.
     call = described(name, **values, state_bits=state_bits)

@@ -58,9 +58,19 @@ def update_tree(
         )
     leaves = [
         _update_leaf(
-            storage, dtype, nesterov, cast[wide], constants[wide], quantization, place, p, g, *s
+            storage,
+            dtype,
+            nesterov,
+            operands=cast[wide],
+            constants=constants[wide],
+            quantization=quantization,
+            place=place,
+            p=p,
+            g=g,
+            stored=stored,
+            trace=trace,
         )
-        for storage, dtype, wide, place, p, g, *s in zip(
+        for storage, dtype, wide, place, p, g, stored, trace in zip(
             storages,
             dtypes or [g.dtype for g in gs],
             wides,

@@ -31,7 +31,7 @@ def parameters_of(updates: optax.Updates, params: optax.Params, remedy: str = _R
     Where `updates` has None, `params` may have anything: models contain functions and integers.
     `remedy` says what to do about a leaf that is no number.
     """
-    ps = _beside(updates, params)
+    ps = _parts_at_leaves(updates, params)
     for (path, g), p in zip(jax.tree.leaves_with_path(updates), ps, strict=True):
         if p is None or not jax.tree_util.all_leaves([p]):
             raise mismatch(updates, params, "params")
@@ -72,7 +72,7 @@ def chosen_leaves(updates: optax.Updates, params: optax.Params, mask: Any) -> li
             " the mask; to decay none, use weight_decay=0.0."
         )
 
-    def chosen(path, choice, part):
+    def chosen(path: jax.tree_util.KeyPath, choice: Any, part: Any) -> Any:
         known = not isinstance(choice, jax.core.Tracer)
         if not (known and np.asarray(choice).dtype == bool and np.ndim(choice) == 0):
             raise TypeError(
@@ -83,7 +83,7 @@ def chosen_leaves(updates: optax.Updates, params: optax.Params, mask: Any) -> li
 
     for tree in (params, updates):  # a mask may have None where updates has None
         try:
-            return _beside(updates, jax.tree.map_with_path(chosen, mask, tree))
+            return _parts_at_leaves(updates, jax.tree.map_with_path(chosen, mask, tree))
         except ValueError:
             continue
     raise ValueError(
@@ -129,8 +129,11 @@ def _type(x: jax.Array | np.ndarray) -> tuple[np.dtype, tuple[int, ...]]:
     return x.dtype, x.shape
 
 
-def _beside(updates: optax.Updates, tree: Any) -> list[Any]:
-    """Returns what `tree` has at each leaf of `updates`, which may have None for other parts."""
+def _parts_at_leaves(updates: optax.Updates, tree: Any) -> list[Any]:
+    """Returns the part of `tree` in the place of each leaf of `updates`.
+
+    Parts in the place of a None or a MaskedNode are left out.
+    """
     leaves, structure = jax.tree.flatten(updates, is_leaf=is_nothing)
     try:
         parts = structure.flatten_up_to(tree)

@@ -5,7 +5,7 @@ storage and tree this reports the kernels per leaf, the bytes of main memory tha
 parameter, scratch memory, copies, collectives, and the CPU seconds that the compiler takes. These
 are properties of the program. Nothing runs, so nothing is said of time on the card.
 
-Each case compiles in a process of its own. It takes twenty minutes.
+Each case compiles in a process of its own.
 
 Needs: the extra `accelerators`, as README.md says
 """

@@ -3,8 +3,8 @@
 Every method has the same steps, initial weights and minibatches. First come the methods with their
 usual settings, then ideas that could make Adadelta's default better, then methods whose learning
 rate is chosen from the same seven factors of the usual one. The choice is by the validation error
-of two seeds. The reported errors come from five other seeds. Last, some methods are trained with
-five times the steps on three tasks.
+of two seeds. The reported errors come from five other seeds. The results also have some methods
+with five times the steps on three tasks, which are measured no more.
 
 The results of a task are in one file, which is saved after every method. A run that was stopped
 goes on where it was. All seven tasks take up to an hour on two cores.
@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from studies import _compare_choice, _compare_report
 from studies._lib import data
-from studies._lib.methods import CANDIDATES, FACTORS, LONGER, METHODS, TUNED, VERIFIED
+from studies._lib.methods import FACTORS, METHODS, TUNED, VERIFIED
 from studies._lib.results import Report, Reports, Results, rounded
 from studies._lib.study import Study, run
 from studies._lib.tasks import TASKS, Task
@@ -33,8 +33,7 @@ from studies._lib.unseen import UNSEEN
 
 TUNING_SEEDS = (100, 101)
 TRIALS = [(seed, factor) for seed in TUNING_SEEDS for factor in FACTORS]
-EVERY_TASK, EVERY_METHOD = {**TASKS, **UNSEEN}, {**METHODS, **CANDIDATES}
-TASKS_LONGER, TIMES_LONGER = ("digits", "MNIST, dense", "airfoil"), 5
+EVERY_TASK = {**TASKS, **UNSEEN}
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +41,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     text = f"tasks to train, of {', '.join(map(repr, every))} (default: all)"
     add("--only", nargs="+", choices=every, default=every, metavar="TASK", help=text)
     text = "methods to train without tuning, for a quick look; none is tuned (default: all)"
-    add("--methods", nargs="+", choices=EVERY_METHOD, metavar="METHOD", help=text)
+    add("--methods", nargs="+", choices=METHODS, metavar="METHOD", help=text)
     data.add_options(parser)
 
 
@@ -62,11 +61,10 @@ def unfinished(reports: Reports) -> list[str]:
 
 
 def wanted(task: str) -> dict[str, tuple[str, ...]]:
-    """Returns the methods to train on a task, to tune, and to train for longer."""
+    """Returns the methods to train on a task, and those to tune."""
     if task in UNSEEN:
-        return {"methods": VERIFIED, "tuned": (), "longer": ()}
-    longer = LONGER if task in TASKS_LONGER else ()
-    return {"methods": (*METHODS,), "tuned": TUNED, "longer": longer}
+        return {"methods": VERIFIED, "tuned": ()}
+    return {"methods": (*METHODS,), "tuned": TUNED}
 
 
 def measure(given: argparse.Namespace, results: Results) -> None:
@@ -81,29 +79,23 @@ def train_all(name: str, given: argparse.Namespace, results: Results) -> None:
     saved = results.load(file_of(name))
     task = EVERY_TASK[name](given)
     task = task.smaller() if given.smoke else task
-    report = {**results.made, "task": task.facts(), "methods": {}, "tuned": {}, "longer": {}}
+    report = {**results.made, "task": task.facts(), "methods": {}, "tuned": {}}
     if saved.get("task") == report["task"]:
         report |= saved
-    todo = {"methods": given.methods, "tuned": (), "longer": ()} if given.methods else wanted(name)
+    todo = {"methods": given.methods, "tuned": ()} if given.methods else wanted(name)
     todo = {
         part: [m for m in methods if not complete(report[part].get(m), task)]
         for part, methods in todo.items()
     }
     sizes = {"methods": task.steps, "tuned": (1 + -(-len(TRIALS) // task.seeds)) * task.steps}
-    sizes["longer"] = TIMES_LONGER * task.steps
     total = sum(sizes[part] * len(methods) for part, methods in todo.items())
-    longer = task._replace(steps=sizes["longer"])
     with tqdm(total=total, desc=f"Training, {name}", unit="step") as bar:
-        for method in EVERY_METHOD:
+        for method in METHODS:
             trainer = trainer_of(task, method)
             for part, trained in (("methods", usual), ("tuned", tuned)):
                 if method in todo[part]:
-                    report[part][method] = rounded(trained(trainer, EVERY_METHOD[method].rate, bar))
+                    report[part][method] = rounded(trained(trainer, METHODS[method].rate, bar))
                     results.save(file_of(name), report)
-        for method in todo["longer"]:
-            found = usual(trainer_of(longer, method), METHODS[method].rate, bar)
-            report["longer"][method] = rounded(found)
-            results.save(file_of(name), report)
 
 
 def complete(result: Report | None, task: Task) -> bool:
@@ -113,7 +105,7 @@ def complete(result: Report | None, task: Task) -> bool:
 
 def trainer_of(task: Task, name: str) -> Trainer:
     """Returns what trains a network for each seed, all in one compiled program."""
-    method = EVERY_METHOD[name]
+    method = METHODS[name]
     return Trainer(
         task, lambda rate: method.make(rate, task.steps), method.evaluated, abreast=task.abreast
     )

@@ -6,8 +6,6 @@ the program with that of SGD, which has no state: the operations between devices
 leaves, and the bytes that each device stores and moves. These are properties of the program.
 Nothing runs, so nothing is said of time on the card.
 
-It takes two minutes.
-
 Needs: the extra `accelerators`, as README.md says
 """
 

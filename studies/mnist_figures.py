@@ -60,7 +60,7 @@ def figure_1(data, seeds: int, epochs: int) -> Report:
 
 def figure_2(data, seeds: int, epochs: int) -> Report:
     """Returns samples of the first seed's run and, for each seed, means over whole matrices."""
-    optimizer, task = adadelta(rho=0.95, eps=EPS), _mnist.task_of(data, "tanh")
+    optimizer, task = adadelta(rho=0.95, eps=EPS), _mnist.task_of(data, jnp.tanh)
     coordinates = choose_coordinates(optimizer.init(task.model.init(jax.random.key(0))))
     coordinates = {f"{layer}/w": coordinates[f"{layer}/w"] for layer in LAYERS}
 

@@ -25,7 +25,7 @@ from studies._lib.cases import CASES as TREES
 from studies._lib.cases import Shape
 from studies._lib.contenders import bound, gradients_of, of_optax, step_of
 from studies._lib.results import RESULTS, Report, Reports, Results, load, markdown, said
-from studies._lib.storages import RULES, STORAGES
+from studies._lib.storages import BESIDE_NADADELTA, NADADELTAS, RULES, STORAGES
 from studies._lib.study import Study, run
 from studies._lib.timing import in_turns, memory
 
@@ -36,6 +36,7 @@ CASES: dict[str, list[Shape]] = {
 }
 SMOKE: dict[str, list[Shape]] = {"2 of 64 x 128": 2 * [(64, 128)], "1 of 5000": [(5000,)]}
 SIDE = 10_000  # of the leaf whose memory is measured
+MANY = 50_000_000  # parameters, which leave no room for nadadelta and what stands beside it
 
 
 def held(rule: str, side: int) -> Report | None:
@@ -58,7 +59,8 @@ def measure_case(shapes: list[Shape], rounds: int) -> Report:
     """Returns the measurements of one tree."""
     gradients = gradients_of(shapes)
     size = sum(g.size for g in gradients)
-    steps = {name: of_optax(rule, gradients, builds=1) for name, rule in RULES.items()}
+    rules = RULES | NADADELTAS | BESIDE_NADADELTA if 1e6 < size < MANY else RULES
+    steps = {name: of_optax(rule, gradients, builds=1) for name, rule in rules.items()}
     steps["bound"] = bound(1)
     report = in_turns(steps, rounds, steps=3 if jax.default_backend() == "cpu" else 20)
     report["bytes a second"] = 1 / report.pop("bound")["seconds"]
@@ -81,11 +83,7 @@ def measure(given: argparse.Namespace, results: Results) -> None:
             kept[rule] = pool.submit(held, rule, side).result()
     of_optax(RULES["float32"], gradients_of([(8,)]))  # The first program takes longer to compile.
     cases.measure_each(
-        "state_step",
-        chosen,
-        lambda shapes: measure_case(shapes, rounds),
-        results,
-        memory=kept,
+        "state_step", chosen, lambda shapes: measure_case(shapes, rounds), results, memory=kept
     )
 
 
@@ -107,10 +105,26 @@ def table(report: Report) -> str:
     text += f"\n\n{markdown(head, rows)}"
     if kept["float32"] is None:
         return f"{text}\n\nWhat a process holds cannot be read on this platform."
-    held = {who: [f"{1e-6 * kept[who][key]:.0f}" for key in ("state", "peak")] for who in RULES}
+    held = {
+        who: [f"{1e-6 * kept[who][key]:.0f}" for key in ("state", "peak")]
+        for who in RULES
+        if who in kept
+    }
     many = f"{1e-6 * kept['parameters']:.0f}M parameters"
     peaks = ", ".join(f"{state} to {peak} ({who})" for who, (state, peak) in held.items())
     return f"{text}\n\nMB of state of {many}, and the peak of three steps: {peaks}."
+
+
+def table_of_nadadelta(report: Report) -> str:
+    """Returns the steps of nadadelta and of what stands beside it, on one machine."""
+    names, rows = ["float32", *NADADELTAS, *BESIDE_NADADELTA], []
+    cases = {name: case for name, case in report["cases"].items() if names[-1] in case}
+    for name in names if cases else ():
+        cells = [f"{1e9 * c[name]['seconds'] / c['parameters']:.2f}" for c in cases.values()]
+        cells += [f"{c[name]['compile CPU seconds']:.1f}" for c in cases.values()]
+        rows.append([{"float32": "adadelta, float32"}.get(name, name), *cells])
+    head = [f"{what}, {name}" for what in ("ns", "compile, CPU s") for name in cases]
+    return f"{said(report)}.\n\n{markdown(['', *head], rows)}" if cases else ""
 
 
 # Computed from the documented block sizes, one float32 per block and average; not measured here.
@@ -157,7 +171,12 @@ def summary(reports: Reports, errors: Report) -> str:
 def tables(reports: Reports) -> dict[str, str]:
     errors = load(RESULTS / "state_error.json")["results"]
     steps = "\n\n".join(map(table, reports.values()))
-    return {"state steps": steps, "storages": summary(reports, errors)}
+    beside = "\n\n".join(filter(None, map(table_of_nadadelta, reports.values())))
+    return {
+        "state steps": steps,
+        "storages": summary(reports, errors),
+        "nadadelta steps": beside,
+    }
 
 
 STUDY = Study(

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from studies._lib.methods import METHODS
 from studies._lib.results import Report, Results, rounded
 from studies._lib.study import Study, run
-from studies._lib.tasks import Task, load
+from studies._lib.tasks import Task, digits
 from studies._lib.training import batches
 
 SHOWN = {
@@ -63,7 +63,8 @@ def trained(task: Task, method: str, what: str) -> np.ndarray:
 
 
 def measure(given: argparse.Namespace, results: Results) -> None:
-    task, found = load("digits", given), {what: {} for what in UNITS}
+    task, found = digits(given), {what: {} for what in UNITS}
+    task = task.smaller() if given.smoke else task
     results.load("units")
     pairs = [(what, method) for what in UNITS for method in SHOWN]
     for what, method in tqdm(pairs, unit="method"):

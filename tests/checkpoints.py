@@ -20,7 +20,7 @@ AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
 # Every device has whole vectors of every parameter on every mesh. In a smaller or narrower part,
 # XLA computes the same formula with other instructions, which may round the last bit otherwise.
 TYPES = {"w": ((64, 64), jnp.float32), "h": ((32, 64), jnp.bfloat16)}
-BEFORE, END = 3, 23
+BEFORE, END = 3, 8
 # The shape of a mesh with the axes x and y, and how the parameters are divided over it.
 MESHES = {
     "8": ((8, 1), {"w": P("x"), "h": P("x")}),

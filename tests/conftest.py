@@ -61,6 +61,20 @@ def x64():
 
 
 @pytest.fixture
+def optax_promotes():
+    """Some of Optax's wrappers and schedules mix dtypes, so the test cannot be strict about it."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture
+def frameworks_promote():
+    """Their layers mix dtypes and ranks, so the test cannot be strict about it."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@pytest.fixture
 def kills():
     """What kills examples/distributed.py."""
     pytest.importorskip("orbax.checkpoint")

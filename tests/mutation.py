@@ -52,13 +52,14 @@ ROOT = TESTS.parent
 PACKAGE = ROOT / "optax_adadelta"
 FILES = ("_[!_]*.py", "convert/_*.py", "_*/*.py")
 # These read programs or files, not behaviour, or start processes that do not see the fault.
-NOT_RUN = ("package", "docs", "peers", "plots", "frameworks", "studies", "studies_data")
-NOT_RUN += ("studies_programs", "studies_reproductions", "studies_steps", "studies_training")
+NOT_RUN = ("package", "pages", "peers", "plots", "frameworks", "examples", "recipes", "studies")
+NOT_RUN += ("recipes_from_projects", "studies_programs", "studies_reproductions", "studies_steps")
+NOT_RUN += ("studies_training",)
 # The test modules that are the likeliest to notice a fault, by the mutated file or its folder. They
 # run first, so that a fault that is noticed takes a second or two.
 FIRST = {
     "_equation": "equation properties rates storage numerics",
-    "_update": "transform storage pairing",
+    "_update": "transform storage nadadelta pairing",
     "_hyperparameters": "hyperparameters mistakes transform storage",
     "_validation": "mistakes pairing plain_state transform convert",
     "_mismatch": "mistakes pairing",
@@ -69,7 +70,9 @@ FIRST = {
     "_state": "transform plain_state convert mistakes",
     "_dtypes": "pairing transform plain_state storage",
     "_sharding": "sharded_state transform rates samples",
-    "_storage": "storage plain_state convert derivatives",
+    "_storage": "storage nadadelta plain_state convert derivatives state_is_data",
+    "_nadadelta": "nadadelta",
+    "_scale": "nadadelta",
     "_stochastic_round": "stochastic_round",
     "_plateau": "plateau plateau_runs",
     "_best": "plateau_runs",

@@ -55,17 +55,7 @@ def gradients(kind, steps, size, seed=0):
     return made.astype(np.float32).astype(np.float64)
 
 
-KINDS = (
-    "normal",
-    "scales",
-    "constant",
-    "alternating",
-    "sparse",
-    "bursts",
-    "growing",
-    "dying",
-    "zero",
-)
+KINDS = "normal scales constant alternating sparse bursts growing dying zero".split()
 
 
 def root_mean_squares(arrays):
@@ -75,15 +65,6 @@ def root_mean_squares(arrays):
     known = [scale for scale in scales if scale]
     mean = np.prod(known) ** (1 / len(known)) if known else 0.3
     return [scale or mean for scale in scales]
-
-
-class RelativeStep(NamedTuple):
-    """The results of one step of Adadelta in relative coordinates, each of the gradient's shape."""
-
-    update: np.ndarray
-    e_g: np.ndarray
-    e_x: np.ndarray
-    trace: np.ndarray
 
 
 def relative(gradients, scale, rho=0.95, eps=1e-5, k=1e-16, momentum=0.9, nesterov=True):
@@ -98,4 +79,4 @@ def relative(gradients, scale, rho=0.95, eps=1e-5, k=1e-16, momentum=0.9, nester
         e_y = rho * e_y + (1 - rho) * np.abs(dy) ** 2
         trace = momentum * trace + dy
         update = dy + momentum * trace if nesterov else trace
-        yield RelativeStep(scale * update, e_g / scale**2, scale**2 * e_y, scale * trace)
+        yield Step(scale * update, e_g / scale**2, scale**2 * e_y)

@@ -1,18 +1,12 @@
-"""Runs examples and studies as users do, with made-up data."""
+"""Runs examples as users do, imports studies, and makes up data for them."""
 
-import contextlib
-import functools
 import gzip
-import hashlib
-import http.server
 import importlib
 import importlib.util
-import json
 import os
 import re
 import subprocess
 import sys
-import threading
 import warnings
 from pathlib import Path
 
@@ -23,54 +17,9 @@ EXAMPLES = ROOT / "examples"
 # The other examples have tests of their own.
 WITHOUT_PICTURE = {"distributed", "from_torch", "log_to_tensorboard"}
 WITH_PICTURE = {path.stem for path in EXAMPLES.glob("*.py")} - WITHOUT_PICTURE
-BARS = re.compile(r"(Training|Drawing|Comparing|Hazards)|.*(case|driver)|\s*\d+%\|")
-# The made-up data has its own checksums and cache folder, so no file of the user is touched.
-WITH_CHECKSUMS = """
-import json, pathlib, runpy, sys
-import pooch
-from studies._lib import data
-data.SHA256 = json.loads(sys.argv[1])
-pooch.os_cache = pathlib.Path(sys.argv[2]).joinpath
-sys.argv = sys.argv[3:]
-runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
-"""
+BARS = re.compile(r"Training|Drawing|\s*\d+%\|")
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
-
-
-class Data:
-    """Made-up data files in a folder, which a local server can offer."""
-
-    def __init__(self, folder, files):
-        self.folder = folder
-        self.cache = folder.parent / "cache"
-        self.sha256 = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-        self.requests = []
-        folder.mkdir()
-        for name, content in files.items():
-            (folder / name).write_bytes(content)
-
-    @contextlib.contextmanager
-    def served(self):
-        """Serves the folder, and yields its address."""
-        asked = self.requests
-
-        class Handler(http.server.SimpleHTTPRequestHandler):
-            def log_request(self, *args):
-                asked.append(self.path)
-
-            def log_error(self, *args):
-                pass
-
-        handler = functools.partial(Handler, directory=self.folder)
-        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-            thread = threading.Thread(target=server.serve_forever)
-            thread.start()
-            try:
-                yield f"http://127.0.0.1:{server.server_port}"
-            finally:
-                server.shutdown()
-                thread.join()
 
 
 def made_up_airfoil():
@@ -102,38 +51,30 @@ def made_up_mnist(images=350):
     return files
 
 
-def start(name, *arguments, data=None, promotion="strict"):
-    """Returns the finished process of an example, or of a module such as `studies.airfoil`."""
-    env = {**os.environ, "JAX_NUMPY_DTYPE_PROMOTION": promotion}
-    command = [sys.executable]
-    if data is not None:
-        command += ["-c", WITH_CHECKSUMS, json.dumps(data.sha256), data.cache, name]
-    elif "." in name:
-        command += ["-m", name]
-    else:
-        command += [EXAMPLES / f"{name}.py"]
+def start(name, *arguments, promotion="strict"):
+    """Returns the finished process of an example."""
     return subprocess.run(
-        [*command, *arguments],
+        [sys.executable, EXAMPLES / f"{name}.py", *arguments],
         capture_output=True,
         encoding="utf-8",
-        env=env,
+        env={**os.environ, "JAX_NUMPY_DTYPE_PROMOTION": promotion},
         cwd=ROOT,
         timeout=600,
     )
 
 
-def run(name, *arguments, data=None, promotion="strict"):
-    """Returns what the script printed, and checks that stderr has only progress bars."""
-    done = start(name, *arguments, data=data, promotion=promotion)
+def run(name, *arguments, promotion="strict"):
+    """Returns what the example printed, and checks that stderr has only progress bars."""
+    done = start(name, *arguments, promotion=promotion)
     assert done.returncode == 0, done.stderr
     lines = [line for line in re.split(r"[\r\n]+", done.stderr) if line.strip()]
     assert [line for line in lines if not BARS.match(line)] == []
     return done.stdout
 
 
-def refusal(name, *arguments, data=None):
-    """Returns the error message of a script that refuses to run, without a traceback."""
-    done = start(name, *arguments, data=data)
+def refusal(name, *arguments):
+    """Returns the error message of an example that refuses to run, without a traceback."""
+    done = start(name, *arguments)
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
     return done.stderr

@@ -12,12 +12,16 @@ from jax.sharding import NamedSharding
 from optax_adadelta import adadelta, nadadelta
 
 EPS = 1e-6
-BITS = pytest.mark.parametrize("bits", [None, 16, 8])
-RULE = pytest.mark.parametrize("rule", [adadelta, nadadelta])
-QUANTIZED = pytest.mark.parametrize("bits", [16, 8])
+# A new storage is an entry here, in CODE and in TRACE.
 DTYPES = {None: jnp.float32, 16: jnp.uint16, 8: jnp.uint8}
+FEW_BITS = tuple(bits for bits in DTYPES if bits)
+BITS = pytest.mark.parametrize("bits", DTYPES)
+QUANTIZED = pytest.mark.parametrize("bits", FEW_BITS)
+RULE = pytest.mark.parametrize("rule", [adadelta, nadadelta])
 # The largest distance between neighbouring codes, as a share of the average plus eps.
 CODE = {None: 2.0**-22, 16: 2.0**-10, 8: 0.25}
+# Half a code of a trace, as a share of it, and the part of the root of eps below which it is even.
+TRACE = {None: (0, 0), 16: (2.0**-8, 0), 8: (1 / 14, 1 / 16)}
 
 same_bits = chex.assert_trees_all_equal
 same_types = chex.assert_trees_all_equal_shapes_and_dtypes

@@ -25,23 +25,21 @@ def checksum(tree):
     return sum(map(of, jax.tree.leaves(tree)))
 
 
-@pytest.mark.parametrize("mesh", ["8", "4x2", "2"])
-def test_the_checksum_is_the_same_on_every_mesh(mesh):
+def test_the_checksum_is_the_same_on_every_mesh():
     optimizer, _, tree, _ = undisturbed(8)
     tree = jax.device_get(tree)
-    places = jax.tree.map(lambda x: x.sharding, target_on(optimizer, places_on(mesh)))
     expected = sum(
         (1 + x.itemsize) * int(x.view(f"uint{8 * x.itemsize}").sum(dtype=np.uint64))
         for x in jax.tree.leaves(tree)
     )
-    assert int(checksum(jax.device_put(tree, places))) == expected % 2**32
+    for mesh in ("8", "4x2", "2"):
+        places = jax.tree.map(lambda x: x.sharding, target_on(optimizer, places_on(mesh)))
+        assert int(checksum(jax.device_put(tree, places))) == expected % 2**32
     assert int(checksum({"flags": jnp.array([True, False, True])})) == 4
 
 
 @pytest.mark.filterwarnings("ignore:Sharding info not provided")
-@pytest.mark.parametrize(
-    ("bits", "other"), [(None, 16), (None, 8), (16, None), (16, 8), (8, None), (8, 16)]
-)
+@pytest.mark.parametrize(("bits", "other"), [(None, 16), (16, 8), (8, None)])
 def test_a_target_of_another_storage_gives_another_checksum(tmp_path, bits, other):
     ocp = pytest.importorskip("orbax.checkpoint")
     _, _, tree, _ = undisturbed(bits)
@@ -54,46 +52,43 @@ def test_a_target_of_another_storage_gives_another_checksum(tmp_path, bits, othe
 
 
 def what_is_noticed(folder):
-    """Prints for each storage whether undamaged and damaged data pass for the saved ones."""
+    """Prints whether undamaged and damaged data pass for the saved ones."""
     import orbax.checkpoint as ocp
 
-    for bits in (None, 16, 8):
-        w = jax.device_put(normal((256, 128)), places_on("8")["w"])
-        tree = {"w": w, "state": stepped(adadelta(state_bits=bits), w)}
-        tree["checksum"] = checksum(tree)
-        whole, damaged = folder / f"{bits}", folder / "damaged"
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(whole, tree)
-        # The largest file has only data.
-        file = max((f for f in whole.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
-        data = file.read_bytes()
-        rng = np.random.default_rng(0)
+    w = jax.device_put(normal((256, 128)), places_on("8")["w"])
+    tree = {"w": w, "state": stepped(adadelta(state_bits=8), w)}
+    tree["checksum"] = checksum(tree)
+    whole, damaged = folder / "whole", folder / "damaged"
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(whole, tree)
+    # The largest file has only data.
+    file = max((f for f in whole.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+    data, rng = file.read_bytes(), np.random.default_rng(0)
 
-        def flipped(data=data, rng=rng):
-            changed = bytearray(data)
-            changed[rng.integers(len(data))] ^= 1 << rng.integers(8)
-            return bytes(changed)
+    def flipped():
+        changed = bytearray(data)
+        changed[rng.integers(len(data))] ^= 1 << rng.integers(8)
+        return bytes(changed)
 
-        def passes(content, file=file, whole=whole, damaged=damaged, tree=tree):
-            shutil.rmtree(damaged, ignore_errors=True)
-            shutil.copytree(whole, damaged)
-            (damaged / file.relative_to(whole)).unlink()
-            if content is not None:
-                (damaged / file.relative_to(whole)).write_bytes(content)
-            try:
-                with ocp.StandardCheckpointer() as checkpointer:
-                    found = checkpointer.restore(damaged, tree)
-            except Exception:  # of several kinds
-                return False
-            return bool(checksum({**found, "checksum": None}) == found["checksum"])
+    def passes(content):
+        shutil.rmtree(damaged, ignore_errors=True)
+        shutil.copytree(whole, damaged)
+        (damaged / file.relative_to(whole)).unlink()
+        if content is not None:
+            (damaged / file.relative_to(whole)).write_bytes(content)
+        try:
+            with ocp.StandardCheckpointer() as checkpointer:
+                found = checkpointer.restore(damaged, tree)
+        except Exception:  # of several kinds
+            return False
+        return bool(checksum({**found, "checksum": None}) == found["checksum"])
 
-        changes = [None, data[: len(data) // 2], *(flipped() for _ in range(8))]
-        print(bits, passes(data), any(passes(change) for change in changes))
+    changes = [None, data[: len(data) // 2], *(flipped() for _ in range(6))]
+    print(passes(data), any(passes(change) for change in changes))
 
 
 def test_damage_is_an_error_or_another_checksum(tmp_path):
     pytest.importorskip("orbax.checkpoint")
     # Where Orbax fails, it leaves tasks behind, which would disturb other tests.
     code = "from test_checkpoints_damaged import what_is_noticed as run; run(folder)"
-    printed = printed_apart(code, tmp_path, devices=8)
-    assert printed == "None True False\n16 True False\n8 True False\n"
+    assert printed_apart(code, tmp_path, devices=8) == "True False\n"

@@ -59,85 +59,59 @@ def program(optimizer, dtype=jnp.float32):
     return Program(stepper(optimizer), params, optimizer.init(params), params, donate=(0, 1))
 
 
-IN_PLACE = {
-    "plain": adadelta(),
-    "with a schedule": adadelta(learning_rate=optax.linear_schedule(1.0, 0.0, 100), rho=0.9),
-    "chained": optax.chain(
-        scale_by_adadelta(), optax.add_decayed_weights(1e-4), optax.scale_by_learning_rate(0.5)
-    ),
-    "masked": optax.masked(adadelta(), {"w": True, "b": True, "k": True}),
-}
-
-
-@pytest.mark.parametrize("name", IN_PLACE)
-def test_a_step_is_three_in_place_loops_per_leaf(name):
-    made = program(IN_PLACE[name])
-    assert made.kernels == ["fusion"] * 3 * len(SHAPES)
-    assert made.copies == []
-    assert made.scratch < SCALARS
-    assert made.aliased >= 12 * SIZE
-    # 12 bytes per parameter for E[g^2], 16 for E[dx^2], 20 for the parameters.
-    assert made.bytes == pytest.approx(48 * SIZE, abs=SCALARS)
+INJECTED = optax.inject_hyperparams(adadelta)(rho=0.9, eps=1e-7)
+CHAINED = optax.chain(
+    scale_by_adadelta(), optax.add_decayed_weights(1e-4), optax.scale_by_learning_rate(0.5)
+)
+SCHEDULED = adadelta(learning_rate=optax.linear_schedule(1.0, 0.0, 100), rho=0.9)
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "dtype", "bytes_accessed"),
+    ("optimizer", "dtype", "stored", "moved"),
     [
-        (adadelta(), jnp.bfloat16, 38),
-        (adadelta(), jnp.float16, 38),
-        (adadelta(weight_decay=1e-4), jnp.float32, 56),
-        (adadelta(weight_decay=1e-4), jnp.bfloat16, 42),
-        (optax.inject_hyperparams(adadelta)(rho=0.9, eps=1e-7), jnp.float32, 56),
+        # The bytes per parameter that one average is stored in, and those that a step moves.
+        # 12 for E[g^2], 16 for E[dx^2], 20 for the parameters.
+        (adadelta(), jnp.float32, 4, 48),
+        (SCHEDULED, jnp.float32, 4, 48),
+        (CHAINED, jnp.float32, 4, 48),
+        (adadelta(), jnp.bfloat16, 4, 38),
+        (adadelta(weight_decay=1e-4), jnp.float32, 4, 56),
+        (INJECTED, jnp.float32, 4, 56),
+        # 8 for E[g^2], 10 for E[dx^2], 16 for the parameters; of 8 bits 7, 7, 14.
+        (adadelta(state_bits=16), jnp.float32, 2, 34),
+        (adadelta(state_bits=8), jnp.float32, 1, 28),
+        (adadelta(state_bits=8), jnp.bfloat16, 1, 18),
     ],
 )
-def test_variants_of_a_step_are_in_place_too(optimizer, dtype, bytes_accessed):
+def test_a_step_is_three_in_place_loops_per_leaf(optimizer, dtype, stored, moved):
     made = program(optimizer, dtype)
-    assert made.kernels == ["fusion"] * 3 * len(SHAPES)
-    assert made.copies == []
-    assert made.scratch < SCALARS
-    assert made.bytes == pytest.approx(bytes_accessed * SIZE, abs=4 * SCALARS)
-
-
-@pytest.mark.parametrize(
-    ("bits", "dtype", "bytes_accessed"),
-    [(16, jnp.float32, 34), (16, jnp.bfloat16, 24), (8, jnp.float32, 28), (8, jnp.bfloat16, 18)],
-)
-def test_quantized_averages_are_three_loops_in_place_with_no_float32_copy(
-    bits, dtype, bytes_accessed
-):
-    made = program(adadelta(state_bits=bits), dtype)
     assert [op for op in made.kernels if op != "constant"] == ["fusion"] * 3 * len(SHAPES)
     assert made.copies == []
     assert made.scratch < SCALARS
-    assert made.aliased >= (bits // 4 + jnp.dtype(dtype).itemsize) * SIZE
-    # In float32 16 bits take 8 for E[g^2], 10 for E[dx^2], 16 for the parameters; 8 bits 7, 7, 14.
-    assert made.bytes == pytest.approx(bytes_accessed * SIZE, abs=SCALARS)
+    assert made.aliased >= (2 * stored + jnp.dtype(dtype).itemsize) * SIZE
+    assert made.bytes == pytest.approx(moved * SIZE, abs=4 * SCALARS)
 
 
 @pytest.mark.parametrize(
-    ("given", "dtype", "bytes_accessed"),
+    ("given", "dtype", "moved"),
     [
         # 12 for E[g^2], 16 for E[dx^2], 20 for the trace, 24 for the parameters.
         ({}, jnp.float32, 72),
-        ({}, jnp.bfloat16, 60),
         ({"nesterov": False}, jnp.float32, 60),
-        ({"state_bits": 16}, jnp.float32, 48),
         ({"state_bits": 16}, jnp.bfloat16, 36),
         ({"state_bits": 8}, jnp.float32, 37),
-        ({"state_bits": 8}, jnp.bfloat16, 25),
     ],
 )
-def test_nadadelta_is_four_in_place_loops_per_leaf(given, dtype, bytes_accessed):
+def test_nadadelta_is_four_in_place_loops_per_leaf(given, dtype, moved):
     made = program(nadadelta(**given), dtype)
     of_leaves = r" = \w+\[(?:96,250|1003|3,3,16,40)\]\S* fusion\("
-    loops = re.findall(of_leaves, made.entry)
-    assert len(loops) == 4 * len(SHAPES)
+    assert len(re.findall(of_leaves, made.entry)) == 4 * len(SHAPES)
     assert made.copies == []
     # Numbers of each leaf as a whole, such as its eps.
     assert made.scratch < 8 * SCALARS
     state = 3 * (given.get("state_bits", 32) // 8)
     assert made.aliased >= (state + jnp.dtype(dtype).itemsize) * SIZE
-    assert made.bytes == pytest.approx(bytes_accessed * SIZE, abs=8 * SCALARS)
+    assert made.bytes == pytest.approx(moved * SIZE, abs=8 * SCALARS)
 
 
 @pytest.mark.usefixtures("x64")
@@ -172,24 +146,6 @@ def test_it_moves_fewer_bytes_than_optax_and_needs_no_scratch_where_optax_does()
     assert len(ours.kernels) < len(theirs.kernels)
 
 
-def test_donated_parameters_and_averages_stay_where_they_are():
-    optimizer = adadelta()
-    params = leaves()
-    grads = leaves()
-    state = optimizer.init(params)
-    step = jax.jit(stepper(optimizer), donate_argnums=(0, 1))
-    params, state = step(params, state, grads)
-
-    def places(params, state):
-        return [x.unsafe_buffer_pointer() for x in jax.tree.leaves((params, state.e_g, state.e_x))]
-
-    before = places(params, state)
-    old = params, state
-    params, state = step(params, state, grads)
-    assert places(params, state) == before
-    assert all(x.is_deleted() for x in jax.tree.leaves(old))
-
-
 def test_the_state_alone_is_updated_in_place_if_it_comes_first():
     optimizer = adadelta()
     grads = leaves()
@@ -203,8 +159,7 @@ def test_the_state_alone_is_updated_in_place_if_it_comes_first():
     assert made.scratch < SCALARS
 
 
-@pytest.mark.parametrize("loop", ["scan", "fori_loop"])
-def test_a_loop_of_steps_copies_nothing(loop):
+def test_a_loop_of_steps_copies_nothing():
     optimizer = adadelta()
     params = leaves()
     step = stepper(optimizer)
@@ -214,9 +169,7 @@ def test_a_loop_of_steps_copies_nothing(loop):
             grads = jax.tree.map(lambda p: 2 * p - 1, carry[0])
             return step(*carry, grads)
 
-        if loop == "scan":
-            return jax.lax.scan(lambda carry, _: (body(carry), None), (params, state), length=9)[0]
-        return jax.lax.fori_loop(0, 9, lambda _, carry: body(carry), (params, state))
+        return jax.lax.scan(lambda carry, _: (body(carry), None), (params, state), length=9)[0]
 
     made = Program(steps, params, optimizer.init(params), donate=(0, 1))
     assert made.copies == []
@@ -234,9 +187,11 @@ def test_under_vmap_there_are_as_many_loops():
     assert made.scratch < SCALARS
 
 
-@pytest.mark.parametrize("types", [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize("spec", [PartitionSpec("data"), PartitionSpec(None, "data")])
-def test_on_eight_devices_each_steps_its_own_part_and_asks_no_other(spec, types):
+@pytest.mark.parametrize(
+    ("types", "spec"),
+    [(AxisType.Auto, PartitionSpec("data")), (AxisType.Explicit, PartitionSpec(None, "data"))],
+)
+def test_on_eight_devices_each_steps_its_own_part_and_asks_no_other(types, spec):
     sharding = NamedSharding(jax.make_mesh((8,), ("data",), axis_types=(types,)), spec)
     optimizer = adadelta()
     params = jax.device_put({"w": jnp.ones((64, 256)), "v": jnp.ones((32, 1024))}, sharding)

@@ -1,7 +1,6 @@
 """States that go on with another eps or in another storage, and states that cannot go on."""
 
 import dataclasses
-import functools
 import re
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ from states import (
     EPS,
     QUANTIZED,
     RULE,
+    TRACE,
     apart,
     assert_agree,
     normal,
@@ -36,29 +36,11 @@ from optax_adadelta import (
     nadadelta,
     scale_by_adadelta,
 )
-from optax_adadelta.diagnostics import averages, effective_learning_rate, find_state
-
-
-def gaps(bits, eps):
-    """For each field, the distance from the codes around an average to the next, as a function."""
-    codes = jnp.arange(2**bits).astype(DTYPES[bits])
-    first = jnp.zeros_like(codes)
-    eps = jnp.float32(eps)
-    tables = (
-        averages(AdadeltaState(jnp.int32(1), codes, first, eps)).e_g,
-        averages(AdadeltaState(jnp.int32(1), first, codes, eps)).e_x,
-    )
-
-    def gap(table, average):
-        table = np.unique(np.float64(table))
-        above = np.clip(np.searchsorted(table, average, "right"), 1, len(table) - 2)
-        return np.maximum(table[above] - table[above - 1], table[above + 1] - table[above])
-
-    return [functools.partial(gap, table) for table in tables]
+from optax_adadelta.diagnostics import averages, find_state
 
 
 @QUANTIZED
-@pytest.mark.parametrize("factor", [1e-4, 1e-2, 1.0, 1e2, 1e4])
+@pytest.mark.parametrize("factor", [1e-4, 1e4])
 def test_another_eps_changes_no_average_by_more_than_one_code(bits, factor):
     before, after = (1e-4, 1e-4 * factor) if factor <= 1 else (1e-8, 1e-8 * factor)
     rng = np.random.default_rng(0)
@@ -77,134 +59,70 @@ def test_another_eps_changes_no_average_by_more_than_one_code(bits, factor):
     e_g, e_x = np.float64(old.e_g), np.float64(old.e_x)
     common = e_g < 2.0**29 * min(before, after)
     assert np.sum(common) > 1000
-    assert apart(new.e_g[common], e_g[common], max(before, after)) <= 1.01 * CODE[bits]
-    # The codes at the ends of the range are further apart.
-    (old_g, old_x), (new_g, new_x) = gaps(bits, before), gaps(bits, after)
-    assert np.all(np.abs(new.e_g - e_g) <= 1.01 * np.maximum(old_g(e_g), new_g(e_g)))
-    if bits == 16:
-        most = np.maximum(old_x(e_x), new_x(e_x))
-    else:
-        # A ratio is stored. Its octave may be the next, and the error of E[g^2] adds to its own.
-        most = 2 * np.maximum(old_x(2 * e_x), new_x(2 * e_x))
-        most += (e_x + max(before, after)) * CODE[8]
-    assert np.all(np.abs(new.e_x - e_x) <= 1.01 * most)
+    largest = max(before, after)
+    assert apart(new.e_g[common], e_g[common], largest) <= 1.01 * CODE[bits]
+    # With 8 bits a ratio is stored. Its octave may be the next, and the error of E[g^2] adds to it.
+    codes = {16: 1.01, 8: 3.01}[bits]
+    assert apart(new.e_x[common], e_x[common], largest) <= codes * CODE[bits]
 
 
-@QUANTIZED
-def test_an_eps_schedule_is_followed_as_in_full_precision(bits):
-    def eps(count):
-        return 1e-4 * 0.9 ** jnp.float32(count)
-
-    found, expected = (scale_by_adadelta(0.9, eps, state_bits=b) for b in (bits, None))
-    scales = np.broadcast_to(np.float32(10.0) ** np.linspace(-3, 1, 16), (8, 16))
-    g = normal((8, 16)) * np.float32(scales)
-    low, full = found.init(g), expected.init(g)
-    for _ in range(10):
-        u, low = found.update(g, low)
-        v, full = expected.update(g, full)
-        np.testing.assert_allclose(u, v, rtol={16: 8e-3, 8: 0.4}[bits])
-    # A schedule is evaluated at the last step.
-    for state in (low, full):
-        rate = effective_learning_rate(state, eps)
-        np.testing.assert_allclose(rate, effective_learning_rate(state, 1e-4 * 0.9**9), rtol=1e-5)
-        assert not np.allclose(rate, effective_learning_rate(state, 1e-4), rtol=0.02)
-
-
-@QUANTIZED
-def test_a_full_state_is_quantized_and_read_back(bits):
-    full = trained(None)
-    low = convert.with_state_bits(full, bits, eps=EPS)
-    same_types(low, adadelta(state_bits=bits).init(tree()))
-    assert float(low.unit) == pytest.approx(EPS)
-    assert int(low.count) == 3
-    assert_agree(averages(low), (full.e_g, full.e_x), bits)
-    back = convert.with_state_bits(low, None)
-    same_types(back, full)
-    assert back.unit is None
-    assert int(back.count) == 3
-    chex.assert_trees_all_close((back.e_g, back.e_x), tuple(averages(low)), rtol=1e-6)
+@pytest.mark.parametrize(("start", "bits"), [(None, 16), (None, 8), (8, None), (16, 8), (8, 16)])
+def test_training_goes_on_in_another_storage(start, bits):
+    given, optimizer = trained(start), adadelta(state_bits=bits)
+    state = convert.with_state_bits(given, bits, eps=None if start else EPS)
+    same_types(state, optimizer.init(tree()))
+    assert state.count == 3
+    if bits:
+        assert float(state.unit) == pytest.approx(EPS)
+    assert_agree(averages(state), averages(given), bits)
     # Averages that codes stand for stay as they are.
-    same_bits(convert.with_state_bits(low, bits), low)
-
-
-@pytest.mark.parametrize(("before", "after"), [(16, 8), (8, 16)])
-def test_a_quantized_state_is_quantized_otherwise(before, after):
-    state = trained(before)
-    other = convert.with_state_bits(state, after)
-    same_types(other, adadelta(state_bits=after).init(tree()))
-    assert float(other.unit) == float(state.unit)
-    assert int(other.count) == 3
-    assert_agree(averages(other), averages(state), after)
+    same_bits(convert.with_state_bits(state, bits), state)
+    exact, update = trained(None), jax.jit(optimizer.update)
+    # A ratio of roots is off by half as much as its averages. Each step rounds them once.
+    rtol = {16: 4 * CODE[16], 8: 1.5 * CODE[8]}[min(start or 32, bits or 32)]
+    for t in range(10, 13):
+        updates, state = update(tree(t), state)
+        expected, exact = adadelta().update(tree(t), exact)
+        chex.assert_trees_all_close(updates, expected, rtol=rtol)
+    same_types(state, optimizer.init(tree()))
 
 
 @pytest.mark.usefixtures("x64")
-@QUANTIZED
-def test_float64_averages_come_back_as_float64(bits):
+def test_float64_averages_come_back_as_float64():
     g = jnp.asarray(normal((3, 4)), jnp.float64)
     full = stepped(adadelta(), g)
-    low = convert.with_state_bits(full, bits, eps=EPS)
+    low = convert.with_state_bits(full, 8, eps=EPS)
     back = convert.with_state_bits(low, None, dtype=jnp.float64)
     same_types(back, full)
-    assert_agree((back.e_g, back.e_x), (full.e_g, full.e_x), bits)
+    assert_agree((back.e_g, back.e_x), (full.e_g, full.e_x), 8)
     # A state that is in full precision already keeps its dtype.
     same_bits(convert.with_state_bits(full, None), full)
 
 
-@BITS
-@pytest.mark.parametrize("start", [None, 16, 8])
-def test_training_goes_on_in_another_storage(bits, start):
-    update, full_update = (jax.jit(adadelta(state_bits=b).update) for b in (bits, None))
-    state = convert.with_state_bits(trained(start), bits, eps=EPS)
-    exact = trained(None)
-    # A ratio of roots is off by half as much as its averages. Each step rounds them once.
-    rtol = {None: 1e-5, 16: 4 * CODE[16], 8: 1.5 * CODE[8]}[min((start, bits), key=precision)]
-    for t in range(10, 13):
-        grads = tree(t)
-        updates, state = update(grads, state)
-        expected, exact = full_update(grads, exact)
-        chex.assert_trees_all_close(updates, expected, rtol=rtol)
-    assert int(state.count) == 6
-    same_types(state, adadelta(state_bits=bits).init(tree()))
-
-
-def precision(bits):
-    return bits or 32
-
-
-@QUANTIZED
-def test_a_state_is_converted_wherever_it_is(bits):
+def test_every_state_is_converted_wherever_it_is():
     def make(bits):
-        return optax.chain(optax.trace(0.9), optax.masked(adadelta(state_bits=bits), True))
+        pair = {"fast": adadelta(2.0, state_bits=bits), "slow": adadelta(0.5, state_bits=bits)}
+        labels = {"w": "fast", "none": None, "b": "slow"}
+        return optax.chain(optax.trace(0.9), optax.multi_transform(pair, labels))
 
-    params = {"w": normal((4, 8)), "none": None}
+    params = {"w": normal((4, 8)), "none": None, "b": normal(3)}
     full = stepped(make(None), params, 2)
-    low = convert.with_state_bits(full, bits, eps=EPS)
-    same_types(low, make(bits).init(params))
+    low = convert.with_state_bits(full, 8, eps=EPS)
+    same_types(low, make(8).init(params))
     same_bits(low[0], full[0])
-    assert_agree(averages(low), averages(full), bits)
-    same_bits(jax.jit(lambda state: convert.with_state_bits(state, bits, eps=EPS))(full), low)
+    for one, other in zip(low[1].inner_states.values(), full[1].inner_states.values(), strict=True):
+        assert_agree(averages(one), averages(other), 8)
+    same_bits(jax.jit(lambda state: convert.with_state_bits(state, 8, eps=EPS))(full), low)
 
     # A schedule is evaluated at the state's count, which is 2.
     def eps(count):
         return jnp.where(count == 2, EPS, 1.0)
 
-    same_bits(convert.with_state_bits(full, bits, eps=eps), low)
-
-
-@QUANTIZED
-def test_two_states_are_both_converted(bits):
-    labels = {"w": "fast", "b": ["slow"]}
-    pair = optax.multi_transform({"fast": adadelta(2.0), "slow": adadelta(0.5)}, labels)
-    state = convert.with_state_bits(stepped(pair, tree(), 1), bits, eps=EPS)
-    parts = jax.tree.leaves(state, is_leaf=lambda part: isinstance(part, AdadeltaState))
-    assert len(parts) == 2
-    for leaf in jax.tree.leaves([(part.e_g, part.e_x) for part in parts]):
-        assert leaf.dtype == DTYPES[bits]
+    same_bits(convert.with_state_bits(full, np.int64(8), eps=eps), low)
 
 
 @pytest.mark.devices
-@BITS
-@pytest.mark.parametrize("start", [None, 16, 8])
+@pytest.mark.parametrize(("start", "bits"), [(None, 8), (8, None), (16, 8)])
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 def test_a_converted_state_is_placed_as_init_places_it(bits, start, kind):
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind,) * 2)
@@ -225,50 +143,30 @@ def test_a_converted_state_is_placed_as_init_places_it(bits, start, kind):
             assert one.sharding.is_equivalent_to(other.sharding, one.ndim)
 
 
-@QUANTIZED
-def test_conversions_that_cannot_be_made_are_refused(bits):
-    with pytest.raises(ValueError, match="eps"):
-        convert.with_state_bits(trained(None), bits)
-    with pytest.raises(ValueError, match="eps"):
-        convert.with_state_bits(trained(None), bits, eps=-1.0)
-    with pytest.raises(ValueError, match="state_bits"):
-        convert.with_state_bits(trained(bits), 4)
-    with pytest.raises(ValueError, match="AdadeltaState"):
-        convert.with_state_bits(optax.sgd(0.1).init(tree()), bits, eps=EPS)
+def test_conversions_that_cannot_be_made_are_refused():
+    for state, given, word in (
+        (trained(None), {"bits": 8}, "eps"),
+        (trained(None), {"bits": 8, "eps": -1.0}, "eps"),
+        (trained(16), {"bits": 4}, "state_bits"),
+        (optax.sgd(0.1).init(tree()), {"bits": 8, "eps": EPS}, "AdadeltaState"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            convert.with_state_bits(state, given.pop("bits"), **given)
+    for dtype in (int, jnp.bfloat16, jnp.complex64):
+        with pytest.raises(TypeError, match="dtype must be"):
+            convert.with_state_bits(trained(8), None, dtype=dtype)
 
 
-def pmean(*states):
-    """The mean of the states, as each of several devices gets it."""
-    stacked = jax.tree.map(lambda *x: jnp.stack(x), *states)
-    mean = jax.vmap(lambda state: jax.lax.pmean(state, "d"), axis_name="d", out_axes=None)
-    return mean(stacked)
-
-
-def half_way(one, other):
-    with jax.numpy_dtype_promotion("standard"):
-        return optax.incremental_update(one, other, 0.5)
-
-
-MEANS = {
-    "tree map": lambda *states: jax.tree.map(lambda *x: sum(x) / len(x), *states),
-    "pmean": pmean,
-    "incremental_update": half_way,
-}
-
-
-@BITS
-@pytest.mark.parametrize("name", MEANS)
-def test_the_mean_of_states_is_taken_in_full_precision(bits, name):
+def test_the_mean_of_states_is_taken_in_full_precision():
     """The codes are read first, and written again afterwards."""
-    states = trained(bits), trained(bits, 4)
+    states = trained(8), trained(8, 4)
     full = [convert.with_state_bits(state, None) for state in states]
-    mean = MEANS[name](*full)
+    mean = jax.tree.map(lambda *x: sum(x) / len(x), *full)
     expected = jax.tree.map(lambda *x: (x[0] + x[1]) / 2, *map(averages, states))
     assert_agree(averages(mean), expected, None)
 
     counts = []
-    rate = optax.constant_schedule(1.0)
-    optimizer = adadelta(lambda count: counts.append(count) or rate(count))
+    optimizer = adadelta(lambda count: counts.append(count) or jnp.float32(1))
     updates, after = optimizer.update(tree(), mean)
     # The step goes on from the mean, and no type changes.
     fresh = AdadeltaState(jnp.int32(4), *expected)
@@ -278,10 +176,10 @@ def test_the_mean_of_states_is_taken_in_full_precision(bits, name):
     # A schedule gets an integer, so it can look a value up in a table.
     assert [(count.dtype, int(count)) for count in counts] == [(jnp.int32, 4)]
 
-    back = convert.with_state_bits(mean, bits, eps=EPS)
-    same_types(back, trained(bits))
-    assert_agree(averages(back), expected, bits)
-    _, after = adadelta(state_bits=bits).update(tree(), back)
+    back = convert.with_state_bits(mean, 8, eps=EPS)
+    same_types(back, trained(8))
+    assert_agree(averages(back), expected, 8)
+    _, after = adadelta(state_bits=8).update(tree(), back)
     assert int(after.count) == 5
 
 
@@ -289,7 +187,7 @@ def test_the_mean_of_states_is_taken_in_full_precision(bits, name):
 def test_a_state_keeps_its_storage_whichever_optimizer_goes_on(bits):
     state = trained(bits)
     _, expected = adadelta(state_bits=bits).update(tree(), state)
-    for other in (None, 16, 8):
+    for other in DTYPES:
         _, after = adadelta(state_bits=other).update(tree(), state)
         same_bits(after, expected)
         same_types(after, state)
@@ -307,124 +205,54 @@ def test_averages_that_are_not_finite_become_those_of_a_coordinate_that_stands_s
     assert (np.abs(updates[:2]) < 1e-8).all()
 
 
-@pytest.mark.parametrize("dtype", [int, jnp.bfloat16, jnp.complex64])
-def test_another_dtype_than_that_of_averages_is_refused(dtype):
-    with pytest.raises(TypeError, match="dtype must be"):
-        convert.with_state_bits(trained(8), None, dtype=dtype)
-
-
-def wrapped(trained, bits=None, wrap=lambda rule: rule, rule=adadelta):
-    labels = {name: "train" if name in trained else "freeze" for name in ("w", "b", "new")}
-    rules = {"train": wrap(rule(state_bits=bits)), "freeze": optax.set_to_zero()}
-    return optax.multi_transform(rules, labels)
-
-
-@BITS
-@RULE
-@pytest.mark.parametrize("chained", [False, True])
-def test_unfrozen_parameters_start_fresh_and_others_go_on(bits, rule, chained):
-    def wrap(rule):
-        return optax.chain(optax.trace(0.9), rule, optax.scale(1.0)) if chained else rule
-
-    params = {"w": normal((3, 4)), "b": normal(4), "new": normal(5)}
-    some, every = (wrapped(trained, bits, wrap, rule) for trained in ("w", ("w", "b", "new")))
-    state = stepped(some, params)
-    fresh = every.init(params)
-    before, begun = find_state(state), find_state(fresh)
-    carried = convert.carry_over(state, fresh)
-    same_types(carried, fresh)
-    found = find_state(carried)
-    assert found.count == before.count == 3
-    same_bits(averages(found).e_g["w"], averages(before).e_g["w"])
-    same_bits(averages(found).e_x["w"], averages(before).e_x["w"])
-    for name in ("b", "new"):
-        same_bits(found.e_g[name], begun.e_g[name])
-        same_bits(found.e_x[name], begun.e_x[name])
-    # The next update of an old parameter is what it would have been.
-    grads = jax.tree.map(jnp.ones_like, params)
-    if not chained:
-        expected, _ = some.update(grads, state, params)
-        updates, _ = every.update(grads, carried, params)
-        # The compiler may contract the momentum otherwise.
-        rtol = 0 if rule is adadelta else 1e-5
-        chex.assert_trees_all_close(updates["w"], expected["w"], rtol=rtol)
-        alone, _ = rule().update(grads["b"], rule().init(params["b"]))
-        low, full = (0.1, 1e-6) if rule is adadelta else (0.2, 1e-5)
-        np.testing.assert_allclose(updates["b"], alone, rtol=low if bits else full)
-
-
-@BITS
-@RULE
-def test_averages_are_distributed_to_groups(bits, rule):
-    params = {"w": normal((3, 4)), "b": normal(4)}
-    rtol = 0 if rule is adadelta else 1e-6
-    rule = rule(state_bits=bits)
-    state = stepped(rule, params)
-    groups = optax.multi_transform({"one": rule, "two": rule}, {"w": "one", "b": "two"})
-    carried = convert.carry_over(state, groups.init(params))
-    same_types(carried, stepped(groups, params))
-    expected, state = rule.update(params, state)
-    updates, carried = groups.update(params, carried)
-    if bits is None:
-        chex.assert_trees_all_close(updates, expected, rtol=rtol)
-    for name, group in (("w", "one"), ("b", "two")):
-        inner = find_state(carried.inner_states[group])
-        assert inner.count == 4
-        kept = convert.carry_over(carried.inner_states[group], rule.init({name: params[name]}))
-        if bits is None:
-            same_bits((kept.e_g[name], kept.e_x[name]), (state.e_g[name], state.e_x[name]))
-
-
 GROUPS = {"fast": "w", "slow": "b"}
 
 
 def grouped(eps, bits=None, rule=adadelta):
-    """An optimizer with a group for each of two parameters, which may differ in eps."""
+    """A group for each of two parameters; `eps` names them and has that of each group."""
     rules = {group: rule(eps=eps[name], state_bits=bits) for group, name in GROUPS.items()}
     return optax.multi_transform(rules, {name: group for group, name in GROUPS.items()})
 
 
-def restored(state, counts):
-    """The state of several groups with other counts."""
-    inner = {
-        group: part._replace(inner_state=part.inner_state._replace(count=jnp.int32(count)))
-        for (group, part), count in zip(state.inner_states.items(), counts, strict=True)
-    }
-    return state._replace(inner_states=inner)
-
-
-@BITS
-@RULE
-@pytest.mark.parametrize("jit", [False, True])
-def test_groups_become_one_or_others(bits, rule, jit):
+@pytest.mark.parametrize(("rule", "bits"), [(adadelta, None), (nadadelta, 8)])
+def test_averages_go_from_one_state_to_groups_and_back(rule, bits):
     params = {"w": normal((3, 4)), "b": normal(4), "new": normal(5)}
-    eps = {"w": EPS, "b": EPS}
-    old = grouped(eps, bits, rule)
-    trained = {name: params[name] for name in eps}
-    state = stepped(old, trained)
-    one = rule(state_bits=bits)
-    carry_over = jax.jit(convert.carry_over) if jit else convert.carry_over
-    fresh = one.init(params)
-    found = carry_over(state, fresh)
-    same_types(found, fresh)
-    assert found.count == 3
-    for name, group in (("w", "fast"), ("b", "slow")):
-        inner = find_state(state.inner_states[group])
+    old = {"w": params["w"], "b": params["b"]}
+    one, groups = rule(eps=EPS, state_bits=bits), grouped({"w": EPS, "b": EPS}, bits, rule)
+    state = stepped(one, old)
+    carried = convert.carry_over(state, groups.init(old))
+    same_types(carried, stepped(groups, old))
+    for group, name in GROUPS.items():
+        inner = find_state(carried.inner_states[group])
+        assert inner.count == 3
         for field in ("e_g", "e_x"):
-            same_bits(getattr(found, field)[name], getattr(inner, field)[name])
-    same_bits(found.e_g["new"], fresh.e_g["new"])
-    # And back to groups, which are those of before.
-    same_bits(carry_over(found, old.init(trained)), state)
+            same_bits(getattr(inner, field)[name], getattr(state, field)[name])
+    # The next updates are what they would have been.
+    found, expected = (r.update(old, s, old)[0] for r, s in ((groups, carried), (one, state)))
+    chex.assert_trees_all_close(found, expected, rtol=0.2 if bits else 1e-6)
+    # And back, beside a parameter that is new.
+    fresh = one.init(params)
+    back = jax.jit(convert.carry_over)(carried, fresh)
+    same_types(back, fresh)
+    assert back.count == 3
+    for field in ("e_g", "e_x"):
+        new = {"new": getattr(fresh, field)["new"]}
+        same_bits(getattr(back, field), getattr(state, field) | new)
+    same_bits(convert.carry_over(back, groups.init(old)), carried)
     # Other groups of the same parameters.
     others = optax.multi_transform({"all": one, "none": one}, {"w": "all", "b": "all"})
-    moved = carry_over(state, others.init(trained))
-    same_bits(find_state(moved.inner_states["all"]).e_g, {"w": found.e_g["w"], "b": found.e_g["b"]})
+    moved = convert.carry_over(carried, others.init(old))
+    same_bits(find_state(moved.inner_states["all"]).e_g, state.e_g)
 
 
 def test_each_group_gets_the_largest_count_of_its_parameters():
     params = {"w": normal((3, 4)), "b": normal(4)}
     old = grouped({"w": EPS, "b": EPS})
-    state = restored(stepped(old, params), (7, 4))
+    state = stepped(old, params)
+    for group, count in (("fast", 7), ("slow", 4)):
+        part = state.inner_states[group]
+        part = part._replace(inner_state=part.inner_state._replace(count=jnp.int32(count)))
+        state = state._replace(inner_states={**state.inner_states, group: part})
     assert convert.carry_over(state, adadelta().init(params)).count == 7
     assert convert.carry_over(state, adadelta().init({"b": params["b"]})).count == 4
     swapped = optax.multi_transform(
@@ -436,14 +264,14 @@ def test_each_group_gets_the_largest_count_of_its_parameters():
     assert counts == {"one": 4, "two": 7, "three": 7}
 
 
-@QUANTIZED
-@RULE
-@pytest.mark.parametrize("jit", [False, True])
-def test_groups_with_different_units_keep_their_averages(bits, rule, jit):
+@pytest.mark.parametrize(
+    ("rule", "bits", "jit"), [(adadelta, 16, lambda f: f), (nadadelta, 8, jax.jit)]
+)
+def test_groups_with_different_units_keep_their_averages(rule, bits, jit):
     params = {"w": normal((8, 16)), "b": normal((8, 16), 1)}
     eps = {"w": 1e-4, "b": 1e-7}
     state = stepped(grouped(eps, bits, rule), params)
-    carry_over = jax.jit(convert.carry_over) if jit else convert.carry_over
+    carry_over = jit(convert.carry_over)
     found = carry_over(state, rule(state_bits=bits).init(params))
     assert float(found.unit) == pytest.approx(1e-7)
     for group, name in GROUPS.items():
@@ -471,28 +299,6 @@ def test_groups_with_different_units_keep_their_averages(bits, rule, jit):
     assert all((leaf < 1e-6 * EPS).all() for leaf in jax.tree.leaves(tuple(averages(found))))
 
 
-@BITS
-def test_frozen_parameters_leave_and_a_state_of_nothing_becomes_one(bits):
-    params = {"w": normal((3, 4)), "b": normal(4)}
-    optimizer = adadelta(state_bits=bits)
-    state = stepped(optimizer, params)
-    less = convert.carry_over(state, optimizer.init({"w": params["w"], "b": None}))
-    assert less.e_g["b"] is None
-    same_bits((less.e_g["w"], less.e_x["w"]), (state.e_g["w"], state.e_x["w"]))
-    empty = convert.carry_over(
-        optimizer.init({})._replace(count=jnp.int32(7)), optimizer.init(params)
-    )
-    same_types(empty, state)
-    assert empty.count == 7
-
-
-def counting_optax():
-    """An optimizer of Optax that counts the steps twice."""
-    return optax.chain(
-        optax.adadelta(optax.constant_schedule(1.0)), optax.scale_by_schedule(lambda count: 1.0)
-    )
-
-
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Variable:
@@ -505,35 +311,37 @@ def in_variables(state):
     return jax.tree.map(Variable, state)
 
 
-@BITS
-@RULE
-def test_arrays_may_be_in_variables(bits, rule):
-    state, fresh = trained(bits, rule=rule), rule(state_bits=bits).init(tree())
-    theirs, new = (f(counting_optax(), tree()) for f in (stepped, lambda rule, p: rule.init(p)))
-    expected = in_variables(convert.carry_over(state, fresh))
-    same_bits(convert.carry_over(state, in_variables(fresh)), expected)
-    same_bits(convert.carry_over(in_variables(state), fresh), convert.carry_over(state, fresh))
-    for other in (None, 16, 8):
-        for eps in (EPS, lambda t: jnp.where(t == 3, EPS, 1.0)):
-            found = convert.with_state_bits(in_variables(state), other, eps=eps)
-            same_bits(found, in_variables(convert.with_state_bits(state, other, eps=eps)))
+def test_arrays_may_be_in_variables():
+    state, fresh = trained(8, rule=nadadelta), nadadelta(state_bits=8).init(tree())
+    expected = convert.carry_over(state, fresh)
+    same_bits(convert.carry_over(state, in_variables(fresh)), in_variables(expected))
+    same_bits(convert.carry_over(in_variables(state), fresh), expected)
+    for eps in (EPS, lambda t: jnp.where(t == 3, EPS, 1.0)):
+        found = convert.with_state_bits(in_variables(trained(None)), 8, eps=eps)
+        same_bits(found, in_variables(convert.with_state_bits(trained(None), 8, eps=eps)))
+    # An optimizer of Optax that counts the steps twice.
+    counting = optax.chain(
+        optax.adadelta(lambda count: 1.0), optax.scale_by_schedule(lambda count: 1.0)
+    )
+    theirs, new = stepped(counting, tree()), counting.init(tree())
     back = convert.to_optax(in_variables(state), in_variables(new))
     same_bits(back, in_variables(convert.to_optax(state, new)))
     found = convert.from_optax(in_variables(theirs))
     same_bits(convert.carry_over(found, adadelta().init(tree())), convert.from_optax(theirs))
 
 
-@BITS
-def test_an_offloaded_state_stays_where_it_is(bits):
+@pytest.mark.devices
+@pytest.mark.parametrize(("start", "bits"), [(None, 8), (16, None)])
+def test_an_offloaded_state_stays_where_it_is(start, bits):
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
     host = NamedSharding(mesh, PartitionSpec(), memory_kind="pinned_host")
-    for start in (None, 16, 8):
-        state = jax.device_put(trained(start), host)
-        found = convert.with_state_bits(state, bits, eps=lambda t: jnp.where(t == 3, EPS, 1.0))
-        assert {leaf.sharding for leaf in jax.tree.leaves(found)} == {host}
-        same_bits(found, convert.with_state_bits(trained(start), bits, eps=EPS))
+    state = jax.device_put(trained(start), host)
+    found = convert.with_state_bits(state, bits, eps=lambda t: jnp.where(t == 3, EPS, 1.0))
+    assert {leaf.sharding for leaf in jax.tree.leaves(found)} == {host}
+    same_bits(found, convert.with_state_bits(trained(start), bits, eps=EPS))
 
 
+@pytest.mark.devices
 def test_carried_averages_are_placed_like_the_new_parameters():
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
     places = [NamedSharding(mesh, PartitionSpec(*spec)) for spec in (("y", "x"), ("x", None))]
@@ -566,15 +374,14 @@ def traces(state):
 
 def assert_near(found, trace, bits, unit, most=1.0):
     """Traces agree within `most` times half a code; `unit` is the root of what stands above."""
-    share, least = {None: (0, 0), 16: (2.0**-8, 0), 8: (1 / 14, unit / 16)}[bits]
+    share, least = TRACE[bits]
     np.testing.assert_array_less(
-        np.abs(found - trace), 1.01 * most * share * (np.abs(trace) + least) + 1e-30
+        np.abs(found - trace), 1.01 * most * share * (np.abs(trace) + least * unit) + 1e-30
     )
 
 
-@BITS
-@pytest.mark.parametrize("start", [None, 16, 8])
-def test_a_state_of_nadadelta_is_stored_otherwise(bits, start):
+@pytest.mark.parametrize(("start", "bits"), [(None, 16), (None, 8), (8, None), (16, 8)])
+def test_a_state_of_nadadelta_is_stored_otherwise(start, bits):
     state = trained(start, rule=nadadelta)
     found = convert.with_state_bits(state, bits, eps=1e-5)
     same_types(found, nadadelta(state_bits=bits).init(tree()))
@@ -622,17 +429,16 @@ def test_a_run_goes_on_with_the_other_rule(old, new):
     chex.assert_trees_all_close(found.e_g, state.e_g, rtol=1e-6)
 
 
-@QUANTIZED
 @RULES
-def test_quantized_averages_go_to_the_other_rule_by_way_of_full_precision(bits, old, new):
-    state, optimizer = trained(bits, rule=old), new(state_bits=bits)
+def test_quantized_averages_go_to_the_other_rule_by_way_of_full_precision(old, new):
+    state, optimizer = trained(8, rule=old), new(state_bits=8)
     with pytest.raises(ValueError, match=r"with_state_bits\(state, None\)"):
         convert.carry_over(state, optimizer.init(tree()))
     # As the error says.
     full = convert.carry_over(convert.with_state_bits(state, None), new().init(tree()))
-    found = convert.with_state_bits(full, bits, eps=1e-5)
+    found = convert.with_state_bits(full, 8, eps=1e-5)
     same_types(found, optimizer.init(tree()))
-    assert_agree(averages(found), averages(state), bits, 1e-4)
+    assert_agree(averages(found), averages(state), 8, 1e-4)
     assert optimizer.update(tree(), found)[1].count == 4
 
 
@@ -715,25 +521,18 @@ def test_the_names_of_both_sides_are_listed():
         convert.carry_over(old, new)
 
 
-@pytest.mark.parametrize("number", [np.array(8), np.int64(8), np.uint8(8)])
-def test_the_number_of_bits_may_be_of_numpy(number):
-    found, expected = (convert.with_state_bits(trained(None), n, eps=EPS) for n in (number, 8))
-    same_bits(found, expected)
-
-
 def test_what_does_not_fit_is_not_carried_over():
-    params = {"w": normal((3, 4))}
+    params, sgd = {"w": normal((3, 4))}, optax.sgd(0.1)
     state = stepped(adadelta(), params)
-    with pytest.raises(ValueError, match=r"\['w'\].*\(3, 4\).*\(3, 5\)"):
-        convert.carry_over(state, adadelta().init({"w": normal((3, 5))}))
-    with pytest.raises(TypeError, match=r"\['w'\].*float32.*uint8.*with_state_bits"):
-        convert.carry_over(state, adadelta(state_bits=8).init(params))
-    with pytest.raises(ValueError, match="no AdadeltaState"):
-        convert.carry_over(optax.sgd(0.1).init(params), adadelta().init(params))
-    with pytest.raises(ValueError, match="no AdadeltaState"):
-        convert.carry_over(state, optax.sgd(0.1).init(params))
-    with pytest.raises(ValueError, match=r"Two AdadeltaStates.* of w"):
-        convert.carry_over((state, state), adadelta().init(params))
+    fresh, other = adadelta().init(params), adadelta().init({"w": normal((3, 5))})
     twice = adadelta().init({"a/b": normal(2), "a": {"b": normal(2)}})
-    with pytest.raises(ValueError, match="same name, a/b"):
-        convert.carry_over(twice, twice)
+    for old, new, message in (
+        (state, other, r"\['w'\].*\(3, 4\).*\(3, 5\)"),
+        (state, adadelta(state_bits=8).init(params), r"\['w'\].*float32.*uint8.*with_state_bits"),
+        (sgd.init(params), fresh, "no AdadeltaState"),
+        (state, sgd.init(params), "no AdadeltaState"),
+        ((state, state), fresh, r"Two AdadeltaStates.* of w"),
+        (twice, twice, "same name, a/b"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            convert.carry_over(old, new)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from states import BITS, assert_agree, same_bits, same_types
+from states import assert_agree, same_bits, same_types
 
 from optax_adadelta import adadelta, convert
 from optax_adadelta.diagnostics import averages
@@ -100,10 +100,9 @@ def test_variables_are_matched_by_path():
     check(convert.from_keras(accumulating, to_params, variables=variables()), count=4)
 
 
-@BITS
-def test_a_state_is_put_into_an_optimizer(bits):
+def test_a_state_is_put_into_an_optimizer():
     state = convert.from_keras(Adadelta(pairs()), to_params, variables=variables())
-    low = convert.with_state_bits(state, bits, eps=1e-6)
+    low = jax.jit(lambda state: convert.with_state_bits(state, 8, eps=1e-6))(state)
     zeros = {path: (np.zeros(s), np.zeros(s)) for path, s in SHAPES.items()}
     for steps in (None, 3):
         optimizer = Adadelta(reversed(zeros.items()), 0, steps)
@@ -114,7 +113,7 @@ def test_a_state_is_put_into_an_optimizer(bits):
             {path: found[f"{path.removeprefix('net/').replace('/', '_')}_{f}"] for path in SHAPES}
             for f in FIELDS
         ]
-        assert_agree(got, (arrays(0), arrays(1)), bits)
+        assert_agree(got, (arrays(0), arrays(1)), 8)
         same_bits(jax.tree.map(np.float32, got[1]), to_arrays(jax.device_get(averages(low).e_x)))
 
 
@@ -122,12 +121,7 @@ def test_an_optimizer_is_built_if_need_be():
     state = convert.from_keras(Adadelta(pairs()), to_params, variables=variables())
     optimizer, given = Adadelta(), variables()
     optimizer.built = False
-
-    def build(these):
-        assert these == given
-        optimizer.variables = Adadelta(pairs(), 0).variables
-
-    optimizer.build = build
+    optimizer.build = lambda these: optimizer.variables.extend(Adadelta(pairs(), 0).variables[1:])
     convert.to_keras(state, to_arrays, optimizer, variables=given)
     check(convert.from_keras(optimizer, to_params, variables=given))
 
@@ -157,7 +151,6 @@ def test_what_does_not_match_is_listed_and_nothing_changes():
     turned = [Variable(v.path, v.array.T) for v in variables()]
     message = r"net/a/kernel: .*\(3, 4\).*\(4, 3\)\n- net/b/kernel: .*\(2, 3\)"
     refused(message, Adadelta(pairs()), given=turned)
-    refused(r"b: has other values", Adadelta(pairs()), lambda t: {"b": 2 * t["net/b/kernel"]})
     message = r"'nope', but .*'net/a/kernel', 'net/a/bias'"
     refused(message, Adadelta(pairs()), lambda t: t["nope"])
     optimizer = Adadelta(pairs(), count=7, gradient_accumulation_steps=3)
@@ -177,12 +170,9 @@ def test_hyperparameters():
     other = type("RMSprop", (), {"get_config": Adadelta().get_config})
     with pytest.raises(ValueError, match="must be an Adadelta; it is a RMSprop"):
         convert.hyperparameters_from_keras(other())
-    message = (
-        r"weight_decay=0.1: .*optax.chain\(scale_by_adadelta\(rho=0.9, eps=1e-07\),"
-        r" optax.add_decayed_weights\(...\), optax.scale_by_learning_rate\(1.0\)\)"
-        r"\n- clipnorm=2.0: .*\n- clipvalue=3.0: .*optax.clip.*\n- global_clipnorm=4.0: .*"
-        r"\n- use_ema=True: .*\n- gradient_accumulation_steps=5: .*MultiSteps.*"
-        r"\n- loss_scale_factor=6.0: "
+    message = "(?s)" + ".*".join(
+        "weight_decay=0.1: clipnorm=2.0 clipvalue=3.0 global_clipnorm=4.0 use_ema=True"
+        " gradient_accumulation_steps=5 MultiSteps loss_scale_factor=6.0".split()
     )
     options = dict(weight_decay=0.1, clipnorm=2.0, clipvalue=3.0, global_clipnorm=4.0)
     many = Adadelta(**options, use_ema=True, loss_scale_factor=6.0)
@@ -192,6 +182,13 @@ def test_hyperparameters():
     for rate, name in (({"class_name": "CosineDecay"}, "CosineDecay"), (len, "a function")):
         with pytest.raises(ValueError, match=f"learning_rate is {name}: .*schedule of Optax"):
             convert.hyperparameters_from_keras(Adadelta(learning_rate=rate))
+    for given, message in (
+        ({"rho": 1.0}, "rho must be at least 0 and below 1; it is 1.0"),
+        ({"epsilon": 0.0, "learning_rate": len}, "- eps must be positive"),
+        ({"learning_rate": -1.0}, "learning_rate must be at least 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            convert.hyperparameters_from_keras(Adadelta(**given))
 
 
 class Group(dict):
@@ -270,20 +267,15 @@ def test_files_are_read(h5py, tmp_path):
 
 
 def test_files_that_do_not_fit_are_refused(h5py, tmp_path):
-    def refused(message, path):
+    def refused(message, path, *new):
         with pytest.raises(ValueError, match=message):
-            convert.from_keras(path, to_params, variables=variables())
+            convert.from_keras(path, to_params, variables=[*variables(), *new])
 
     weights, whole = tmp_path / "a.weights.h5", tmp_path / "a.keras"
     refused("is called 'adam', not 'adadelta'", write(weights, h5py, in_file(), "adam"))
     refused("must be an Adadelta; it is Adam", write(whole, h5py, in_file(), kind="Adam"))
     message = r"8 arrays .* 4 variables: net/a/kernel, .*, new"
-    with pytest.raises(ValueError, match=message):
-        convert.from_keras(
-            write(weights, h5py, in_file()),
-            to_params,
-            variables=[*variables(), Variable("new", 1.0)],
-        )
+    refused(message, write(weights, h5py, in_file()), Variable("new", 1.0))
     refused("8 arrays .* 3 variables", write(whole, h5py, in_file(), use_ema=True))
     refused("11 arrays .* 3 variables", write(weights, h5py, in_file(others=1)))
     refused("1 arrays .* 3 variables", write(weights, h5py, in_file()[:1]))
@@ -316,7 +308,9 @@ PEER = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWa
 @pytest.fixture
 def keras(monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "jax")
-    return pytest.importorskip("keras")
+    keras = pytest.importorskip("keras")
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield keras
 
 
 def model(keras, dtype="float32", name="net", **options):
@@ -364,48 +358,43 @@ def model_loss(params, x, y):
 @pytest.mark.peers
 def test_a_run_goes_on_in_jax_and_again_in_keras(keras, tmp_path):
     x, y = data(100)
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        net = model(keras, epsilon=1e-5, rho=0.9)
-        fit(net, x[:50], y[:50])
-        params = model_params(of_model(net))
-        net.save(tmp_path / "net.keras")
-        net.save_weights(tmp_path / "net.weights.h5")
-        state = convert.from_keras(net.optimizer, model_params, variables=net.trainable_variables)
-        for name in ("net.keras", "net.weights.h5"):
-            same_bits(
-                convert.from_keras(tmp_path / name, model_params, variables=of_model(net)), state
-            )
-        hyper = convert.hyperparameters_from_keras(net.optimizer)
-        assert convert.hyperparameters_from_keras(tmp_path / "net.keras") == hyper
-        fit(net, x[50:], y[50:])
+
+    def goes_on(params, state, steps):
+        for i in steps:
+            grads = jax.grad(model_loss)(params, x[i], y[i])
+            updates, state = optimizer.update(grads, state, params)
+            params = optax.apply_updates(params, updates)
+        return params, state
+
+    net, other = (model(keras, epsilon=1e-5, rho=0.9) for _ in range(2))
+    fit(net, x[:50], y[:50])
+    params = model_params(of_model(net))
+    net.save(tmp_path / "net.keras")
+    net.save_weights(tmp_path / "net.weights.h5")
+    given = dict(variables=net.trainable_variables)
+    state = convert.from_keras(net.optimizer, model_params, **given)
+    for name in ("net.keras", "net.weights.h5"):
+        same_bits(convert.from_keras(tmp_path / name, model_params, **given), state)
+    hyper = convert.hyperparameters_from_keras(net.optimizer)
+    assert convert.hyperparameters_from_keras(tmp_path / "net.keras") == hyper
     optimizer = adadelta(**hyper)
-    for i in range(50, 100):
-        grads = jax.grad(model_loss)(params, x[i], y[i])
-        updates, state = optimizer.update(grads, state, params)
-        params = optax.apply_updates(params, updates)
+    fit(net, x[50:], y[50:])
+    params, state = goes_on(params, state, range(50, 100))
     chex.assert_trees_all_close(params, model_params(of_model(net)), rtol=0, atol=1e-6)
     assert state.count == 100
 
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        other = model(keras, epsilon=1e-5, rho=0.9)
-        convert.to_keras(state, model_arrays, other.optimizer, variables=other.trainable_variables)
-        for v in other.trainable_variables:
-            v.assign(np.array(model_arrays(params)[v.path]))
-        assert other.optimizer.iterations == 100
-        given = dict(variables=other.trainable_variables)
-        same_bits(convert.from_keras(other.optimizer, model_params, **given), state)
-        fit(other, x[:50], y[:50])
-    for i in range(50):
-        grads = jax.grad(model_loss)(params, x[i], y[i])
-        updates, state = optimizer.update(grads, state, params)
-        params = optax.apply_updates(params, updates)
+    given = dict(variables=other.trainable_variables)
+    convert.to_keras(state, model_arrays, other.optimizer, **given)
+    for v in other.trainable_variables:
+        v.assign(np.array(model_arrays(params)[v.path]))
+    assert other.optimizer.iterations == 100
+    same_bits(convert.from_keras(other.optimizer, model_params, **given), state)
+    fit(other, x[:50], y[:50])
+    params, _ = goes_on(params, state, range(50))
     chex.assert_trees_all_close(params, model_params(of_model(other)), rtol=0, atol=1e-6)
 
 
 OPTIONS = {
-    "plain": {},
-    "ema": {"use_ema": True},
-    "accumulation": {"gradient_accumulation_steps": 3},
     "both": {"use_ema": True, "gradient_accumulation_steps": 3},
     "bfloat16": {"dtype": "bfloat16"},
     "schedule": {},
@@ -420,32 +409,11 @@ def test_a_file_has_what_the_optimizer_has(keras, tmp_path, name):
     if name == "schedule":
         options["learning_rate"] = keras.optimizers.schedules.ExponentialDecay(1.0, 10, 0.9)
     x, y = data(6)
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        net = model(keras, **options)
-        fit(net, x, y)
-        net.save(tmp_path / "net.keras")
-        given = dict(variables=net.trainable_variables)
-        expected = convert.from_keras(net.optimizer, model_params, **given)
+    net = model(keras, **options)
+    fit(net, x, y)
+    net.save(tmp_path / "net.keras")
+    given = dict(variables=net.trainable_variables)
+    expected = convert.from_keras(net.optimizer, model_params, **given)
     assert expected.count == (2 if "gradient_accumulation_steps" in options else 6)
     assert all(jnp.all(leaf > 0) for leaf in jax.tree.leaves(expected.e_x))
     same_bits(convert.from_keras(tmp_path / "net.keras", model_params, **given), expected)
-
-
-@PEER
-@pytest.mark.peers
-def test_other_optimizers_of_keras_are_refused(keras, tmp_path):
-    x, y = data(2)
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        net = model(keras)
-        net.compile(keras.optimizers.Adam(), "mse")
-        fit(net, x, y)
-        net.save(tmp_path / "net.keras")
-        net.save_weights(tmp_path / "net.weights.h5")
-    given = dict(variables=net.trainable_variables)
-    with pytest.raises(ValueError, match=r"net_a_kernel_accumulated_grad: missing"):
-        convert.from_keras(net.optimizer, model_params, **given)
-    for name in ("net.keras", "net.weights.h5"):
-        with pytest.raises(ValueError, match=r"(?i)adam"):
-            convert.from_keras(tmp_path / name, model_params, **given)
-    with pytest.raises(ValueError, match="it is a Adam"):
-        convert.hyperparameters_from_keras(net.optimizer)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from states import BITS, QUANTIZED, normal, stepped
+from states import QUANTIZED, normal, stepped
 
 from optax_adadelta import adadelta, convert, scale_by_adadelta
 from optax_adadelta.diagnostics import averages
@@ -38,9 +38,8 @@ def loss_after(steps, bits, loop, start=0.5, **hyperparameters):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("loop", [False, True])
-def test_full_precision_derivatives_are_those_of_finite_differences(loop):
-    loss = jax.jit(lambda at: loss_after(3, None, loop, **at))
+def test_full_precision_derivatives_are_those_of_finite_differences():
+    loss = jax.jit(lambda at: loss_after(3, None, True, **at))
     found = jax.jit(jax.grad(loss))(AT)
     forward = jax.jit(jax.jacfwd(loss))(AT)
     for name, value in AT.items():
@@ -52,29 +51,31 @@ def test_full_precision_derivatives_are_those_of_finite_differences(loop):
         np.testing.assert_allclose(forward[name], found[name], rtol=1e-9)
 
 
-@QUANTIZED
-@pytest.mark.parametrize("name", AT)
-def test_derivatives_through_quantized_state_are_refused(bits, name):
+def of_checkpoint(loss, at):
+    return jax.jit(jax.jacfwd(jax.checkpoint(functools.partial(loss, loop=True))))(at)
+
+
+# Each way to differentiate, and by what.
+DERIVATIVES = {
+    "grad": ("rho", lambda loss, at: jax.grad(loss)(at)),
+    "jvp": ("eps", lambda loss, at: jax.jvp(loss, (at,), (jnp.ones_like(at),))),
+    "value_and_grad in jit": ("start", lambda loss, at: jax.jit(jax.value_and_grad(loss))(at)),
+    "grad of jit": ("weight_decay", lambda loss, at: jax.grad(jax.jit(loss))(at)),
+    "checkpoint": ("learning_rate", of_checkpoint),
+    "vmap": ("rho", lambda loss, at: jax.grad(lambda at: jnp.sum(jax.vmap(loss)(at[None])))(at)),
+}
+
+
+@pytest.mark.parametrize("name", DERIVATIVES)
+def test_derivatives_through_quantized_state_are_refused(name):
     """Even of the learning rate, on which the gradients of later steps depend."""
+    by, derivative = DERIVATIVES[name]
 
     def loss(value, loop=False):
-        return loss_after(2, bits, loop, **{name: value})
+        return loss_after(2, 8, loop, **{by: value})
 
-    at = jnp.float32(AT[name])
-    scanned = functools.partial(loss, loop=True)
-    for derivative in (
-        jax.grad(loss),
-        lambda at: jax.jvp(loss, (at,), (jnp.ones_like(at),)),
-        jax.jit(jax.value_and_grad(loss)),
-        jax.grad(jax.jit(loss)),
-        jax.grad(scanned),
-        jax.jit(jax.jacfwd(jax.checkpoint(scanned))),
-        lambda at: jax.linearize(scanned, at),
-        jax.grad(lambda at: jnp.sum(jax.vmap(loss)(at[None]))),
-        jax.vmap(jax.grad(loss), axis_size=2, in_axes=None),
-    ):
-        with refused():
-            derivative(at)
+    with refused():
+        derivative(loss, jnp.float32(AT[by]))
 
 
 @QUANTIZED
@@ -82,75 +83,45 @@ def test_derivatives_of_one_quantized_step_are_refused(bits):
     g = normal((4,))
     state = adadelta(state_bits=bits).init(g)
 
-    def moved(g, rho=0.9, eps=1e-3):
-        return scale_by_adadelta(rho, eps, state_bits=bits).update(g, state)[0]
+    def moved(g, rho=0.9):
+        return scale_by_adadelta(rho, state_bits=bits).update(g, state)[0]
 
     def stored(rho):
         _, after = scale_by_adadelta(rho, state_bits=bits).update(g, state)
         return jnp.sum(averages(after).e_g)
 
-    def decayed(weight_decay):
-        optimizer = adadelta(weight_decay=weight_decay, state_bits=bits)
-        return jnp.sum(optimizer.update(g, state, g)[0])
-
     with refused():
         jax.jacobian(moved)(g)
     with refused():
-        jax.jvp(moved, (g,), (g,))
-    with refused():
         jax.jacfwd(lambda rho: moved(g, rho=rho))(0.9)
     with refused():
-        jax.jacfwd(lambda eps: moved(g, eps=eps))(1e-3)
-    with refused():
         jax.grad(stored)(0.9)
-    with refused():
-        jax.grad(decayed)(0.1)
 
 
-@QUANTIZED
-def test_derivatives_through_a_conversion_to_codes_are_refused(bits):
+def test_derivatives_through_a_conversion_to_codes_are_refused():
     g = normal((4,))
 
     def stored(rho):
         _, state = adadelta(rho=rho).update(g, adadelta().init(g))
-        state = convert.with_state_bits(state, bits, eps=1e-6)
+        state = convert.with_state_bits(state, 8, eps=1e-6)
         return jnp.sum(averages(state).e_g)
 
     with refused():
         jax.grad(stored)(0.9)
 
 
-@BITS
-def test_one_step_has_a_derivative_with_respect_to_the_learning_rate(bits):
+def test_one_quantized_step_has_a_derivative_with_respect_to_the_learning_rate():
     g, params = normal((6,)), normal((6,), 1)
-    state = stepped(adadelta(state_bits=bits), params, 2)
+    state = stepped(adadelta(state_bits=8), params, 2)
 
     def loss(learning_rate):
-        updates, _ = adadelta(learning_rate, state_bits=bits).update(g, state)
+        updates, _ = adadelta(learning_rate, state_bits=8).update(g, state)
         return jnp.sum((params + updates) ** 2)
 
-    direction, _ = scale_by_adadelta(state_bits=bits).update(g, state)
+    direction, _ = scale_by_adadelta(state_bits=8).update(g, state)
     expected = -2 * jnp.sum((params - 0.5 * direction) * direction)
-    for derivative in (jax.grad(loss), jax.jit(jax.grad(loss)), jax.jit(jax.jacfwd(loss))):
+    for derivative in (jax.grad(loss), jax.jit(jax.jacfwd(loss))):
         np.testing.assert_allclose(derivative(0.5), expected, rtol=1e-5)
-
-
-@BITS
-def test_gradients_that_are_taken_inside_a_step_are_no_derivatives_of_it(bits):
-    optimizer = adadelta(state_bits=bits)
-
-    @jax.jit
-    def train(x):
-        def step(carry, _):
-            x, state = carry
-            value, grads = jax.value_and_grad(lambda x: jnp.sum(x**2))(x)
-            updates, state = optimizer.update(grads, state)
-            return (x + updates, state), value
-
-        return jax.lax.scan(step, (x, optimizer.init(x)), length=20)
-
-    _, losses = train(normal((5,)))
-    assert np.all(np.diff(losses) < 0)
 
 
 def test_derivatives_are_finite_in_float32_where_gradients_are_zero():

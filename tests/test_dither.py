@@ -83,8 +83,10 @@ def test_numbers_repeat_only_after_two_to_the_32_steps_seeds_or_elements():
         assert (np.diff(bits & 1, axis=axis) != 0).all()
 
 
-@pytest.mark.parametrize("types", [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize("spec", [("a",), (None, "b"), (("a", "b"),)])
+@pytest.mark.devices
+@pytest.mark.parametrize(
+    ("types", "spec"), [(AxisType.Auto, (None, "b")), (AxisType.Explicit, (("a", "b"),))]
+)
 def test_a_shard_has_its_part_of_the_whole_arrays_numbers(types, spec):
     mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(types,) * 2)
     put = functools.partial(jax.device_put, device=NamedSharding(mesh, PartitionSpec(*spec)))

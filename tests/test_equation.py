@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from reference import KINDS, algorithm_1, gradients, one_step
 
 from optax_adadelta import AdadeltaState, adadelta, scale_by_adadelta
@@ -29,7 +28,7 @@ def run(optimizer, given_gradients, dtype):
         yield dx, state
 
 
-@pytest.mark.parametrize("rho", [0.9, 0.95, 0.99, 0.9999])
+@pytest.mark.parametrize("rho", [0.9, 0.9999])
 @pytest.mark.parametrize("kind", KINDS)
 def test_200_steps_in_float32_stay_within_rounding_of_algorithm_1(kind, rho):
     g = gradients(kind, 200, SIZE)
@@ -60,15 +59,24 @@ def test_one_step_in_float32_is_within_a_few_units_in_the_last_place(kind):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("rho", [0.9, 0.95, 0.9999])
-@pytest.mark.parametrize("kind", KINDS)
-def test_200_steps_in_float64_equal_algorithm_1(kind, rho):
-    g = gradients(kind, 200, SIZE)
+@pytest.mark.parametrize("rho", [0.95, 0.9999])
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        *((kind, jnp.float64) for kind in ("scales", "alternating", "bursts", "dying")),
+        ("normal", jnp.complex128),
+    ],
+)
+def test_200_steps_in_64_bits_equal_algorithm_1(kind, dtype, rho):
+    g = gradients(kind, 200, SIZE).astype(dtype)
+    if dtype == jnp.complex128:
+        g *= np.exp(1j * gradients(kind, 200, SIZE, seed=1))
     for (dx, state), expected in zip(
-        run(adadelta(rho=rho), g, jnp.float64), algorithm_1(g, rho), strict=True
+        run(scale_by_adadelta(rho), g, dtype), algorithm_1(g, rho), strict=True
     ):
-        for got, want in zip((dx, state.e_g, state.e_x), expected, strict=True):
-            assert got.dtype == jnp.float64
+        assert dx.dtype == dtype
+        assert state.e_g.dtype == state.e_x.dtype == jnp.float64
+        for got, want in zip((-dx, state.e_g, state.e_x), expected, strict=True):
             np.testing.assert_allclose(got, want, rtol=1e-12, atol=0)
 
 
@@ -176,7 +184,7 @@ def test_nan_stays_in_its_coordinate():
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16, jnp.bfloat16, jnp.complex64])
-@pytest.mark.parametrize("eps", [1e-8, 1e-30, 1e-45, 1e-300])
+@pytest.mark.parametrize("eps", [1e-30, 1e-300])
 def test_an_eps_too_small_for_the_dtype_gives_no_nan(dtype, eps):
     g = np.zeros((30, 4))
     g[5:, 1:] = [1e-20, 1.0, 1e4]
@@ -193,89 +201,9 @@ def test_a_traced_eps_of_zero_gives_no_nan():
         optimizer = adadelta(eps=eps)
         return optimizer.update(g, optimizer.init(g))[0]
 
-    assert (first_update(jnp.zeros(3), 0.0) == 0).all()
-    assert jnp.isfinite(first_update(jnp.array([0.0, 1e-30, 1.0]), 0.0)).all()
-
-
-def test_scale_by_adadelta_keeps_the_sign_and_adadelta_flips_it():
-    g = gradients("normal", 50, SIZE)
-    for (up, up_state), (down, down_state) in zip(
-        run(scale_by_adadelta(), g, jnp.float32), run(adadelta(), g, jnp.float32), strict=True
-    ):
-        np.testing.assert_array_equal(up, -down)
-        np.testing.assert_array_equal(up_state.e_x, down_state.e_x)
-
-
-WAYS = ("jit", "vmap", "shard_map", "eight devices")
-
-
-@pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize(
-    "dtype",
-    [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64, jnp.complex64, jnp.complex128],
-)
-def test_every_way_of_running_it_is_the_plain_step(way, dtype):
-    shape, eps = (8, 32), 1e-6
-    rng = np.random.default_rng(0)
-    g = rng.standard_normal(shape) * 10.0 ** rng.uniform(-6, 6, shape)
-    if jnp.issubdtype(dtype, jnp.complexfloating):
-        g = g + 1j * rng.permuted(g)
-    g = jnp.asarray(np.clip(g.real, -6e4, 6e4) if dtype == jnp.float16 else g, dtype)
-    averages = jnp.float64 if dtype in (jnp.float64, jnp.complex128) else jnp.float32
-    e_g, e_x = jnp.asarray(10.0 ** rng.uniform(-9, 6, (2, *shape)), averages)
-    optimizer = scale_by_adadelta(eps=eps)
-
-    def step(g, e_g, e_x):
-        dx, state = optimizer.update(g, AdadeltaState(jnp.int32(0), e_g, e_x))
-        return dx, state.e_g, state.e_x
-
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    spec = PartitionSpec("data")
-    if way == "vmap":
-        step = jax.vmap(step)
-    elif way == "shard_map":
-        g, e_g, e_x = jax.device_put((g, e_g, e_x), NamedSharding(mesh, spec))
-        step = jax.shard_map(step, mesh=mesh, in_specs=(spec,) * 3, out_specs=(spec,) * 3)
-    elif way == "eight devices":
-        g, e_g, e_x = jax.device_put((g, e_g, e_x), NamedSharding(mesh, spec))
-    got = jax.jit(step)(g, e_g, e_x)
-    wide = np.asarray(g, np.complex128 if jnp.iscomplexobj(g) else np.float64)
-    expected = one_step(wide, *(np.asarray(e, np.float64) for e in (e_g, e_x)), 0.95, eps)
-    tolerance = 5 * float(jnp.finfo(averages).eps)
-    half_an_ulp = float(jnp.finfo(dtype).eps) / 2 if got[0].dtype.itemsize == 2 else 0.0
-    smallest = float(jnp.finfo(dtype).smallest_subnormal)
-    for x, want, rounding in zip(
-        got, (-expected.dx, *expected[1:]), (half_an_ulp, 0, 0), strict=True
-    ):
-        np.testing.assert_allclose(
-            np.asarray(x).astype(want.dtype), want, rtol=tolerance + rounding, atol=smallest
-        )
-
-
-@pytest.mark.usefixtures("x64")
-def test_its_derivatives_are_those_of_the_plain_step():
-    rng = np.random.default_rng(0)
-    g = jnp.asarray(rng.standard_normal(64)).at[0].set(0.0)
-    e_g, e_x = jnp.asarray(10.0 ** rng.uniform(-4, 4, (2, 64)))
-    weights = jnp.asarray(rng.standard_normal((3, 64)))
-
-    def ours(g, e_g, e_x, rho, eps):
-        optimizer = scale_by_adadelta(rho=rho, eps=eps)
-        dx, state = optimizer.update(g, AdadeltaState(jnp.int32(0), e_g, e_x))
-        return jnp.sum(weights * jnp.stack([dx, state.e_g, state.e_x]))
-
-    def plain(g, e_g, e_x, rho, eps):
-        e_g = rho * e_g + (1 - rho) * g**2
-        dx = jnp.sqrt(e_x + eps) / jnp.sqrt(e_g + eps) * g
-        return jnp.sum(weights * jnp.stack([dx, e_g, rho * e_x + (1 - rho) * dx**2]))
-
-    at = g, e_g, e_x, jnp.float64(0.95), jnp.float64(1e-3)
-    every = tuple(range(5))
-    for derivative, expected in zip(
-        jax.jit(jax.grad(ours, every))(*at), jax.grad(plain, every)(*at), strict=True
-    ):
-        np.testing.assert_allclose(derivative, expected, rtol=1e-9, atol=1e-12)
+    found = first_update(jnp.array([0.0, 1e-30, 1.0]), 0.0)
+    assert found[0] == 0
+    assert jnp.isfinite(found).all()
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.complex64])

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from reference import algorithm_1, gradients
+from states import QUANTIZED
 
 from optax_adadelta import adadelta, scale_by_adadelta
 
@@ -46,57 +47,46 @@ def assert_follows(optimizer, **hyperparameters):
         np.testing.assert_allclose(got, expected, rtol=2e-6)
 
 
-@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     "kind",
-    [
-        float,
-        np.float64,
-        np.float32,
-        np.array,
-        jnp.asarray,
-        lambda value: jnp.array(value, "float32"),
-    ],
+    [float, np.float64, np.float32, np.array, jnp.asarray, lambda value: jnp.array(value, "f4")],
     ids=["float", "float64", "float32", "numpy array", "weakly typed array", "array"],
 )
-def test_a_hyperparameter_is_a_number_or_an_array(name, kind):
-    assert_follows(adadelta(**{name: kind(GIVEN[name])}), **{name: GIVEN[name]})
+def test_a_hyperparameter_is_a_number_or_an_array(kind):
+    assert_follows(adadelta(**{name: kind(value) for name, value in GIVEN.items()}), **GIVEN)
+
+
+def test_no_learning_rate_is_one():
+    for got, expected in zip(path_of(adadelta(None)), path_of(adadelta()), strict=True):
+        np.testing.assert_array_equal(got, expected)
 
 
 @pytest.mark.parametrize("jit", [False, True])
-@pytest.mark.parametrize("name", NAMES)
-def test_a_hyperparameter_is_a_schedule_of_the_updates_made_so_far(name, jit):
-    values = GIVEN[name] * 1.02 ** -np.arange(STEPS)
-    table = jnp.asarray(values, jnp.float32)
-    optimizer = adadelta(**{name: lambda count: table[count]})
+def test_a_hyperparameter_is_a_schedule_of_the_updates_made_so_far(jit):
+    shrunk = 1.02 ** -np.arange(STEPS)
+    tables = {name: jnp.asarray(value * shrunk, jnp.float32) for name, value in GIVEN.items()}
+    optimizer = adadelta(
+        **{name: lambda t, table=table: table[t] for name, table in tables.items()}
+    )
     if jit:
         optimizer = optax.GradientTransformation(optimizer.init, jax.jit(optimizer.update))
-    assert_follows(optimizer, **{name: lambda t: values[t]})
+    expected = {name: lambda t, v=value: v * shrunk[t] for name, value in GIVEN.items()}
+    assert_follows(optimizer, **expected)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_hyperparameter_may_be_traced(name):
+def test_a_schedule_may_return_a_number():
+    returned = {name: lambda count, value=value: value for name, value in GIVEN.items()}
+    assert_follows(adadelta(**returned), **GIVEN)
+
+
+def test_a_hyperparameter_may_be_traced():
     @jax.jit
-    def final(value):
-        return list(itertools.islice(path_of(adadelta(**{name: value})), 8))
+    def final(given):
+        return list(itertools.islice(path_of(adadelta(**given)), 4))
 
-    first = itertools.islice(reference_path(**{name: GIVEN[name]}), 8)
-    for got, expected in zip(final(GIVEN[name]), first, strict=True):
+    first = itertools.islice(reference_path(**GIVEN), 4)
+    for got, expected in zip(final(GIVEN), first, strict=True):
         np.testing.assert_allclose(got, expected, rtol=5e-6)
-
-
-def test_libraries_that_trace_a_closure_find_array_hyperparameters_in_it():
-    """Equinox and optimistix trace the arrays in a closure, and retrace for other numbers."""
-
-    def arrays_in(function):
-        cells = [cell.cell_contents for cell in function.__closure__]
-        return [leaf for leaf in jax.tree.leaves(cells) if isinstance(leaf, jax.Array)]
-
-    given = {name: jnp.float32(value) for name, value in GIVEN.items()}
-    optimizer = adadelta(**given)
-    assert {float(cell) for cell in arrays_in(optimizer.update)} == set(map(float, given.values()))
-    assert_follows(optimizer, **GIVEN)
-    assert not arrays_in(adadelta(**GIVEN).update)
 
 
 @pytest.mark.usefixtures("x64")
@@ -110,81 +100,20 @@ def test_a_float64_array_is_as_exact_as_a_number():
         np.testing.assert_allclose(params, expected, rtol=1e-12)
 
 
-def test_a_schedule_may_return_a_number():
-    assert_follows(adadelta(rho=lambda count: 0.9), rho=0.9)
-
-
-def test_a_hundred_optimizers_in_one_vmap():
-    rhos = jnp.linspace(0.5, 0.99, 100)
-
-    def loss_after(rho):
-        optimizer, x = adadelta(rho=rho), jnp.array([3.0, -2.0])
-        state = optimizer.init(x)
-
-        def step(carry, _):
-            x, state = carry
-            updates, state = optimizer.update(2 * x, state)
-            return (optax.apply_updates(x, updates), state), None
-
-        (x, _), _ = jax.lax.scan(step, (x, state), length=50)
-        return jnp.sum(x**2)
-
-    losses = jax.jit(jax.vmap(loss_after))(rhos)
-    np.testing.assert_allclose(losses[::33], [loss_after(float(r)) for r in rhos[::33]], rtol=1e-5)
-
-
-def test_learning_rate_none_is_the_papers_algorithm():
-    for got, expected in zip(path_of(adadelta(None)), path_of(adadelta()), strict=True):
-        np.testing.assert_array_equal(got, expected)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_hundred_values_compile_one_update(name, compiled):
+def test_a_hundred_values_compile_one_update(compiled):
     params = {"w": jnp.ones((5, 7)), "b": jnp.ones(7)}
     values = 0.01 + np.random.default_rng(0).random(100) / 2
-    state = adadelta(**{name: 0.125}).init(params)
-    _, state = adadelta(**{name: 0.125}).update(params, state, params)
-    before = compiled()
-    for i, value in enumerate(values):
-        given = [float(value), np.float32(value), np.array(value), lambda count, v=value: v][i % 4]
-        _, state = adadelta(**{name: given}).update(params, state, params)
-    assert compiled() == before
-    given = [jnp.asarray(value, jnp.float32) for value in values]
-    before = compiled()
-    for value in given:
-        _, state = adadelta(**{name: value}).update(params, state, params)
-    assert compiled() == before
-    assert state.count == 201
-
-
-def test_a_hundred_traced_values_compile_one_step(compiled):
-    params = {"w": jnp.ones((5, 7)), "b": jnp.ones(7)}
-
-    @jax.jit
-    def step(params, state, rho, eps):
-        updates, state = adadelta(rho=rho, eps=eps).update(params, state)
-        return optax.apply_updates(params, updates), state
-
+    arrays = [jnp.asarray(value, jnp.float32) for value in values]
     state = adadelta().init(params)
-    params, state = step(params, state, 0.5, 1e-6)
+    for given in (0.125, jnp.float32(0.125)):
+        _, state = adadelta(given, given, given, given).update(params, state, params)
     before = compiled()
-    for rho in np.linspace(0, 0.99, 100):
-        params, state = step(params, state, float(rho), 1e-5)
+    for i, (value, array) in enumerate(zip(values, arrays, strict=True)):
+        kinds = [float(value), np.float32(value), np.array(value), lambda count, v=value: v]
+        for given in (kinds[i % 4], array):
+            _, state = adadelta(given, given, given, given).update(params, state, params)
     assert compiled() == before
-
-
-def test_injected_hyperparameters_compile_once(compiled):
-    params = {"w": jnp.ones((5, 7)), "b": jnp.ones(7)}
-    optimizer = optax.inject_hyperparams(adadelta)(rho=0.9)
-    state = optimizer.init(params)
-    for _ in range(2):
-        _, state = optimizer.update(params, state, params)
-    given = [jnp.asarray(eps, jnp.float32) for eps in np.geomspace(1e-8, 1e-4, 100)]
-    before = compiled()
-    for eps in given:
-        state.hyperparams["eps"] = eps
-        _, state = optimizer.update(params, state, params)
-    assert compiled() == before
+    assert state.count == 202
 
 
 @jax.jit
@@ -221,42 +150,39 @@ def test_an_eager_step_does_not_wait_for_the_values_of_schedules(make, names):
     np.testing.assert_array_equal(updates, expected)
 
 
-@pytest.mark.parametrize("name", ["rho", "eps"])
-def test_an_array_that_is_still_being_computed_is_checked_by_init(name):
+@pytest.mark.slow
+def test_an_array_that_is_still_being_computed_is_checked_by_init():
     slowly(jnp.float32(1.0)).block_until_ready()
-    value = slowly(jnp.float32(0.25 if name == "rho" else 0.0))
-    optimizer = adadelta(**{name: value}, state_bits=8)
+    value = slowly(jnp.float32(0.25))
+    optimizer = adadelta(rho=value, state_bits=8)
     assert not value.is_ready(), "building the optimizer waited"
-    with pytest.raises(ValueError, match=f"^{name} must be"):
+    with pytest.raises(ValueError, match=r"^rho must be"):
         optimizer.init(jnp.ones(3))
+    with pytest.raises(ValueError, match=r"^eps must be"):
+        adadelta(eps=slowly(jnp.float32(0.0))).init(jnp.ones(3))
 
 
+@pytest.mark.slow
 def test_a_weight_decay_of_zero_that_is_still_being_computed_needs_no_parameters():
     g = jnp.ones(3)
-    _, state = adadelta().update(g, adadelta().init(g))
-    slowly(jnp.float32(1.0)).block_until_ready()
-    decay = slowly(jnp.float32(0.0))
-    found, _ = adadelta(weight_decay=decay).update(g, state)
+    state = adadelta().init(g)
+    found, _ = adadelta(weight_decay=slowly(jnp.float32(0.0))).update(g, state)
     np.testing.assert_array_equal(found, adadelta().update(g, state)[0])
     with pytest.raises(ValueError, match="params is None"):
         adadelta(weight_decay=slowly(jnp.float32(0.1))).update(g, state)
 
 
+NAN, INF = float("nan"), float("inf")
+OUT_OF_RANGE = {
+    "learning_rate": (-1.0, NAN, INF),
+    "rho": (1.0, -0.125, NAN),
+    "eps": (-0.5, INF),
+    "weight_decay": (-0.25, NAN, INF),
+}
+
+
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("learning_rate", -1.0),
-        ("learning_rate", float("nan")),
-        ("learning_rate", float("inf")),
-        ("rho", 1.0),
-        ("rho", -0.125),
-        ("rho", float("nan")),
-        ("eps", -0.5),
-        ("eps", float("inf")),
-        ("weight_decay", -0.25),
-        ("weight_decay", float("nan")),
-        ("weight_decay", float("inf")),
-    ],
+    ("name", "value"), [(name, value) for name in OUT_OF_RANGE for value in OUT_OF_RANGE[name]]
 )
 @pytest.mark.parametrize(
     "kind", [float, np.float32, jnp.asarray, lambda value: lambda count: value]
@@ -271,28 +197,22 @@ def test_a_value_out_of_its_range_is_refused_by_name(name, value, kind):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("value", ["0.9", True, 0.9j, np.array(True), np.complex64(1)])
+@pytest.mark.parametrize("value", ["0.9", True, 0.9j, None, np.array(True), np.complex64(1)])
 def test_a_value_that_is_not_a_number_is_refused_by_name(name, value):
+    if name == "learning_rate" and value is None:
+        return  # It means 1, as in Optax.
     with pytest.raises(TypeError, match=f"^{name} must be a real number.*{type(value).__name__}"):
         adadelta(**{name: value})
-
-
-@pytest.mark.parametrize("name", NAMES[1:])
-def test_only_the_learning_rate_may_be_none(name):
-    with pytest.raises(TypeError, match=f"^{name} must be a real number.*NoneType"):
-        adadelta(**{name: None})
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("kind", [np.array, jnp.array])
 def test_an_array_that_is_not_a_scalar_is_refused_by_name(name, kind):
-    with pytest.raises(ValueError, match=rf"^{name} must be a scalar; .* shape \(2,\).*vmap"):
+    message = rf"^{name} must be a scalar; .* shape \(2,\)"
+    with pytest.raises(ValueError, match=f"{message}.*vmap"):
         adadelta(**{name: kind([0.1, 0.2])})
-
-
-def test_a_traced_array_that_is_not_a_scalar_is_refused():
-    with pytest.raises(ValueError, match=r"^rho must be a scalar; .* shape \(2,\)"):
-        jax.jit(lambda rho: adadelta(rho=rho).init(rho))(jnp.ones(2))
+    with pytest.raises(ValueError, match=message):
+        jax.jit(lambda value: adadelta(**{name: value}).init(value))(jnp.ones(2))
 
 
 @pytest.mark.parametrize("name", ["learning_rate", "eps", "weight_decay"])
@@ -317,18 +237,6 @@ def test_an_eps_of_zero_is_refused(kind):
         adadelta(eps=kind(0.0))
 
 
-@pytest.mark.parametrize("jit", [False, True])
-def test_an_eps_schedule_may_fade_to_zero(jit):
-    optimizer = adadelta(eps=lambda count: jnp.where(count < 1, 1e-6, 0.0))
-    update = jax.jit(optimizer.update) if jit else optimizer.update
-    x = jnp.array([1.0, 0.0])
-    state = optimizer.init(x)
-    for _ in range(3):
-        updates, state = update(x, state)
-        assert jnp.isfinite(updates).all()
-    assert updates[0] < 0
-
-
 @pytest.mark.parametrize(
     ("name", "value"),
     [("rho", jnp.bfloat16(0.999)), ("eps", jnp.float16(1e-8)), ("eps", jnp.complex64(1e-6))],
@@ -338,15 +246,12 @@ def test_a_value_that_a_cast_has_spoiled_is_refused_with_the_remedy(name, value)
         (TypeError, ValueError), match=f"^{name} must.*hyperparam_dtype=jnp.float32"
     ):
         adadelta(**{name: value})
-
-
-def test_a_float32_value_was_spoiled_by_no_cast():
     with pytest.raises(ValueError, match=r"^rho must") as caught:
         adadelta(rho=np.float32(1.5))
     assert "hyperparam_dtype" not in str(caught.value)
 
 
-@pytest.mark.parametrize("bits", [16, 8])
+@QUANTIZED
 @pytest.mark.parametrize("make", [adadelta, scale_by_adadelta])
 def test_the_seed_is_zero_if_none_is_given(make, bits):
     g = jnp.asarray(GRADIENTS[0], jnp.float32)

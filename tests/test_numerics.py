@@ -2,7 +2,6 @@
 
 import collections
 import functools
-import io
 import pickle
 
 import jax
@@ -26,8 +25,7 @@ def updates_and_references(g, rho, eps, dtype=jnp.float32):
         yield (dx, state.e_g, state.e_x), expected
 
 
-@pytest.mark.parametrize("rho", [0.5, 0.9, 0.95, 0.9999])
-@pytest.mark.parametrize("eps", [1e-4, 1e-8, 1e-16, 1e-24, 1e-32])
+@pytest.mark.parametrize(("rho", "eps"), [(0.5, 1e-32), (0.95, 1e-8), (0.9999, 1e-32)])
 def test_gradients_down_to_subnormals_give_the_update_within_1e_5(rho, eps):
     scales = 10.0 ** np.arange(-44, 6)
     g = gradients("normal", 100, 50) * scales
@@ -36,8 +34,8 @@ def test_gradients_down_to_subnormals_give_the_update_within_1e_5(rho, eps):
         np.testing.assert_allclose(np.asarray(dx)[seen], expected.dx[seen], rtol=1e-5)
 
 
-@pytest.mark.parametrize("rho", [0.5, 0.95, 0.9999])
-@pytest.mark.parametrize("eps", [1e-36, 1.1754944e-38, 1e-40, 1e-300])
+@pytest.mark.parametrize("rho", [0.5, 0.9999])
+@pytest.mark.parametrize("eps", [1e-36, 1.1754944e-38, 1e-300])
 def test_an_eps_near_the_smallest_float_still_moves_and_stays_bounded(rho, eps):
     floor = max(eps, 64 * float(np.finfo(np.float32).tiny))
     e_x = np.zeros(50)
@@ -55,55 +53,39 @@ def test_an_eps_near_the_smallest_float_still_moves_and_stays_bounded(rho, eps):
         assert (size >= least * (1 - 1e-5))[ordinary].all()
 
 
-@pytest.mark.parametrize("huge", [1e18, 1e20, -1e30, float(jnp.finfo(jnp.float32).max)])
-@pytest.mark.parametrize("rho", [0.5, 0.9])
-def test_after_a_huge_gradient_a_coordinate_recovers_no_later_than_in_float64(huge, rho):
-    g = np.concatenate([np.full(50, 0.1), [huge], np.full(1800, 0.1)])[:, None]
+def test_after_a_huge_gradient_a_coordinate_recovers_no_later_than_in_float64():
+    huge = [1e18, 1e20, -1e30, float(jnp.finfo(jnp.float32).max)]
+    g = np.concatenate([np.full((50, 4), 0.1), [huge], np.full((600, 4), 0.1)])
     ours, exact = [], []
-    for (dx, e_g, e_x), expected in updates_and_references(g, rho, 1e-6):
+    for (dx, e_g, e_x), expected in updates_and_references(g, 0.5, 1e-6):
         assert np.isfinite([dx, e_g, e_x]).all()
-        ours.append(abs(float(dx[0])))
-        exact.append(abs(expected.dx[0]))
+        ours.append(np.abs(dx))
+        exact.append(np.abs(expected.dx))
     ours, exact = np.array(ours), np.array(exact)
     # The same gradient is rounded in the same way at every step, by about 1e-8 per step.
     assert (ours >= exact * (1 - 1e-4)).all()
     np.testing.assert_allclose(ours[50], exact[50], rtol=1e-5)
-    ordinary = exact[49]
-    back = 51 + np.argmax(ours[51:] > 0.5 * ordinary), 51 + np.argmax(exact[51:] > 0.5 * ordinary)
-    assert back[0] <= back[1]
-    if abs(huge) < 1.8e19:
-        np.testing.assert_allclose(ours, exact, rtol=1e-4)
+    back, expected = ((path[51:] > 0.5 * exact[49]).argmax(axis=0) for path in (ours, exact))
+    assert (0 < back).all()
+    assert (back <= expected).all()
+    np.testing.assert_allclose(ours[:, 0], exact[:, 0], rtol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 @pytest.mark.parametrize("rho", [0.99, pytest.param(0.999, marks=pytest.mark.slow)])
 def test_averages_of_a_low_precision_model_follow_gradients_that_drop(dtype, rho):
-    steps = round(3 / (1 - rho))
-    drop = np.concatenate([np.ones(steps), np.full(steps, 0.1)])[:, None] * [1.0, 0.03]
-    for (_, e_g, _), expected in updates_and_references(drop, rho, 1e-6, dtype):
-        np.testing.assert_allclose(e_g, expected.e_g, rtol=1e-4)
+    """Those of Optax, in the dtype of the model, do not."""
+    counts = 5, *[round(3 / (1 - rho))] * 2
+    drop = np.repeat([0.0, 1.0, 0.1], counts)[:, None] * [1.0, 0.03]
     optimizer = optax.adadelta(1.0, rho)
-    state = optimizer.init(jnp.zeros(2, dtype))
-    update = jax.jit(optimizer.update)
-    for g in drop:
+    state, update = optimizer.init(jnp.zeros(2, dtype)), jax.jit(optimizer.update)
+    steps = updates_and_references(drop, rho, 1e-8, dtype)
+    for g, ((dx, e_g, _), expected) in zip(drop, steps, strict=True):
+        assert np.isfinite(np.float64(dx)).all()
+        np.testing.assert_allclose(e_g, expected.e_g, rtol=1e-4)
         _, state = update(jnp.asarray(g, dtype), state, jnp.zeros(2, dtype))
     theirs = np.float64(optax.tree_utils.tree_get(state, "e_g"))
     assert (np.abs(theirs / expected.e_g - 1) > 0.01).any()
-
-
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
-@pytest.mark.parametrize("eps", [1e-6, 1e-8])
-def test_low_precision_models_have_no_nan_on_zero_gradients(dtype, eps):
-    g = gradients("sparse", 100, 64)
-    for (dx, e_g, e_x), expected in updates_and_references(g, 0.95, eps, dtype):
-        assert dx.dtype == dtype
-        assert e_g.dtype == e_x.dtype == jnp.float32
-        np.testing.assert_allclose(
-            np.float64(dx),
-            expected.dx,
-            rtol=float(jnp.finfo(dtype).eps),
-            atol=float(jnp.finfo(dtype).smallest_subnormal),
-        )
 
 
 INJECT = functools.partial(optax.inject_hyperparams, hyperparam_dtype=jnp.float32)
@@ -119,11 +101,11 @@ CARRIED = {
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
-        (name, dtype)
-        for name in CARRIED
-        for dtype in (jnp.bfloat16, jnp.float32, jnp.float64, jnp.complex64)
-        # Optax's MultiSteps casts complex gradients to real.
-        if (name, dtype) != ("MultiSteps", jnp.complex64)
+        ("schedule", jnp.bfloat16),
+        ("schedule", jnp.float64),
+        ("injected", jnp.float32),
+        ("injected schedule", jnp.complex64),
+        ("MultiSteps", jnp.bfloat16),
     ],
 )
 def test_loops_carry_the_state_under_x64(name, dtype):
@@ -192,95 +174,50 @@ def test_a_million_steps_drift_little_from_float64(varies, rho, bound_e_g, bound
     assert all(measured < bound for measured, bound in drift.values()), drift
 
 
-def pickled(state):
-    return pickle.loads(pickle.dumps(jax.device_get(state)))
-
-
-def through_npz(state):
-    leaves, structure = jax.tree.flatten(state)
-    file = io.BytesIO()
-    np.savez(file, *leaves)
-    file.seek(0)
-    with np.load(file) as saved:
-        return jax.tree.unflatten(structure, [saved[name] for name in saved.files])
-
-
-@pytest.mark.parametrize("restored", [pickled, through_npz])
-@pytest.mark.parametrize("jit", [False, True])
-def test_a_run_resumed_at_any_step_is_the_uninterrupted_run_bit_for_bit(jit, restored):
+def test_a_run_has_the_same_bits_in_any_order_of_keys_and_resumed_at_any_step():
+    """JAX sorts the keys of a dict, so only an OrderedDict has another order."""
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), adadelta(rho=0.99, weight_decay=0.01))
     g = jnp.asarray(gradients("bursts", 12, 33), jnp.float32)
 
+    @jax.jit
     def step(params, state, g):
-        updates, state = optimizer.update(g, state, params)
+        grads = collections.OrderedDict((name, g[: len(p)]) for name, p in params.items())
+        updates, state = optimizer.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
-    step = jax.jit(step) if jit else step
-
-    def run(stop_at):
-        params = jnp.ones(33)
+    def run(names="ab", stop_at=None):
+        sizes = {"a": 33, "b": 5}
+        params = collections.OrderedDict((name, jnp.ones(sizes[name])) for name in names)
         state = optimizer.init(params)
         for t in range(12):
             if t == stop_at:
-                params, state = restored((params, state))
+                params, state = pickle.loads(pickle.dumps(jax.device_get((params, state))))
             params, state = step(params, state, g[t])
-        return jax.device_get((params, state))
+        found = params, state[1].e_g, state[1].e_x
+        return jax.device_get([dict(part) for part in found])
 
-    uninterrupted = run(None)
-    for stop_at in range(12):
-        jax.tree.map(np.testing.assert_array_equal, run(stop_at), uninterrupted)
-
-
-def test_the_order_of_keys_changes_no_bit():
-    """JAX sorts the keys of a dict, so only an OrderedDict has another order."""
-    leaves = {
-        name: jnp.asarray(gradients("normal", 1, size, seed=size)[0], jnp.float32)
-        for name, size in (("b", 5), ("a", 17), ("c", 1))
-    }
-    runs = []
-    for names in (("a", "b", "c"), ("c", "a", "b")):
-        params = collections.OrderedDict((name, leaves[name]) for name in names)
-        state = adadelta().init(params)
-        for _ in range(5):
-            updates, state = jax.jit(adadelta().update)(params, state)
-        runs.append([dict(part) for part in (updates, state.e_g, state.e_x)])
-    jax.tree.map(np.testing.assert_array_equal, *runs)
+    expected = run()
+    for other in (run("ba"), *(run(stop_at=t) for t in range(12))):
+        jax.tree.map(np.testing.assert_array_equal, other, expected)
 
 
 @pytest.mark.devices
-@pytest.mark.parametrize(
-    ("shape", "spec", "ulps"),
-    [
-        ((64, 64), PartitionSpec(), 0),
-        ((64, 64), PartitionSpec("a"), 0),
-        ((64, 64), PartitionSpec("a", "b"), 0),
-        ((4096, 8), PartitionSpec("a"), 0),
-        # If the last axis has 3 to 8 elements and the others 8 or more, jax 0.8 and 0.12 compile
-        # without fused multiply-adds. Here that is so for either the piece or the leaf. Over a
-        # million coordinates the update differed by up to 4 units, and on some processors the
-        # averages differ too.
-        ((16, 8), PartitionSpec("a"), 5),
-        ((4096, 16), PartitionSpec(None, "b"), 5),
-    ],
-)
-def test_eight_devices_step_as_one_does(shape, spec, ulps):
-    """Each piece has the bits that it has alone on one device, and so mostly those of the leaf."""
+@pytest.mark.parametrize("spec", [("a",), ("a", "b"), (None, "b")], ids=str)
+def test_a_piece_on_one_of_eight_devices_has_the_bits_of_that_piece_alone(spec):
+    """The whole leaf, which is compared in test_sharded_state, may differ in the last places.
+
+    If the last axis has 3 to 8 elements and the others 8 or more, jax 0.8 and 0.12 compile without
+    fused multiply-adds. That may be so for a piece and not for the leaf.
+    """
     mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
-    g = gradients("normal", 20, np.prod(shape)).reshape(20, *shape).astype(np.float32)
-    put = functools.partial(jax.device_put, device=NamedSharding(mesh, spec))
+    place = NamedSharding(mesh, PartitionSpec(*spec))
     update = jax.jit(adadelta().update)
-    one = adadelta().init(jnp.asarray(g[0]))
-    for leaf in g:
-        # From the same state each time, so that this is the rounding of one step.
-        before = one
-        eight = before._replace(e_g=put(before.e_g), e_x=put(before.e_x))
-        dx, after = update(put(leaf), eight)
-        expected_dx, one = update(jnp.asarray(leaf), before)
-        assert after.count == one.count
-        for found, expected in ((dx, expected_dx), (after.e_g, one.e_g), (after.e_x, one.e_x)):
-            np.testing.assert_array_max_ulp(np.asarray(found), np.asarray(expected), ulps)
+    whole = adadelta().init(jax.device_put(jnp.zeros((64, 16)), place))
+    alone = None
+    for leaf in gradients("normal", 20, 64 * 16).reshape(20, 64, 16).astype(np.float32):
+        dx, whole = update(jax.device_put(leaf, place), whole)
         index = dx.addressable_shards[-1].index
-        alone = before._replace(e_g=before.e_g[index], e_x=before.e_x[index])
+        alone = alone or adadelta().init(jnp.asarray(leaf[index]))
         alone_dx, alone = update(jnp.asarray(leaf[index]), alone)
-        for got, expected in ((dx, alone_dx), (after.e_g, alone.e_g), (after.e_x, alone.e_x)):
+        for got, expected in ((dx, alone_dx), (whole.e_g, alone.e_g), (whole.e_x, alone.e_x)):
             np.testing.assert_array_equal(got.addressable_shards[-1].data, expected)

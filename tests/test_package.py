@@ -191,22 +191,14 @@ import optax_adadelta
 params = jnp.ones(3)
 
 
-def states():
-    named = optax_adadelta.adadelta(), optax_adadelta.stochastic_round()
-    yield optax_adadelta.diagnostics.averages(named[0].init(params))
-    for optimizer in named:
-        yield optimizer.init(params)
-
-
 def check():
-    for state in states():
-        step = jax.jit(lambda state: jax.tree.map(lambda leaf: leaf + 1, state))
-        data = jax.export.export(step)(state).serialize()
+    for optimizer in optax_adadelta.adadelta(), optax_adadelta.stochastic_round():
+        state = optimizer.init(params)
+        data = jax.export.export(jax.jit(lambda state: state))(state).serialize()
         assert type(jax.export.deserialize(data).call(state)) is type(state)
         assert type(pickle.loads(pickle.dumps(state))) is type(state)
     # A state from before is still one.
-    optimizer = optax_adadelta.adadelta()
-    assert optimizer.update(params, old)[1].count == 1
+    assert optax_adadelta.adadelta().update(params, old)[1].count == 1
     assert pickle.loads(pickle.dumps(old)).count == 0
 
 
@@ -224,12 +216,18 @@ check()
 """
 
 
+@pytest.mark.slow
 def test_it_can_be_reloaded_and_imported_again():
     run(sys.executable, "-c", AGAIN, cwd=ROOT)
 
 
-def test_its_version_is_the_one_in_pyproject():
-    assert optax_adadelta.__version__ == PROJECT["version"]
+def test_its_version_is_the_same_everywhere():
+    version = PROJECT["version"]
+    assert optax_adadelta.__version__ == version
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(rf"^## \[{re.escape(version)}\] - \d{{4}}-\d\d-\d\d$", changelog, re.MULTILINE)
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert re.findall(r'^version: "?([^"\s]+)"?$', citation, re.MULTILINE) == [version]
 
 
 PUBLIC = {
@@ -275,10 +273,13 @@ PUBLIC = {
 
 
 @pytest.mark.parametrize("module", PUBLIC, ids=lambda module: module.__name__)
-def test_its_public_names_are_what_dir_and_help_show(module):
+def test_its_public_names_are_what_dir_help_and_the_api_page_show(module):
     names = PUBLIC[module]
     assert set(module.__all__) == names
     assert set(dir(module)) - {"__version__"} == names
+    page = (ROOT / "docs" / "api" / f"{module.__name__.rpartition('.')[2]}.md").read_text("utf-8")
+    listed = re.findall(r"^\.\. auto(?:function|class):: (\w+)$", page, re.MULTILINE)
+    assert set(listed) == {name for name in names if not inspect.ismodule(getattr(module, name))}
     text = pydoc.render_doc(module, renderer=pydoc.plaintext)
     for name in names:
         assert getattr(module, name).__name__.startswith(module.__name__) or (
@@ -288,13 +289,6 @@ def test_its_public_names_are_what_dir_and_help_show(module):
         # Each name is explained before the private modules and the signatures.
         described = text.partition("PACKAGE CONTENTS")[0].partition("Public names:")[2]
         assert re.search(rf"^ +(\w+, )*{name}\b.*: ", described, re.MULTILINE), name
-
-
-@pytest.mark.parametrize("name", ["adadelta", "scale_by_adadelta", "clip_by_global_norm"])
-def test_signatures_name_types_as_users_know_them(name):
-    signature = str(inspect.signature(getattr(optax_adadelta, name)))
-    assert "Union" not in signature
-    assert len(signature) < 500
 
 
 def test_a_source_tree_that_is_not_installed_can_be_imported(monkeypatch):
@@ -309,9 +303,9 @@ def test_a_source_tree_that_is_not_installed_can_be_imported(monkeypatch):
     assert module.adadelta is optax_adadelta.adadelta
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.name)
-def test_a_source_file_is_short_and_uses_public_names_only(path):
-    source = path.read_text(encoding="utf-8")
-    assert len(source.splitlines()) <= 300
-    assert not re.search(r"\b(jax|optax)\._src\b", source)
-    assert "pragma: no" not in source, "no line may be hidden from coverage"
+def test_source_files_are_short_and_use_public_names_only():
+    for path in PACKAGE.rglob("*.py"):
+        source = path.read_text(encoding="utf-8")
+        assert len(source.splitlines()) <= 300, path
+        assert not re.search(r"\b(jax|optax)\._src\b", source), path
+        assert "pragma: no" not in source, f"{path}: no line may be hidden from coverage"

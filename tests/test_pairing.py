@@ -20,25 +20,22 @@ def beside(w, nothing=None):
     return {"w": w, "ids": nothing, "act": nothing, "deep": nothing}
 
 
-@BITS
-@pytest.mark.parametrize("nothing", [None, optax.MaskedNode()])
 @pytest.mark.parametrize(
-    "mask",
-    [None, lambda model: jax.tree.map(lambda _: True, model), "of the trained part"],
+    ("nothing", "mask"),
+    [
+        (None, None),
+        (None, beside(True)),
+        (optax.MaskedNode(), beside(True, optax.MaskedNode())),
+        (optax.MaskedNode(), lambda model: jax.tree.map(lambda _: True, model)),
+    ],
 )
-def test_a_whole_model_may_stand_for_the_parameters(bits, nothing, mask):
-    if mask == "of the trained part":
-        mask = beside(True, nothing)
+def test_a_whole_model_may_stand_for_the_parameters(nothing, mask):
     # With so large an eps the first update shows the size of the gradient, not only its sign.
-    optimizer = adadelta(eps=0.1, weight_decay=0.1, weight_decay_mask=mask, state_bits=bits)
-    state = optimizer.init(beside(jnp.ones(2)))
-    if nothing is not None:
-        state = state._replace(
-            e_g=beside(state.e_g["w"], nothing), e_x=beside(state.e_x["w"], nothing)
-        )
+    optimizer = adadelta(eps=0.1, weight_decay=0.1, weight_decay_mask=mask)
+    state = optimizer.init(beside(jnp.ones(2), nothing))
     updates, state = optimizer.update(beside(jnp.ones(2), nothing), state, relu_model())
     (expected,) = algorithm_1(np.full((1, 2), 1.1), eps=0.1)
-    np.testing.assert_allclose(updates["w"], expected.dx, rtol=0.02 if bits else 1e-6)
+    np.testing.assert_allclose(updates["w"], expected.dx, rtol=1e-6)
     assert updates == beside(updates["w"], nothing)
 
 
@@ -49,40 +46,17 @@ def test_a_gradient_needs_a_parameter_beside_it():
             adadelta().update(beside(jnp.ones(2)), state, {**relu_model(), "w": missing})
 
 
-@pytest.mark.parametrize("jit", [False, True])
 @BITS
-def test_small_float16_gradients_move_float32_parameters(bits, jit):
+def test_small_float16_gradients_move_float32_parameters(bits):
     optimizer = adadelta(1e-3, eps=1e-7, state_bits=bits)
     params = jnp.float32(0)
-    state = optimizer.init(params)
-    update = jax.jit(optimizer.update) if jit else optimizer.update
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
     g = jnp.float16(2e-5)
-    for _ in range(1000 if jit else 100):
+    for _ in range(1000):
         updates, state = update(g, state, params)
         params = optax.apply_updates(params, updates)
-    expected = 1e-3 * sum(s.dx for s in algorithm_1(np.full(1000 if jit else 100, g), eps=1e-7))
+    expected = 1e-3 * sum(step.dx for step in algorithm_1(np.full(1000, g), eps=1e-7))
     np.testing.assert_allclose(params, expected, rtol=1e-2 if bits else 1e-5)
-    if jit and bits is None:
-        np.testing.assert_allclose(params, -2.0027e-5, rtol=1e-4)
-
-
-FLOATS = (jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64)
-
-
-@pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("p_dtype", FLOATS)
-@pytest.mark.parametrize("g_dtype", FLOATS)
-def test_the_update_has_the_wider_dtype_if_parameters_are_given(g_dtype, p_dtype):
-    p, g = jnp.ones(3, p_dtype), jnp.full(3, 0.5, g_dtype)
-    optimizer = adadelta()
-    state = optimizer.init(p)
-    updates, after = optimizer.update(g, state, p)
-    bits = jnp.finfo(g_dtype).bits, jnp.finfo(p_dtype).bits
-    assert updates.dtype == (g_dtype if bits[0] > bits[1] else p_dtype)
-    same_types(after, state)
-    (expected,) = algorithm_1(np.full((1, 3), 0.5))
-    np.testing.assert_allclose(np.float64(updates), expected.dx, rtol=float(jnp.finfo(p_dtype).eps))
-    assert optimizer.update(g, state)[0].dtype == g_dtype
 
 
 def test_each_leaf_has_its_own_dtype():
@@ -102,8 +76,7 @@ def test_each_leaf_has_its_own_dtype():
 )
 def test_wrappers_that_need_the_dtype_of_the_gradients_work_without_parameters(wrap):
     optimizer = wrap(adadelta())
-    params = jnp.ones(3)
-    state = optimizer.init(params)
+    state = optimizer.init(jnp.ones(3))
     for _ in range(2):
         updates, state = optimizer.update(jnp.ones(3, jnp.float16), state)
     assert (updates < 0).all()
@@ -125,20 +98,20 @@ def test_a_parameter_of_another_shape_is_refused_without_decay_too():
 
 # So large that the first update depends on the size of the gradient, and not on its sign alone.
 EPS = 0.09
-
-
 # Gradient, parameter, and the update: the wider of the two, of equal ones the parameter's.
 KINDS = [
     (jnp.bfloat16, jnp.float32, jnp.float32),
+    (jnp.float32, jnp.float16, jnp.float32),
     (jnp.float16, jnp.bfloat16, jnp.bfloat16),
+    (jnp.bfloat16, jnp.float64, jnp.float64),
     (jnp.float64, jnp.float32, jnp.float64),
     (jnp.complex64, jnp.complex128, jnp.complex128),
 ]
 
 
-@BITS
+@pytest.mark.parametrize("bits", [None, 8])
 @pytest.mark.parametrize("kinds", KINDS, ids=lambda kinds: "-".join(k.__name__ for k in kinds))
-def test_a_decayed_update_has_the_wider_dtype_in_every_storage(kinds, bits, request):
+def test_an_update_has_the_wider_dtype_if_parameters_are_given(kinds, bits, request):
     if any(jnp.finfo(kind).bits > 32 for kind in kinds):
         request.getfixturevalue("x64")
     g, p = jnp.asarray([0.5, -2.0], kinds[0]), jnp.asarray([1.0, 3.0], kinds[1])

@@ -17,13 +17,6 @@ INJECTED = optax.inject_hyperparams(adadelta, static_args="state_bits")
 NAN, INF = math.nan, math.inf
 
 
-@pytest.fixture
-def optax_promotes():
-    """Optax's plateau and MultiSteps mix int32 with float32."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
-
-
 def eps_of(tree):
     return optax.tree.get(tree, "eps")
 
@@ -67,16 +60,20 @@ def series(seed, special=True):
     return values
 
 
-@pytest.mark.parametrize("mode", ["min", "max"])
 @pytest.mark.parametrize(
-    ("factor", "patience", "cooldown", "rtol", "atol"),
-    [(0.5, 1, 0, 0.0, 0.0), (0.5, 2, 3, 0.25, 0.0), (0.125, 3, 1, 0.25, 0.5), (0.5, 1, 2, 0, 0.25)],
+    ("mode", "factor", "patience", "cooldown", "rtol", "atol"),
+    [
+        ("min", 0.5, 1, 0, 0.0, 0.0),
+        ("max", 0.5, 2, 3, 0.25, 0.0),
+        ("min", 0.125, 3, 1, 0.25, 0.5),
+        ("max", 0.5, 1, 2, 0.0, 0.25),
+    ],
 )
 def test_it_follows_the_rule(mode, factor, patience, cooldown, rtol, atol):
     plateau = reduce_eps_on_plateau(
         factor, patience, cooldown=cooldown, rtol=rtol, atol=atol, min_eps=LEAST, mode=mode
     )
-    for seed in range(5):
+    for seed in range(2):
         values = series(seed) * (1 if mode == "min" else -1)
         rule = expected(values, factor, patience, cooldown, rtol, atol, LEAST, mode)
         np.testing.assert_array_equal(found(plateau, values), list(rule))
@@ -107,7 +104,7 @@ def test_it_reduces_when_torch_reduces(mode, threshold_mode):
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(0)
     for patience, cooldown, threshold in [(0, 0, 0.0), (1, 2, 0.125), (3, 1, 0.25)]:
-        for seed in range(5):
+        for seed in range(2):
             values = series(seed, special=False) * (1 if mode == "min" else -1)
             if threshold_mode == "rel":  # torch's relative threshold has the wrong sign below zero
                 values = np.abs(values) + 0.125
@@ -128,36 +125,27 @@ def test_it_reduces_when_torch_reduces(mode, threshold_mode):
             np.testing.assert_array_equal(found(plateau, values), rates)
 
 
-@pytest.mark.usefixtures("optax_promotes")
-@pytest.mark.parametrize(("patience", "cooldown"), [(1, 0), (2, 3), (4, 1)])
-def test_it_reduces_when_optax_reduces_the_learning_rate(patience, cooldown):
-    plateau = reduce_eps_on_plateau(0.5, patience, cooldown=cooldown, rtol=0.125, min_eps=LEAST)
-    theirs = optax.contrib.reduce_on_plateau(
-        0.5, patience, rtol=0.125, cooldown=cooldown, min_scale=LEAST / EPS
-    )
-
-    def turn(state, value):
-        _, state = theirs.update(jnp.ones(2), state, value=value)
-        return state, state.scale
-
-    for seed in range(5):
-        values = jnp.asarray(np.abs(series(seed, special=False)) + 0.125, jnp.float32)
-        _, scales = jax.lax.scan(turn, theirs.init(jnp.ones(2)), values)
-        np.testing.assert_array_equal(found(plateau, values), EPS * scales)
+def after(values, eps, **given):
+    """The state after a run of values that are not traced."""
+    state = INJECTED(eps=EPS).init(jnp.ones(2))
+    plateau = reduce_eps_on_plateau(**given)
+    watch = plateau.init(state)
+    state.hyperparams["eps"] = eps
+    for value in values:
+        state, watch = plateau.update(state, watch, value=value)
+    return eps_of(state)
 
 
 def test_the_floor_is_kept_and_an_eps_below_it_stays():
-    def after(eps, **given):
-        state = INJECTED(eps=eps).init(jnp.ones(2))
-        plateau = reduce_eps_on_plateau(0.01, **given)
-        watch = plateau.init(state)
-        for value in (1.0, 1.0, 1.0, 1.0):
-            state, watch = plateau.update(state, watch, value=value)
-        return eps_of(state)
+    assert after([1.0] * 4, jnp.float32(1e-6), factor=0.01) == np.float32(1e-12)
+    assert after([1.0] * 4, jnp.float32(1e-6), factor=0.01, min_eps=3e-8) == np.float32(3e-8)
+    assert after([1.0] * 4, jnp.float32(1e-30), min_eps=1e-12) == np.float32(1e-30)
 
-    assert after(1e-6) == np.float32(1e-12)
-    assert after(1e-6, min_eps=3e-8) == np.float32(3e-8)
-    assert after(1e-30, min_eps=1e-12) == np.float32(1e-30)
+
+def test_a_number_that_was_set_by_hand_becomes_an_array():
+    found = after([1.0, 1.0], 2 * EPS, factor=0.5)
+    assert found == EPS
+    assert not found.weak_type
 
 
 @pytest.mark.usefixtures("x64")
@@ -184,26 +172,11 @@ def test_a_value_is_any_real_scalar(value):
     assert after.best_value == 2
 
 
-def test_a_number_that_was_set_by_hand_becomes_an_array():
-    state = INJECTED(eps=EPS).init(jnp.ones(2))
-    plateau = reduce_eps_on_plateau(0.5)
-    watch = plateau.init(state)
-    state.hyperparams["eps"] = 2 * EPS
-    for value in (1.0, 1.0):
-        state, watch = plateau.update(state, watch, value=value)
-    assert eps_of(state) == EPS
-    assert not eps_of(state).weak_type
-
-
 def test_arguments_may_be_traced():
     @jax.jit
     def last(factor, rtol, atol, least):
-        state = INJECTED(eps=EPS).init(jnp.ones(2))
-        plateau = reduce_eps_on_plateau(factor, rtol=rtol, atol=atol, min_eps=least)
-        watch = plateau.init(state)
-        for value in (1.0, 0.9):
-            state, watch = plateau.update(state, watch, value=value)
-        return eps_of(state)
+        given = dict(factor=factor, rtol=rtol, atol=atol, min_eps=least)
+        return after([1.0, 0.9], jnp.float32(EPS), **given)
 
     assert last(0.5, 0.0625, 0.0625, LEAST) == EPS / 2
     assert last(0.5, 0.0625, 0.0, LEAST) == EPS
@@ -219,7 +192,7 @@ def test_the_tree_must_have_an_eps_of_adadelta():
             plateau.init(tree)
         with pytest.raises(ValueError, match=r"no eps to reduce"):
             plateau.update(tree, plateau.init(ours), value=1.0)
-    with pytest.raises(ValueError, match=r"not belong into optax\.chain"):
+    with pytest.raises(ValueError, match=r"optax\.chain"):
         optax.chain(optax.inject_hyperparams(adadelta)(), plateau).init(jnp.ones(2))
     scheduled = optax.inject_hyperparams(adadelta)(eps=optax.constant_schedule(EPS))
     with pytest.raises(ValueError, match=r"hyperparams\['eps'\] comes from a schedule"):

@@ -75,6 +75,16 @@ def test_samples_that_cannot_be_drawn():
         plot_samples(given._replace(rate={}, update={}))
 
 
+def test_curves_count_from_one_and_their_means_are_not_rounded():
+    (line,) = drawn(plot_curves({"x": jnp.array([[1.0, 2.0], [1.0078125, 2.0]], jnp.bfloat16)}))
+    np.testing.assert_array_equal(line, [[1, 2], [1.00390625, 2]])
+
+
+def test_parameters_that_are_one_array():
+    given = Sample(jnp.arange(2), {"": jnp.ones((2, 3))}, {"": jnp.ones((2, 3))})
+    assert plot_samples(given).axes[0].get_title() == "parameters"
+
+
 def test_curves_are_the_means_of_their_runs_within_the_range():
     runs = RNG.random((3, 5))
     axes = plot_curves({"several": runs, "one": runs[0]}, steps=range(10, 15))
@@ -86,21 +96,6 @@ def test_curves_are_the_means_of_their_runs_within_the_range():
     for edge in (runs.min(axis=0), runs.max(axis=0)):
         assert set(zip(range(10, 15), edge, strict=True)) <= corners
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["several", "one"]
-
-
-def test_the_mean_of_bfloat16_curves_is_not_rounded():
-    (line,) = drawn(plot_curves({"x": jnp.array([[1.0], [1.0078125]], jnp.bfloat16)}))
-    np.testing.assert_array_equal(line, [[1], [1.00390625]])
-
-
-def test_parameters_that_are_one_array():
-    given = Sample(jnp.arange(2), {"": jnp.ones((2, 3))}, {"": jnp.ones((2, 3))})
-    assert plot_samples(given).axes[0].get_title() == "parameters"
-
-
-def test_curves_count_from_one():
-    (line,) = drawn(plot_curves({"one": [3.0, 2.0, 1.0]}))
-    np.testing.assert_array_equal(line, [[1, 2, 3], [3, 2, 1]])
 
 
 def test_more_curves_than_styles_are_told_apart_as_far_as_it_goes():

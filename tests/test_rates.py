@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 from reference import algorithm_1, gradients
-from states import BITS, same_bits
+from states import same_bits
 
 from optax_adadelta import adadelta
 from optax_adadelta.diagnostics import (
@@ -21,31 +21,21 @@ from optax_adadelta.diagnostics import (
 GRADIENTS = gradients("scales", 30, 8)
 
 
-def trained(optimizer, dtype=jnp.float32):
-    state = optimizer.init({"w": jnp.zeros(8, dtype)})
+def trained(optimizer):
+    state = optimizer.init({"w": jnp.zeros(8)})
     for g in GRADIENTS:
-        _, state = optimizer.update({"w": jnp.asarray(g, dtype)}, state, {"w": jnp.zeros(8, dtype)})
+        _, state = optimizer.update({"w": jnp.asarray(g, jnp.float32)}, state)
     return state
 
 
-@pytest.mark.parametrize("eps", [1e-6, 1e-3])
-@pytest.mark.parametrize("learning_rate", [1.0, 0.5])
-def test_the_effective_learning_rate_is_the_ratio_of_the_two_rms(eps, learning_rate):
+@pytest.mark.parametrize(("learning_rate", "eps"), [(1.0, 1e-6), (0.5, 1e-3)])
+def test_the_effective_learning_rate_is_the_ratio_of_the_two_rms(learning_rate, eps):
     *_, last = algorithm_1(GRADIENTS, eps=eps)
     expected = learning_rate * np.sqrt(last.e_x + eps) / np.sqrt(last.e_g + eps)
     state = trained(adadelta(learning_rate, eps=eps))
     for function in (effective_learning_rate, jax.jit(effective_learning_rate)):
         rates = function(state, eps, learning_rate)
         np.testing.assert_allclose(rates["w"], expected, rtol=1e-5)
-
-
-def test_it_is_what_multiplies_the_next_gradient_if_the_average_stays():
-    state = trained(adadelta())
-    same = jnp.sqrt(state.e_g["w"])
-    updates, _ = adadelta().update({"w": same}, state)
-    np.testing.assert_allclose(
-        updates["w"], -effective_learning_rate(state, 1e-6)["w"] * same, rtol=1e-5
-    )
 
 
 def test_it_starts_at_the_learning_rate_and_returns_there_without_gradients():
@@ -60,30 +50,19 @@ def test_it_starts_at_the_learning_rate_and_returns_there_without_gradients():
     np.testing.assert_allclose(effective_learning_rate(state, 1e-6), np.ones(3), rtol=1e-6)
 
 
-@pytest.mark.usefixtures("x64")
-def test_it_has_the_dtype_of_the_state():
-    assert effective_learning_rate(trained(adadelta(), jnp.float64), 1e-6)["w"].dtype == jnp.float64
-    assert (
-        effective_learning_rate(trained(adadelta(), jnp.bfloat16), 1e-6)["w"].dtype == jnp.float32
-    )
-
-
 @pytest.mark.parametrize(
     "wrap",
     [
-        lambda optimizer: optimizer,
-        lambda optimizer: optax.chain(optax.clip_by_global_norm(1e9), optimizer),
         lambda optimizer: optax.masked(optimizer, {"w": True}),
         lambda optimizer: optax.apply_if_finite(optimizer, 3),
         lambda optimizer: optax.inject_hyperparams(lambda scale: optimizer)(1.0),
-        lambda optimizer: optax.chain(optax.chain(optax.masked(optimizer, True)), optax.scale(1.0)),
+        lambda optimizer: optax.chain(optax.chain(optax.clip(1.0), optimizer), optax.scale(1.0)),
     ],
 )
 def test_the_state_is_found_however_deep(wrap):
-    expected = trained(adadelta())
-    found = find_state(trained(wrap(adadelta())))
-    np.testing.assert_allclose(found.e_x["w"], expected.e_x["w"], rtol=1e-5)
-    assert effective_learning_rate(trained(wrap(adadelta())), 1e-6)["w"].shape == (8,)
+    state = wrap(adadelta()).init({"w": jnp.zeros(8)})
+    same_bits(find_state(state), adadelta().init({"w": jnp.zeros(8)}))
+    assert effective_learning_rate(state, 1e-6)["w"].shape == (8,)
 
 
 def test_none_to_be_found():
@@ -117,11 +96,10 @@ READERS = {
 }
 
 
-@BITS
 @pytest.mark.parametrize("read", READERS.values(), ids=READERS)
-def test_a_training_state_with_a_whole_model_is_read_and_may_be_donated(read, bits):
+def test_a_training_state_with_a_whole_model_is_read_and_may_be_donated(read):
     params = {"w": jnp.ones(3), "frozen": None, "masked": optax.MaskedNode()}
-    optimizer = adadelta(state_bits=bits)
+    optimizer = adadelta()
     updates, state = optimizer.update(params, optimizer.init(params), params)
     whole = {**params, "frozen": {"f": jax.nn.relu, "n": 3, "ids": jnp.arange(2)}, "masked": "no"}
     expected = jax.device_get(read(state, updates))
@@ -139,9 +117,8 @@ DIAGNOSTICS = {
 }
 
 
-@pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize("read", DIAGNOSTICS.values(), ids=DIAGNOSTICS)
-def test_schedules_are_those_of_the_last_step(read, jit):
+def test_schedules_are_those_of_the_last_step(read):
     def eps(count):
         return jnp.float32(1e-6) * jnp.float32(10) ** -count.astype(jnp.float32)
 
@@ -153,8 +130,8 @@ def test_schedules_are_those_of_the_last_step(read, jit):
 
     optimizer = adadelta(rate, eps=eps)
     state = optimizer.init({"w": jnp.zeros(1)})
-    for step in range(4):
-        found = jax.jit(at)(state) if jit else at(state)
+    for step in range(3):
+        found = jax.jit(at)(state) if step == 2 else at(state)
         last = max(step - 1, 0)
         (e_g,), (e_x,) = np.float64(state.e_g["w"]), np.float64(state.e_x["w"])
         now = 1e-6 * 10.0**-last

@@ -2,18 +2,19 @@
 
 import re
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 import recipes
-from reference import algorithm_1, gradients, one_step
+from reference import gradients, one_step
 from states import BITS, CODE, apart, same_bits, same_types
 
-from optax_adadelta import adadelta, clip_by_global_norm
+from optax_adadelta import adadelta
 from optax_adadelta.diagnostics import averages
+
+pytestmark = pytest.mark.scripts
 
 STEPS = 12
 
@@ -26,21 +27,13 @@ def sections():
 @pytest.fixture(scope="module")
 def page(sections):
     """The names that the page's code defines."""
-    names, _ = list(sections.values())[-1]
-    return names
+    return list(sections.values())[-1]
 
 
 @pytest.fixture(autouse=True)
 def as_readers_have_it():
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
-
-
-# The first, because later tests call the recipes with other shapes.
-def test_every_recipe_has_code_that_does_not_compile_after_the_second_step(sections, compiled):
-    with_code = [t for t, (names, jitted) in sections.items() if jitted or "optimizer" in names]
-    assert with_code == list(sections)[1:]
-    recipes.check_compilations(sections, compiled)
 
 
 def random(*shape, seed=0):
@@ -56,24 +49,9 @@ def updates_of(optimizer, grads, params):
         yield updates
 
 
-def test_each_group_has_its_learning_rate_and_frozen_parameters_have_no_state(sections):
-    names, _ = sections["Parameter groups and frozen layers"]
-    optimizer, params = names["optimizer"], names["params"]
-    grads = random(STEPS, 2)
-    given = [{name: jnp.asarray(g, jnp.float32) for name in params} for g in grads]
-    for found, step in zip(
-        updates_of(optimizer, given, params), algorithm_1(np.float32(grads)), strict=True
-    ):
-        np.testing.assert_allclose(found["head"], step.dx, rtol=1e-5)
-        np.testing.assert_allclose(found["body"], 0.1 * step.dx, rtol=1e-5)
-        assert not found["embedding"].any()
-    arrays = [x for x in jax.tree.leaves(optimizer.init(params)) if x.ndim]
-    assert len(arrays) == 4
-
-
 @pytest.mark.parametrize("kind", ["torch", "part of the loss", "decoupled"])
 def test_the_order_of_clipping_and_decay(sections, kind):
-    names, _ = sections["Order of clipping and decay"]
+    names = sections["Order of clipping and decay"]
     page = (recipes.DOCS / "recipes.md").read_text(encoding="utf-8")
     cells = dict(re.findall(r"^\| (torch|L2).* \| `(.+)` \|$", page, re.MULTILINE))
     code = {"torch": cells["torch"], "part of the loss": cells["L2"], "decoupled": "optimizer"}
@@ -101,18 +79,8 @@ def test_the_order_of_clipping_and_decay(sections, kind):
     assert any(shrunk)
 
 
-def test_accumulated_steps_are_those_of_the_mean_gradient(sections):
-    names, _ = sections["Gradient accumulation"]
-    grads = np.float32(random(4 * STEPS, 2))
-    means = grads.reshape(STEPS, 4, 2).mean(axis=1)
-    found = list(updates_of(names["optimizer"], jnp.asarray(grads), jnp.zeros(2)))
-    for t, step in enumerate(algorithm_1(means)):
-        assert not np.any(found[4 * t : 4 * t + 3])
-        np.testing.assert_allclose(found[4 * t + 3], step.dx, rtol=1e-4)
-
-
 def test_scaled_gradients_that_float16_would_lose_make_the_right_steps(sections):
-    names, _ = sections["Mixed precision with loss scaling"]
+    names = sections["Mixed precision with loss scaling"]
     step, optimizer = names["half_step"], names["optimizer"]
     n = 2**16
     x = np.float64(np.float16(random(n, 4)))
@@ -134,7 +102,7 @@ def test_scaled_gradients_that_float16_would_lose_make_the_right_steps(sections)
 
 
 def test_a_step_that_overflows_changes_the_scale_alone(sections):
-    names, _ = sections["Mixed precision with loss scaling"]
+    names = sections["Mixed precision with loss scaling"]
     step, optimizer = names["half_step"], names["optimizer"]
     params, x, y = jnp.array([3.0, -2.0]), jnp.eye(2), jnp.zeros(2)
     params, state, scale = step(params, optimizer.init(params), jnp.float32(8.0), x, y)
@@ -147,7 +115,7 @@ def test_a_step_that_overflows_changes_the_scale_alone(sections):
 
 @BITS
 def test_old_rows_of_a_vocabulary_go_on_and_new_ones_start_fresh(sections, bits):
-    put = sections["A vocabulary that grows"][0]["put"]
+    put = sections["A vocabulary that grows"]["put"]
     optimizer = optax.chain(optax.trace(0.9), adadelta(state_bits=bits))
     old, new = (jnp.asarray(random(n, 4, seed=n), jnp.float32) for n in (5, 3))
     _, before = optimizer.update(old, optimizer.init(old))
@@ -160,12 +128,6 @@ def test_old_rows_of_a_vocabulary_go_on_and_new_ones_start_fresh(sections, bits)
     np.testing.assert_allclose(updates[:5], expected, rtol=1e-6)
     # Codes are rounded by the place of an element in its array.
     np.testing.assert_allclose(updates[5:], begun, rtol=1e-6 + CODE[bits])
-
-
-def test_schedules_and_changes_by_hand_do_not_compile_after_the_second_step(compiled):
-    sections = recipes.run("schedules_and_logging.md")
-    assert all("optimizer" in names for names, _ in list(sections.values())[1:])
-    recipes.check_compilations(sections, compiled)
 
 
 def test_lazy_rows_step_as_rows_that_are_leaves_of_their_own(page):
@@ -192,47 +154,6 @@ def test_lazy_rows_step_as_rows_that_are_leaves_of_their_own(page):
     assert state.count == steps
 
 
-@BITS
-def test_gathered_rows_step_in_any_storage(bits):
-    optimizer = adadelta(state_bits=bits)
-    g = jnp.asarray(gradients("normal", 5, 32).reshape(5, 8, 4), jnp.float32)
-    rows = jnp.array([6, 1])
-    state = optimizer.init(g[0])
-    some = state._replace(e_g=state.e_g[rows], e_x=state.e_x[rows])
-    for t in range(5):
-        _, some = optimizer.update(g[t][rows], some)
-    *_, expected = algorithm_1(np.float64(g)[:, np.array(rows)])
-    found = averages(some)
-    assert apart(found.e_g, expected.e_g) < {None: 1e-5, 16: 5e-3, 8: 0.5}[bits]
-    assert apart(found.e_x, expected.e_x) < {None: 1e-5, 16: 5e-3, 8: 0.5}[bits]
-
-
-@pytest.mark.parametrize("clip", [clip_by_global_norm, optax.clip_by_global_norm])
-@pytest.mark.parametrize("bad", [jnp.inf, -jnp.inf, jnp.nan])
-@BITS
-def test_a_gradient_that_is_not_finite_spoils_the_chain_unless_it_is_cured(bits, bad, clip):
-    def trained(optimizer):
-        def step(carry, spoils):
-            params, state = carry
-            grads = jax.grad(lambda p: jnp.prod(p**2))(params)
-            grads = grads.at[1].set(jnp.where(spoils, bad, grads[1]))
-            updates, state = optimizer.update(grads, state, params)
-            return (optax.apply_updates(params, updates), state), None
-
-        carry = jnp.asarray(start, jnp.float32), optimizer.init(jnp.zeros(3))
-        return jax.lax.scan(step, carry, jnp.arange(20) == 10)[0][0]
-
-    start = np.array([3.0, -2.0, 1.0])
-    rule = adadelta(state_bits=bits)
-    assert jnp.isnan(trained(optax.chain(clip(1.0), rule))).all()
-    cures = (
-        optax.apply_if_finite(optax.chain(clip(1.0), rule), max_consecutive_errors=5),
-        optax.chain(clip(1.0), optax.zero_nans(), rule),
-    )
-    for cured in cures:
-        assert (np.abs(trained(cured)) < np.abs(start)).all()
-
-
 @pytest.mark.parametrize("conjugate", [True, False])
 @pytest.mark.parametrize("split", [False, True])
 @pytest.mark.parametrize("bits", [None, 16])
@@ -255,10 +176,8 @@ def test_complex_parameters_are_fitted_if_gradients_are_conjugated(page, bits, s
     assert abs(z - target) < 1e-2 if conjugate else abs(z - target) > 1e5
 
 
-@pytest.mark.parametrize(("bits", "rtol"), [(None, 1e-5), (8, 0.1)])
-def test_workers_go_on_from_the_mean_of_their_parameters_and_states(bits, rtol):
+def test_workers_go_on_from_the_mean_of_their_parameters_and_states():
     names = recipes.run_section("many_devices.md", "Average the workers (local SGD)")
-    names["rule"] = adadelta(state_bits=bits)
     params, grad = names["new_params"](), jax.grad(names["loss_fn"])
     state = names["rule"].init(params)
     batches = np.float32(random(4, 64, 16)), np.float32(random(4, 64, 8, seed=1))
@@ -278,22 +197,7 @@ def test_workers_go_on_from_the_mean_of_their_parameters_and_states(bits, rtol):
     for name, start in params.items():
         p, e_g, e_x = (np.mean([end[name][i] for end in ends], axis=0) for i in range(3))
         distance = np.linalg.norm(p - start)
-        assert np.linalg.norm(found[name] - p) < rtol * distance
+        assert np.linalg.norm(found[name] - p) < 0.1 * distance
         # The state that is handed on has 8 bits.
         assert apart(averages(state).e_g[name], e_g) < 2 * CODE[8]
         assert apart(averages(state).e_x[name], e_x) < 3 * CODE[8]
-
-
-@pytest.mark.skipif(jax.__version_info__ < (0, 10), reason="JAX then has no host memory on a CPU")
-def test_a_state_in_host_memory_trains_as_one_on_the_device():
-    names = recipes.run_section("many_devices.md", "State in host memory")
-    step, optimizer, x, y = (names[name] for name in ("step", "optimizer", "x", "y"))
-    assert step._cache_size() == 1
-    params = names["new_params"]()
-    state = optimizer.init(params)
-    for _ in range(3):
-        grads = jax.grad(names["loss_fn"])(params, x, y)
-        updates, state = optimizer.update(grads, state, params)
-        params = optax.apply_updates(params, updates)
-    found = jax.device_get((names["params"], names["state"]))
-    chex.assert_trees_all_close(found, jax.device_get((params, state)), rtol=1e-5)

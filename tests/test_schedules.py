@@ -1,17 +1,21 @@
-"""Schedules that users bring, and hyperparameters that they change by hand between steps."""
+"""Schedules that users bring, and hyperparameters in the state, which they read and change."""
 
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from reference import one_step
-from states import BITS, same_types
+from states import CODE, normal, same_bits, same_types
+from states import EPS as UNIT
 
 from optax_adadelta import adadelta
-from optax_adadelta.diagnostics import find_state
+from optax_adadelta.diagnostics import averages, find_state
+
+pytestmark = pytest.mark.usefixtures("optax_promotes")
 
 PER_EPOCH, EPOCHS = 5, 6
 STEPS = PER_EPOCH * EPOCHS
@@ -49,12 +53,12 @@ def reference(learning_rate, rho, eps, weight_decay):
         yield x
 
 
-def path_of(optimizer, dtype=jnp.float64):
-    x = jnp.ones(16, dtype)
+def path_of(optimizer):
+    x = jnp.ones(16, jnp.float64)
     state = optimizer.init(x)
     update = jax.jit(optimizer.update)
     for t in range(STEPS):
-        g = jnp.asarray(CURVATURE * np.asarray(x) + NOISE[t], dtype)
+        g = jnp.asarray(CURVATURE * np.asarray(x) + NOISE[t], jnp.float64)
         updates, state = update(g, state, x)
         x = optax.apply_updates(x, updates)
         yield x
@@ -62,31 +66,16 @@ def path_of(optimizer, dtype=jnp.float64):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("inject", [False, True])
-@pytest.mark.parametrize("rate", [STEP_LR, COSINE, WARM_UP], ids=["steps", "cosine", "warm-up"])
-def test_four_schedules_share_one_count(rate, inject):
-    make = optax.inject_hyperparams(adadelta) if inject else adadelta
+@pytest.mark.parametrize(
+    ("rate", "make"),
+    [(STEP_LR, adadelta), (COSINE, optax.inject_hyperparams(adadelta)), (WARM_UP, adadelta)],
+    ids=["steps", "cosine and injected", "warm-up"],
+)
+def test_four_schedules_share_one_count(rate, make):
     schedules, formulas = zip(rate, RHO, EPS, DECAY, strict=True)
-    # Optax's schedules mix int32 with float32, and some of them return float32 for any count.
-    with jax.numpy_dtype_promotion("standard"):
-        for found, x in zip(path_of(make(*schedules)), reference(*formulas), strict=True):
-            np.testing.assert_allclose(found, x, rtol=2e-6, atol=1e-7)
-
-
-@pytest.mark.peers
-@pytest.mark.usefixtures("x64")
-def test_the_step_lr_of_torchs_mnist_example():
-    torch = pytest.importorskip("torch")
-    p = torch.ones(16, dtype=torch.float64)
-    theirs = torch.optim.Adadelta([p], lr=1.0)
-    scheduler = torch.optim.lr_scheduler.StepLR(theirs, step_size=1, gamma=0.7)
-    ours = path_of(adadelta(STEP_LR[0], rho=0.9))
-    for t, found in enumerate(ours):
-        p.grad = torch.from_numpy(CURVATURE * p.numpy() + NOISE[t])
-        theirs.step()
-        if (t + 1) % PER_EPOCH == 0:
-            scheduler.step()
-        np.testing.assert_allclose(found, p.numpy(), rtol=2e-6, atol=1e-7)
+    # Some of Optax's schedules return float32 for any count.
+    for found, x in zip(path_of(make(*schedules)), reference(*formulas), strict=True):
+        np.testing.assert_allclose(found, x, rtol=2e-6, atol=1e-7)
 
 
 def set_in_the_dict(state, name, value):
@@ -100,22 +89,32 @@ def set_in_the_tree(state, name, value):
     return optax.tree.set(state, **{name: jnp.full_like(old, value)})
 
 
-BY_HAND = pytest.mark.parametrize("change", [set_in_the_dict, set_in_the_tree])
-
-
 def chain_for(bits=None, dtype=None):
     inject = optax.inject_hyperparams(adadelta, "state_bits", dtype)
     return optax.chain(optax.clip(10.0), inject(eps=1e-4, weight_decay=0.01, state_bits=bits))
 
 
-def check_changes_by_hand(optimizer, change, params, compiled, kept):
-    """Changes each hyperparameter twice, and compares with an optimizer of that value."""
-    state = optimizer.init(params)
-    step = jax.jit(optimizer.update)
+@pytest.mark.parametrize(
+    ("change", "bits", "model", "injected"),
+    [
+        (set_in_the_dict, None, jnp.float32, None),
+        (set_in_the_tree, 8, jnp.float32, jnp.float32),
+        (set_in_the_dict, None, jnp.bfloat16, jnp.float32),
+        (set_in_the_tree, None, jnp.float64, None),
+    ],
+)
+def test_a_change_by_hand_keeps_dtypes_and_compiles_nothing(
+    change, bits, model, injected, compiled, request
+):
+    """Each hyperparameter is changed twice, and compared with an optimizer of that value."""
+    if model == jnp.float64:
+        request.getfixturevalue("x64")
+    optimizer, params = chain_for(bits, injected), jnp.ones(3, model)
+    state, step = optimizer.init(params), jax.jit(optimizer.update)
     for _ in range(2):
         _, state = step(params, state, params)
     given = {"learning_rate": 1.0, "rho": 0.95, "eps": 1e-4, "weight_decay": 0.01}
-    bits = {jnp.uint16: 16, jnp.uint8: 8}.get(find_state(state).e_g.dtype.type)
+    kept = jnp.dtype(injected or model).type
     for name, values in {
         "learning_rate": (0.5, 0.25),
         "rho": (0.875, 0.9),
@@ -135,26 +134,6 @@ def check_changes_by_hand(optimizer, change, params, compiled, kept):
             np.testing.assert_allclose(updates, expected, rtol=2e-6)
 
 
-@BITS
-@BY_HAND
-@pytest.mark.parametrize("dtype", [None, jnp.float32])
-def test_a_change_by_hand_keeps_dtypes_and_compiles_nothing(change, bits, dtype, compiled):
-    check_changes_by_hand(chain_for(bits, dtype), change, jnp.ones(3), compiled, np.float32)
-
-
-@BY_HAND
-def test_a_change_by_hand_in_a_bfloat16_model(change, compiled):
-    params = jnp.ones(3, jnp.bfloat16)
-    check_changes_by_hand(chain_for(None, jnp.float32), change, params, compiled, np.float32)
-
-
-@BY_HAND
-@pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
-def test_a_change_by_hand_in_64_bits(change, dtype, compiled):
-    check_changes_by_hand(chain_for(), change, jnp.ones(3, dtype), compiled, jnp.dtype(dtype).type)
-
-
 def test_a_python_number_set_by_hand_keeps_its_dtype_and_compiles_once_more(compiled):
     """docs/schedules_and_logging.md says so."""
     optimizer = chain_for()
@@ -170,3 +149,93 @@ def test_a_python_number_set_by_hand_keeps_its_dtype_and_compiles_once_more(comp
         assert state[1].hyperparams["eps"].dtype == jnp.float32
         assert not state[1].hyperparams["eps"].weak_type
     assert np.diff(counts).tolist() == [1, 0]
+
+
+def test_where_the_curvature_is_above_two_a_falling_learning_rate_settles():
+    """The README's advice: once gradients die away, Adadelta is descent with step 1."""
+    x = np.random.default_rng(0).uniform(0, 10, 100)
+    inputs = jnp.asarray(np.stack([x, np.ones(100)], axis=1), jnp.float32)
+    line = jnp.array([3.0, 2.0])
+    steps = 10_000
+
+    def distances(optimizer):
+        def step(carry, _):
+            params, state = carry
+            grads = jax.grad(lambda p: jnp.mean((inputs @ (p - line)) ** 2))(params)
+            updates, state = optimizer.update(grads, state)
+            params = optax.apply_updates(params, updates)
+            return (params, state), jnp.max(jnp.abs(params - line))
+
+        start = jnp.zeros(2)
+        return jax.lax.scan(step, (start, optimizer.init(start)), length=steps)[1]
+
+    assert jnp.max(distances(adadelta())[-500:]) > 0.01
+    falling = adadelta(optax.cosine_decay_schedule(1.0, steps))
+    assert jnp.max(distances(falling)[-500:]) < 1e-5
+
+
+def test_a_mask_function_is_static():
+    params = {"w": jnp.ones(3), "b": jnp.ones(3)}
+    injected = optax.inject_hyperparams(adadelta, static_args="weight_decay_mask")(
+        weight_decay=0.1, weight_decay_mask=lambda params: {"w": True, "b": False}
+    )
+    plain = adadelta(weight_decay=0.1, weight_decay_mask={"w": True, "b": False})
+    found, expected = (
+        rule.update(params, rule.init(params), params)[0] for rule in (injected, plain)
+    )
+    chex.assert_trees_all_close(found, expected, rtol=1e-6)
+
+
+def test_rho_is_rounded_to_a_bfloat16_model_unless_told_not_to():
+    params = jnp.ones(3, jnp.bfloat16)
+    for told, rho in (({}, float(jnp.bfloat16(0.95))), ({"hyperparam_dtype": jnp.float32}, 0.95)):
+        injected = optax.inject_hyperparams(adadelta, **told)(rho=0.95)
+        before = injected.init(params)
+        _, state = jax.jit(injected.update)(params, before, params)
+        same_types(state.inner_state, before.inner_state)
+        np.testing.assert_allclose(state.inner_state.e_g, np.full(3, 1 - rho), rtol=1e-6)
+
+
+def test_weight_decay_may_be_static_so_that_no_parameters_are_needed():
+    injected = optax.inject_hyperparams(adadelta, static_args="weight_decay")(rho=0.9)
+    g = jnp.ones(3)
+    updates, _ = jax.jit(lambda g: injected.update(g, injected.init(g)))(g)
+    np.testing.assert_allclose(
+        updates, adadelta(rho=0.9).update(g, adadelta().init(g))[0], rtol=1e-6
+    )
+    with pytest.raises(ValueError, match="params is None"):
+        jax.jit(optax.inject_hyperparams(adadelta)().update)(
+            g, optax.inject_hyperparams(adadelta)().init(g)
+        )
+
+
+def test_for_a_complex_model_the_dtype_must_be_told():
+    z = jnp.ones(3, jnp.complex64)
+    with pytest.raises(TypeError, match=r"learning_rate must.*hyperparam_dtype=jnp.float32"):
+        optax.inject_hyperparams(adadelta)().init(z)
+    injected = optax.inject_hyperparams(adadelta, hyperparam_dtype=jnp.float32)()
+    updates, _ = injected.update(z, injected.init(z), z)
+    np.testing.assert_allclose(updates, adadelta().update(z, adadelta().init(z))[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("bits", [None, 8])
+def test_injected_hyperparameters_keep_the_storage(bits):
+    injected = optax.inject_hyperparams(adadelta, static_args="state_bits")(
+        rho=0.9, state_bits=bits
+    )
+    plain = adadelta(rho=0.9, state_bits=bits)
+    g = normal((4, 8))
+    state, plain_state = injected.init(g), plain.init(g)
+    same_types(state.inner_state, plain_state)
+    updates, state = jax.jit(injected.update)(g, state, g)
+    expected, plain_state = plain.update(g, plain_state)
+    np.testing.assert_allclose(updates, expected, rtol=1e-5 + CODE[bits])
+    same_types(state.inner_state, plain_state)
+    # The injected rho is float32, so a value at the edge of a code may round to its neighbour.
+    for one, other in zip(averages(state), averages(plain_state), strict=True):
+        np.testing.assert_allclose(one + UNIT, other + UNIT, rtol=1e-5 + 2 * CODE[bits])
+    for name in ("learning_rate", "rho", "eps", "weight_decay"):
+        assert optax.tree_utils.tree_get(state, name) == state.hyperparams[name]
+        replaced = optax.tree_utils.tree_set(state, **{name: jnp.float32(0.5)})
+        assert replaced.hyperparams[name] == 0.5
+        same_bits(averages(replaced), averages(state))

@@ -42,8 +42,6 @@ def added(p, u):
     "built",
     [
         lambda place: optax.sgd(place / 80),
-        lambda place: optax.sgd(place / 800, momentum=0.9, accumulator_dtype=jnp.float32),
-        lambda place: optax.MultiSteps(optax.sgd(place / 40), 2).gradient_transformation(),
         lambda place: adadelta(2 * place),
     ],
 )
@@ -155,19 +153,6 @@ def test_other_leaves_pass_as_they_are():
     assert stochastic_round().update({}, stochastic_round().init({}), {}) == ({}, (1,))
 
 
-def test_a_whole_model_stands_beside_the_updates_of_its_trained_part():
-    p, optimizer = jnp.linspace(-2, 2, 64, dtype=jnp.bfloat16), stochastic_round(3)
-    frozen = {"f": jax.nn.relu, "n": 3, "ids": jnp.arange(2), "part": [p, {"deep": p}], "no": None}
-    updates = {"w": jnp.full(64, 1e-3), **dict.fromkeys(frozen), "part": [None, optax.MaskedNode()]}
-    alone, _ = optimizer.update(updates["w"], StochasticRoundState(7), p)
-    for model in ({"w": p, **frozen}, {**updates, "w": p}):
-        found, state = optimizer.update(updates, StochasticRoundState(7), model)
-        chex.assert_trees_all_equal(found, {**updates, "w": alone})
-        assert state.count == 8
-    numbers = {"w": jnp.float32(1), "x": 1.0, "n": np.arange(2)}
-    chex.assert_trees_all_equal(optimizer.update(numbers, state, numbers)[0], numbers)
-
-
 @pytest.mark.parametrize(
     ("updates", "params", "words"),
     [
@@ -201,8 +186,6 @@ def end(optimizer, around=lambda step: step):
 @pytest.mark.parametrize(
     "around",
     [
-        jax.jit,
-        lambda step: lambda carry: step(jax.device_get(carry)),
         lambda step: lambda carry: jax.lax.scan(lambda c, _: (step(c), 0), carry, length=1)[0],
         jax.disable_jit(),
     ],
@@ -223,6 +206,8 @@ def test_an_exported_step_is_serialized_and_called():
 
 
 def test_a_seed_may_be_an_array_or_injected_or_scheduled_and_a_new_one_compiles_nothing(compiled):
+    same, zero = (end(optimizer)[0] for optimizer in (stochastic_round(), stochastic_round(0)))
+    np.testing.assert_array_equal(same, zero)
     expected, _ = end(stochastic_round(jnp.int32(-3)))
     before = compiled()
     np.testing.assert_array_equal(end(stochastic_round(np.int64(2**32 - 3)))[0], expected)
@@ -234,8 +219,9 @@ def test_a_seed_may_be_an_array_or_injected_or_scheduled_and_a_new_one_compiles_
 
 
 @pytest.mark.devices
-@pytest.mark.parametrize("types", [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize("spec", [("a",), (None, "b"), (("a", "b"),)])
+@pytest.mark.parametrize(
+    ("types", "spec"), [(AxisType.Auto, (None, "b")), (AxisType.Explicit, (("a", "b"),))]
+)
 def test_eight_devices_have_the_bits_of_one(types, spec, compiled):
     mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(types,) * 2)
     put = functools.partial(jax.device_put, device=NamedSharding(mesh, PartitionSpec(*spec)))
@@ -263,13 +249,3 @@ def test_other_seeds_and_params_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             stochastic_round().update(updates, StochasticRoundState(0), params)
-
-
-def test_the_seed_is_zero_if_none_is_given():
-    p, u = jnp.ones(1000, jnp.bfloat16), jnp.full(1000, 1e-3, jnp.bfloat16)
-    found, given, other = (
-        step.update(u, step.init(p), p)[0]
-        for step in (stochastic_round(), stochastic_round(0), stochastic_round(1))
-    )
-    np.testing.assert_array_equal(found, given)
-    assert not jnp.array_equal(found, other)

@@ -1,12 +1,11 @@
 """Averages in 16 and 8 bits: how exact they are, and that every way to run a step keeps them."""
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from reference import algorithm_1
+from states import QUANTIZED
 
 from optax_adadelta import adadelta, diagnostics, scale_by_adadelta
 from optax_adadelta._equation import Epsilons
@@ -14,7 +13,6 @@ from optax_adadelta._storage import storage_with
 from optax_adadelta._storage._eight import _Z_GRID, S_GRID
 from optax_adadelta.diagnostics import effective_learning_rate
 
-LOW = pytest.mark.parametrize("bits", [16, 8])
 SHAPE = (64, 128)
 
 
@@ -69,21 +67,6 @@ def test_two_thousand_steps_end_where_those_of_full_precision_do(rho, bounds, de
         assert nmse(found, expected) < bound
 
 
-@pytest.mark.slow
-def test_two_thousand_steps_with_heavy_tailed_gradients_end_near_full_precision():
-    rng = np.random.default_rng(0)
-    shape, steps = (64, 128), 2000
-    gradients = 10 ** rng.uniform(-8, 2, shape) * rng.standard_t(3, (steps, *shape))
-    rarely = rng.random(shape) < 0.1
-    gradients[:, rarely] *= rng.random((steps, rarely.sum())) < 0.05
-    gradients[steps // 2 :] /= 10
-    gradients = gradients.astype(np.float32)
-    expected, _ = run(scale_by_adadelta(), gradients)
-    for bits, bound in ((16, 1e-6), (8, 3e-3)):
-        found, _ = run(scale_by_adadelta(state_bits=bits), gradients)
-        assert nmse(found, expected) < bound
-
-
 @pytest.mark.parametrize("grid", [S_GRID, _Z_GRID], ids=["s", "z"])
 def test_a_grid_has_its_codes_in_order_and_evenly_spaced_within_each_octave(grid):
     codes = jnp.arange(255, dtype=jnp.uint8)
@@ -115,7 +98,7 @@ def test_values_outside_a_grid_are_put_on_its_ends_whatever_the_dither(grid, dit
     assert (values[2:] >= 0.75 * end).all()
 
 
-@LOW
+@QUANTIZED
 def test_what_is_read_is_written_as_the_same_codes(bits):
     _, state = run(adadelta(state_bits=bits), made(SHAPE, 50))
     unit = Epsilons(state.unit, state.unit)
@@ -127,30 +110,8 @@ def test_what_is_read_is_written_as_the_same_codes(bits):
     assert positive.mean() > 0.5
 
 
-@LOW
-@pytest.mark.parametrize("after", [1.0, 1e-3, 1e3])
-def test_a_gradient_that_jumps_by_1e6_moves_nothing_much_further_than_in_full_precision(
-    bits, after
-):
-    def moved(bits):
-        optimizer = scale_by_adadelta(state_bits=bits)
-        _, state = run(optimizer, [scale * normal(seed=t) for t in range(100)])
-        jumped, state = run(optimizer, [1e6 * scale * normal(seed=100)], state)
-        gradients = [after * scale * normal(seed=t) for t in range(101, 200)]
-        later, _ = run(optimizer, gradients, state)
-        return np.abs(jumped), np.abs(later)
-
-    scale = np.float32(10.0) ** np.linspace(-6, 0, SHAPE[0], dtype=np.float32)[:, None]
-    found, expected = moved(bits), moved(None)
-    assert (found[0] < 2 * expected[0]).all()
-    for ours, theirs in zip(found, expected, strict=True):
-        # Over the coordinates of each scale; a single coordinate can end where it began.
-        ratio = ours.mean(axis=1) / theirs.mean(axis=1)
-        assert ((ratio > 0.5) & (ratio < 2)).all()
-
-
 @pytest.mark.slow
-@LOW
+@QUANTIZED
 @pytest.mark.parametrize(("size", "eps"), [(1e-6, 1e-6), (1e-6, 1e-12), (1, 1e-6), (1e4, 1e-2)])
 def test_parameters_of_any_size_are_fitted_as_in_full_precision(bits, size, eps):
     target = size * normal((16, 128))
@@ -186,7 +147,7 @@ def test_one_step_is_that_of_algorithm_1_within_one_code(bits, rtol):
     np.testing.assert_allclose(e_x + 1e-6, expected.e_x + 1e-6, rtol=2 * rtol)
 
 
-@LOW
+@QUANTIZED
 def test_stored_averages_are_right_in_the_mean_over_seeds_and_steps(bits):
     g = jnp.asarray(normal((32, 128)))
     (expected,) = algorithm_1(np.float64(g)[None])
@@ -211,11 +172,10 @@ def in_units_of_eps(state, bits):
     return storage_with(bits).decode(diagnostics.Averages(state.e_g, state.e_x), np.float32)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_sixteen_bits_are_codes_of_equal_steps_within_each_octave(seed):
-    rng = np.random.default_rng(seed)
+def test_sixteen_bits_are_codes_of_equal_steps_within_each_octave():
+    rng = np.random.default_rng(0)
     g = np.float32(10.0 ** rng.uniform(-7, 6, SHAPE))
-    _, state = run(scale_by_adadelta(0.5, state_bits=16, seed=seed), [g])
+    _, state = run(scale_by_adadelta(0.5, state_bits=16), [g])
     exact = 0.5 * np.float64(g) ** 2 / 1e-6 + 1
     place = 2.0 ** (np.floor(np.log2(exact)) - 10)
     found = averages(state)[0] / 1e-6 + 1
@@ -224,7 +184,7 @@ def test_sixteen_bits_are_codes_of_equal_steps_within_each_octave(seed):
     assert np.mean((found > exact)[exact > 2]) == pytest.approx(0.5, abs=0.05)
 
 
-@LOW
+@QUANTIZED
 def test_without_gradients_the_averages_stay_at_zero(bits):
     optimizer = scale_by_adadelta(state_bits=bits)
     assert not np.any(averages(optimizer.init(jnp.zeros(SHAPE))))
@@ -237,7 +197,7 @@ def test_without_gradients_the_averages_stay_at_zero(bits):
 
 
 @pytest.mark.slow
-@LOW
+@QUANTIZED
 @pytest.mark.parametrize("rho", [0.99, 0.999])
 def test_averages_decay_to_eps_without_gradients(bits, rho):
     optimizer = scale_by_adadelta(rho, state_bits=bits)
@@ -253,7 +213,7 @@ def test_averages_decay_to_eps_without_gradients(bits, rho):
     np.testing.assert_allclose(effective_learning_rate(state, 1e-6), 1.0, rtol=0.05)
 
 
-@LOW
+@QUANTIZED
 def test_averages_decay_as_fast_as_they_should(bits):
     rho, steps = 0.99, 300
     optimizer = scale_by_adadelta(rho, state_bits=bits)
@@ -272,11 +232,10 @@ def test_averages_decay_as_fast_as_they_should(bits):
 LARGEST = {16: 1e-3 * 2.0**32, 8: 1e-3 * 2.0**30.5}
 
 
-@LOW
-@pytest.mark.parametrize("huge", [1e30, np.inf])
-def test_a_huge_gradient_fills_the_average_and_is_forgotten(bits, huge):
+@QUANTIZED
+def test_a_huge_gradient_fills_the_average_and_is_forgotten(bits):
     optimizer = scale_by_adadelta(0.5, state_bits=bits)
-    g = np.where(np.arange(128) == 5, np.float32(huge), normal())
+    g = np.where(np.arange(128) == 5, np.float32(np.inf), normal())
     updates, state = run(optimizer, [g])
     assert np.isfinite(updates).all()
     # sqrt(eps / (1 - rho)), as for every first gradient that is much larger than sqrt(eps).
@@ -284,12 +243,13 @@ def test_a_huge_gradient_fills_the_average_and_is_forgotten(bits, huge):
     e_g, _ = averages(state)
     np.testing.assert_allclose(e_g[:, 5], 0.5 * LARGEST[bits] ** 2, rtol=1e-2 if bits == 16 else 1)
     assert np.all(np.delete(e_g, 5, axis=1) < 10)
-    updates, state = run(optimizer, [normal(seed=t) for t in range(1000)], state)
-    exact, _ = run(scale_by_adadelta(0.5), [normal(seed=t) for t in range(1000)])
+    later = [normal(seed=t) for t in range(200)]
+    updates, state = run(optimizer, later, state)
+    exact, _ = run(scale_by_adadelta(0.5), later)
     assert np.abs(updates[:, 5]).mean() > 0.3 * np.abs(exact[:, 5]).mean()
 
 
-@LOW
+@QUANTIZED
 def test_a_huge_gradient_at_every_step_does_not_wrap(bits):
     optimizer = scale_by_adadelta(state_bits=bits)
     moved, state = run(optimizer, [np.full(SHAPE, 1e30, np.float32)] * 400)
@@ -301,7 +261,7 @@ def test_a_huge_gradient_at_every_step_does_not_wrap(bits):
     assert moved.mean() == pytest.approx(float(exact.mean()), rel=0.15)
 
 
-@LOW
+@QUANTIZED
 def test_nan_stays_in_its_own_coordinate(bits):
     optimizer = scale_by_adadelta(state_bits=bits)
     g = normal()
@@ -309,7 +269,8 @@ def test_nan_stays_in_its_own_coordinate(bits):
     updates, state = run(optimizer, [g])
     assert np.isnan(updates).sum() == 1
     assert np.isnan(updates[3, 7])
-    later = [normal(seed=t) for t in range(1, 1000)]
+    assert [average[3, 7] for average in averages(state)] == [0, 0]
+    later = [normal(seed=t) for t in range(1, 300)]
     updates, _ = run(optimizer, later, state)
     assert np.isfinite(updates).all()
     _, exact = run(scale_by_adadelta(), [normal()])
@@ -319,37 +280,7 @@ def test_nan_stays_in_its_own_coordinate(bits):
     assert nmse(updates[3], exact[3]) < 0.05
 
 
-@pytest.mark.slow
-@LOW
-@pytest.mark.parametrize("rho", [0.5, 0.9, 0.99])
-def test_scales_that_differ_by_1e10_do_not_diverge(bits, rho):
-    spread = np.float32(10.0) ** np.linspace(-8, 2, 128, dtype=np.float32)
-    gradients = [spread * normal(seed=t) for t in range(500)]
-    found, _ = run(scale_by_adadelta(rho, state_bits=bits), gradients)
-    exact, _ = run(scale_by_adadelta(rho), gradients)
-    for columns in (slice(0, 43), slice(43, 86), slice(86, 128)):
-        assert nmse(found[:, columns], exact[:, columns]) < (1e-4 if bits == 16 else 2e-2)
-
-
-def same_bits(a, b):
-    chex.assert_trees_all_equal(a, b)
-
-
-@LOW
-def test_a_run_that_was_saved_and_resumed_is_the_same_bit_for_bit(bits, tmp_path):
-    optimizer = adadelta(state_bits=bits)
-    gradients = list(made((40, 130), 30))
-    _, whole = run(optimizer, gradients)
-    _, half = run(optimizer, gradients[:15])
-    np.savez(tmp_path / "state.npz", *jax.tree.leaves(half))
-    with np.load(tmp_path / "state.npz") as saved:
-        target = jax.eval_shape(optimizer.init, jnp.zeros((40, 130)))
-        state = jax.tree.unflatten(jax.tree.structure(target), list(saved.values()))
-    _, resumed = run(adadelta(state_bits=bits), gradients[15:], state)
-    same_bits(resumed, whole)
-
-
-@LOW
+@QUANTIZED
 def test_seeds_have_rounding_of_their_own_and_leaves_do_not_depend_on_one_another(bits):
     g = {"a": normal(), "b": normal(seed=1)}
     alone = {"b": g["b"]}
@@ -364,34 +295,12 @@ def test_seeds_have_rounding_of_their_own_and_leaves_do_not_depend_on_one_anothe
         assert np.mean(codes(seed, g) != codes(other, g)) > 0.2
 
 
-@pytest.mark.slow
-@LOW
-def test_a_falling_eps_only_lowers_the_floor(bits):
-    eps = optax.exponential_decay(1e-4, 100, 0.1, end_value=1e-8)
-    gradients = [normal(seed=t) for t in range(400)]
-    found, _ = run(scale_by_adadelta(eps=eps, state_bits=bits), gradients)
-    exact, _ = run(scale_by_adadelta(eps=eps), gradients)
-    assert nmse(found, exact) < (1e-5 if bits == 16 else 5e-2)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("eps", [1e-12, 1e-10, 1e-8])
-@LOW
-def test_a_small_eps_is_kept_apart_from_zero(bits, eps):
-    gradients = [np.float32(1e-4) * normal(seed=t) for t in range(300)]
-    found, _ = run(scale_by_adadelta(eps=eps, state_bits=bits), gradients)
-    exact, _ = run(scale_by_adadelta(eps=eps), gradients)
-    assert nmse(found, exact) < (1e-4 if bits == 16 else 2e-2)
-
-
-@LOW
-def test_an_update_needs_no_second_compilation(bits, compiled):
+def test_another_seed_needs_no_second_compilation(compiled):
     g = jnp.asarray(normal((91, 77)))
-    state = adadelta(state_bits=bits).init(g)
-    _, state = adadelta(state_bits=bits).update(g, state)
+    _, state = adadelta(state_bits=8).update(g, adadelta(state_bits=8).init(g))
     before = compiled()
     for seed in range(3):
-        _, state = adadelta(0.5, 0.9, state_bits=bits, seed=seed).update(g, state)
+        _, state = adadelta(0.5, 0.9, state_bits=8, seed=seed).update(g, state)
     assert compiled() == before
 
 
@@ -403,6 +312,7 @@ def test_an_update_needs_no_second_compilation(bits, compiled):
         ({"state_bits": "8"}, ValueError, "state_bits must be"),
         ({"state_bits": jnp.int32(8)}, TypeError, "static_args"),
         ({"state_bits": 16, "eps": 1e-13}, ValueError, "eps must be at least 1e-12"),
+        ({"state_bits": 8, "eps": jnp.float32(0.99e-12)}, ValueError, "eps must be at least"),
         ({"state_bits": 8, "rho": 0.1}, ValueError, "rho must be at least 0.5"),
         ({"seed": 1.5}, TypeError, "seed must be an integer"),
         ({"seed": True}, TypeError, "seed must be an integer"),
@@ -414,9 +324,10 @@ def test_wrong_options_are_refused(options, error, words):
     for make in (adadelta, scale_by_adadelta):
         with pytest.raises(error, match=words):
             make(**options)
+        make(state_bits=8, eps=jnp.float32(1e-12), rho=0.5)
 
 
-@LOW
+@QUANTIZED
 def test_a_rho_that_starts_below_one_half_gives_no_nan(bits):
     rng = np.random.default_rng(0)
     optimizer = adadelta(
@@ -430,16 +341,7 @@ def test_a_rho_that_starts_below_one_half_gives_no_nan(bits):
         assert np.isfinite(updates).all()
 
 
-@LOW
-def test_a_nan_at_the_first_step_leaves_the_averages_at_zero(bits):
-    optimizer = adadelta(state_bits=bits)
-    g = jnp.array([np.nan, 0.0, 1.0])
-    _, state = optimizer.update(g, optimizer.init(g))
-    e_g, e_x = averages(state)
-    assert (e_g[0], e_x[0]) == (0, 0)
-
-
-@LOW
+@QUANTIZED
 def test_an_eps_that_falls_to_zero_stops_nothing(bits):
     eps = lambda count: jnp.float32(1e-6) * jnp.float32(0.5) ** count.astype(jnp.float32)  # noqa: E731
 
@@ -456,10 +358,3 @@ def test_an_eps_that_falls_to_zero_stops_nothing(bits):
 
     # In full precision the eps keeps falling below 1e-12.
     np.testing.assert_allclose(trained(bits).mean(), trained(None).mean(), rtol=0.1)
-
-
-@LOW
-def test_the_least_eps_may_be_a_float32_scalar(bits):
-    adadelta(eps=jnp.float32(1e-12), state_bits=bits)
-    with pytest.raises(ValueError, match="eps"):
-        adadelta(eps=jnp.float32(0.99e-12), state_bits=bits)

@@ -1,33 +1,29 @@
 """Every study runs in small, and the documentation has the tables and pictures of its results."""
 
+import hashlib
 import json
 import re
 import shutil
 import sys
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import pytest
-from matplotlib.figure import Figure
 from scripts import (
     EXAMPLES,
     ROOT,
     WITH_PICTURE,
-    Data,
     check_picture,
     made_up_airfoil,
     made_up_mnist,
     module,
-    refusal,
-    run,
-    start,
 )
 
 pytestmark = pytest.mark.scripts
 
 RESULTS, STAMPS = module("studies._lib.results"), module("studies._lib.stamps")
-STUDY = module("studies._lib.study")
+STUDY, DATA = module("studies._lib.study"), module("studies._lib.data")
 NAMES = sorted(path.stem for path in (ROOT / "studies").glob("[!_]*.py"))
 STUDIES = {name: module(f"studies.{name}").STUDY for name in NAMES}
 UNFINISHED = "There are no tables and pictures yet. Not finished: "
@@ -65,44 +61,68 @@ COMPILED = [
 ]
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """Made-up data of every study."""
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """A folder with made-up data of every study, whose checksums are the right ones."""
     files = made_up_airfoil() | made_up_mnist()
-    return Data(tmp_path_factory.mktemp("data") / "files", files)
+    sha256 = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    monkeypatch.setattr(DATA, "SHA256", sha256)
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return folder
 
 
+@pytest.fixture
+def printed(monkeypatch, capsys):
+    """A function that runs a study in this process, as a user does, and returns what it printed."""
+
+    def printed(study, *options):
+        monkeypatch.setattr(sys, "argv", ["x", *map(str, options)])
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            STUDY.run(study)
+        return capsys.readouterr().out
+
+    return printed
+
+
+@pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("name", [*SMOKES, *COMPILED])
-def test_a_study_runs_in_small_and_draws_again_what_it_has_measured(
-    name, data, tmp_path, monkeypatch, capsys
-):
+def test_a_study_runs_in_small_and_draws_again_what_it_has_measured(name, data, tmp_path, printed):
     smoke, output = SMOKES.get(name, Smoke()), tmp_path / "new"
-    study, options = STUDIES[name], list(smoke.options)
+    study, options = STUDIES[name], ["--output", output, "--smoke", *smoke.options]
     if "--data-dir" in STUDY.parser_of(study).format_help() and name != "gallery":
-        options += ["--data-dir", data.folder]
+        options += ["--data-dir", data]
     if name == "gallery":
         output.mkdir()
         shutil.copy(RESULTS.RESULTS / "speaker.json", output)
-    arguments = (f"studies.{name}", "--smoke", "--output", output)
-    before = {page: page.read_text("utf-8") for page in RESULTS.DOCS.glob("*.md")}
-    # A compiler without its device says so.
-    quiet = {"data": data, "promotion": "standard"}
-    printed = run(*arguments, *options, **quiet) if name in SMOKES else start(*arguments).stdout
-    assert {page: page.read_text("utf-8") for page in RESULTS.DOCS.glob("*.md")} == before
-    assert smoke.printed in printed
+    before = RESULTS.read_pages()
+    text = printed(study, *options)
+    assert RESULTS.read_pages() == before
+    assert smoke.printed in text
     reports = RESULTS.load_all(study.pattern, output)
     assert reports
-    if UNFINISHED not in printed:
+    if UNFINISHED not in text:
         for title, table in study.tables(reports).items():
-            assert f"{title}\n\n{table}\n" in printed
+            assert f"{title}\n\n{table}\n" in text
     for picture in smoke.pictures:
         check_picture(output / f"{picture}.png", smallest=5000)
     assert {path.stem for path in output.glob("*.png")} == set(smoke.pictures)
     stamps = [(output / "stamps.json").read_text("utf-8")] if smoke.pictures else []
-    monkeypatch.setattr(sys, "argv", ["x", "--draw-only", "--output", str(output)])
-    STUDY.run(study)
-    assert capsys.readouterr().out in printed
+    assert printed(study, "--draw-only", "--output", output) in text
     assert [path.read_text("utf-8") for path in output.glob("stamps.json")] == stamps
+
+
+def test_a_file_of_data_that_is_missing_or_another_one_is_refused(data):
+    given, file = SimpleNamespace(data_dir=data), data / "airfoil_self_noise.dat"
+    assert DATA.airfoil(given).shape == (703, 6)
+    file.write_bytes(b"1\t2")
+    with pytest.raises(SystemExit, match="is the wrong file: its SHA-256 is"):
+        DATA.airfoil(given)
+    file.unlink()
+    with pytest.raises(SystemExit, match=f"There is no {file.name} in --data-dir"):
+        DATA.airfoil(given)
 
 
 def test_every_study_has_a_run_in_small_and_a_line_in_the_list():
@@ -180,148 +200,3 @@ def test_the_committed_times_are_of_today_s_arithmetic():
         if found != today[storage]
     }
     assert old == OLD, "Measure again: python -m studies.NAME"
-
-
-def test_other_arithmetic_has_another_stamp(monkeypatch):
-    equation, today = module("optax_adadelta._equation"), STAMPS.of_arithmetic()
-    delta = equation.delta
-    monkeypatch.setattr(equation, "delta", lambda *given: jnp.negative(delta(*given)))
-    jax.clear_caches()
-    changed = STAMPS.of_arithmetic()
-    monkeypatch.undo()
-    jax.clear_caches()
-    assert changed["float32"] != today["float32"]
-
-
-def figure_of(values=(1.0, 2.0), label="a", title="one"):
-    figure = Figure()
-    axes = figure.subplots()
-    axes.plot(values, label=label)
-    axes.bar([0], [values[0]])
-    axes.scatter([0], [values[1]])
-    axes.set_title(title)
-    return figure
-
-
-def test_a_stamp_of_a_figure_changes_with_what_it_shows_and_with_nothing_else():
-    same = STAMPS.of_figure(figure_of())
-    assert STAMPS.of_figure(figure_of()) == same
-    for change in ({"values": (1, 2.01)}, {"values": (1.1, 2)}, {"label": "b"}, {"title": "two"}):
-        assert STAMPS.of_figure(figure_of(**change)) != same
-
-
-def test_a_stamp_of_a_program_changes_with_its_code_alone(tmp_path):
-    source = '"""What."""\n\n\ndef area(side):\n    """Returns."""\n    return side * side  # A.\n'
-    program = tmp_path / "program.py"
-
-    def of(text):
-        program.write_text(text)
-        return STAMPS.of_program(program)
-
-    assert of(source.replace("  # A.", "").replace("What.", "Else.")) == of(source)
-    assert of(source.replace("side * side", "(side\n        * side)")) == of(source)
-    assert of(source.replace("side * side", "side * 2")) != of(source)
-
-
-@pytest.mark.parametrize("name", STUDIES)
-def test_help_explains_every_option(name):
-    study = STUDIES[name]
-    text = STUDY.parser_of(study).format_help()
-    assert study.about.strip() in text
-    for option in re.findall(r"^  --(?!help)[\w-]+.*(?:\n   .*)*", text, re.MULTILINE):
-        assert "(default:" in " ".join(option.split())
-
-
-def made_up_study(asked, fails=()):
-    """A study of two parts without training, which notes what is asked of it."""
-
-    def make(part, data, options):
-        if part in fails:
-            raise KeyboardInterrupt
-        asked.append((part, options.seeds, options.epochs))
-        return {"number": data + len(asked)}
-
-    return STUDY.in_parts(
-        "made_up",
-        "A study.",
-        "gallery",
-        epochs={"one": 2, "two": 50},
-        smoke_epochs=3,
-        load=lambda options: 100,
-        make=make,
-        tables=lambda found: {"sum": f"| {found['one']['number'] + found['two']['number']} |"},
-        pictures=lambda found: {"a_picture": Figure()},
-    )
-
-
-def test_a_study_saves_its_parts_when_they_are_done(monkeypatch, tmp_path, capsys):
-    asked, output = [], tmp_path / "new"
-
-    def start(*options, fails=()):
-        monkeypatch.setattr(sys, "argv", ["x", "--output", str(output), *options])
-        STUDY.run(made_up_study(asked, fails))
-        return capsys.readouterr().out
-
-    with pytest.raises(SystemExit) as stopped:
-        start("--seeds", "3", fails=("two",))
-    assert stopped.value.code == 130
-    assert capsys.readouterr().err == "\nInterrupted.\n"
-    assert f"{UNFINISHED}two\n" in start("--draw-only")
-    printed = start("--only", "two", "--epochs", "7")
-    assert asked == [("one", 3, 2), ("two", 5, 7)]
-    assert f"sum\n\n| 203 |\n\nPicture: {output / 'a_picture.png'}\n" in printed
-    report = json.loads((output / "made_up.json").read_text("utf-8"))
-    assert report["one"]["command"] == "python -m studies.made_up --seeds 3"
-    assert {"date", "machine", "versions", "arithmetic", "seeds"} < set(report["one"])
-    assert str(tmp_path) not in json.dumps(report)
-    start("--smoke")
-    assert asked[2:] == [("one", 2, 2), ("two", 2, 3)]
-
-
-@pytest.mark.parametrize(
-    ("content", "options", "message"),
-    [
-        (None, ["--draw-only"], r"There is no made_up\.json in .*new\. Measure first\."),
-        ('{"one": ', [], r"made_up\.json is not a file of results"),
-        ("a folder", [], r"Cannot write --output .*made_up\.json: "),
-        (None, ["--seeds", "0"], "2"),
-    ],
-)
-def test_a_study_that_cannot_run_says_so_at_once(monkeypatch, tmp_path, content, options, message):
-    output, asked = tmp_path / "new", []
-    if content is not None:
-        output.mkdir()
-        path = output / "made_up.json"
-        path.mkdir() if content == "a folder" else path.write_text(content)
-    monkeypatch.setattr(sys, "argv", ["x", "--output", str(output), *options])
-    with pytest.raises(SystemExit, match=message):
-        STUDY.run(made_up_study(asked))
-    assert asked == []
-
-
-def test_a_table_without_its_marks_is_refused():
-    for text in ("", "<!-- a -->", "<!-- /a --> <!-- a -->"):
-        with pytest.raises(SystemExit, match="needs the lines"):
-            RESULTS.filled({ROOT: text}, {"a": "new"})
-    assert RESULTS.filled({ROOT: "x<!-- a -->old<!-- /a -->y"}, {"a": "new"}) == {
-        ROOT: "x<!-- a -->\nnew\n<!-- /a -->y"
-    }
-
-
-def test_a_missing_package_is_named(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["x"])
-
-    def measure(given, results):
-        import no_such_package_at_all  # noqa: F401
-
-    with pytest.raises(SystemExit, match=r"^no_such_package_at_all is not installed\. Run: pip"):
-        STUDY.run(STUDY.Study("x", "", "gallery", measure, lambda reports: {}))
-
-
-def test_wrong_data_is_refused_and_nothing_is_left(data, tmp_path):
-    wrong = Data(tmp_path / "wrong", {"airfoil_self_noise.dat": b"1\t2\t3\t4\t5\t6\r\n"})
-    wrong.sha256 = data.sha256
-    options = ("--smoke", "--output", tmp_path / "new", "--data-dir", wrong.folder)
-    message = refusal("studies.airfoil", *options, data=wrong)
-    assert "is the wrong file: its SHA-256 is" in message
-    assert not [*(tmp_path / "new").iterdir()]

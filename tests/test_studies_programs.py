@@ -1,7 +1,6 @@
 """Programs for GPUs and TPUs: how they are read, their bounds, what was found."""
 
 import functools
-import sys
 
 import pytest
 from scripts import module
@@ -114,68 +113,6 @@ def test_a_tpu_program_is_read():
 )
 def test_bytes_include_the_padding_of_tiles(text, expected):
     assert sum(array.bytes for array in READER.arrays(text)) == expected
-
-
-@pytest.mark.parametrize(
-    ("layout", "main"), [("1,0", True), ("0:T(128)S(0)", True), ("0:T(128)S(1)", False)]
-)
-def test_fast_memory_is_told_from_main_memory(layout, main):
-    assert READER.Array("f32", (8,), layout).in_main_memory == main
-
-
-def test_text_that_is_cut_off_is_refused():
-    with pytest.raises(ValueError, match="not closed"):
-        READER.instruction("  %tuple = (f32[8]{0}, f32[8]")
-
-
-WORKER = """
-import json, os, signal, sys, time
-for number, what in enumerate(json.load(sys.stdin)):
-    if what == "abort":
-        print("F0101 file.cc:1] Check failed: a == b", file=sys.stderr, flush=True)
-        os.abort()
-    if what == "stall":
-        signal.alarm(1)
-        time.sleep(60)
-    if what == "exit":
-        sys.exit("no such thing")
-    print("noise")
-    print(json.dumps({"first in its process": number == 0}), flush=True)
-"""
-
-
-@pytest.mark.parametrize("together", [False, True])
-def test_a_case_that_ends_its_process_is_a_failure_and_the_rest_goes_on(together, tmp_path):
-    worker = tmp_path / "worker.py"
-    worker.write_text(WORKER, encoding="utf-8")
-    cases = ["good", "good", "abort", "stall", "exit", "good"]
-    command = [sys.executable, str(worker)]
-    first, second, aborted, stalled, ended, last = WORKERS.compiled(command, cases, together)
-    assert first == last == {"first in its process": True}
-    assert second == {"first in its process": not together}
-    assert aborted == {"failed": "SIGABRT: Check failed: a == b"}
-    assert stalled == {"failed": f"no program after {WORKERS.LIMIT} s"}
-    assert ended == {"failed": "exit 1: no such thing"}
-
-
-def test_a_compiler_of_another_version_is_refused(monkeypatch):
-    versions = {"libtpu": "1", "nvidia-cuda-nvcc-cu12": "2", "jax-cuda12-pjrt": "0.0.1"}
-    monkeypatch.setattr("importlib.metadata.version", versions.__getitem__)
-    with pytest.raises(SystemExit, match=r"jax-cuda12-pjrt 0\.0\.1 does not match jaxlib"):
-        WORKERS.measure("accelerators", [], None, together=False)
-
-
-def test_a_table_shows_what_failed_and_no_bytes_of_few_parameters():
-    facts = {"leaves": 1, "parameters on a device": 1, "kernels on leaves": 1, "bytes": 28}
-    facts |= {"scratch": 2, "copies": 0, "collectives": 0, "compile": 0.25}
-    many = facts | {"parameters on a device": 8192, "bytes": 28 * 8192, "scratch": 4096}
-    cases = {"()": dict.fromkeys(ACCELERATORS.RULES, facts)}
-    cases["(8192,)"] = dict.fromkeys(ACCELERATORS.RULES, many) | {"8 bits": {"failed": "SIGABRT"}}
-    odd = {"(7,)": dict.fromkeys(ACCELERATORS.STORAGES, facts)}
-    text = ACCELERATORS.table("H100", {"cases": cases, "odd shapes": odd})
-    assert "| () | 1 / 1 / 1 / 1 | - / - / - / - |" in text
-    assert "| (8192,) | 1 / 1 / fails / 1 | 28.0 / 28.0 / fails / 28.0 | 0.2 / 0.2 / f" in text
-    assert "1 other shapes were compiled. Failed: (8192,) with 8 bits (SIGABRT)." in text
 
 
 @pytest.fixture(params=CARDS)
@@ -313,15 +250,6 @@ def test_in_the_committed_results_no_step_moves_more_between_devices_than_sgd(ca
         # stored once more.
         assert more <= 2 * size + (18 if mixed else 8.2)
         assert facts["copies"] <= sgd["copies"] + (2 if mixed else 0)
-
-
-def test_the_table_counts_what_sgd_does_not_do():
-    found = committed("many_devices")
-    found["H100"]["ZeRO-1"]["8 bits"]["collectives"]["all-gather s32[512]"] = 1
-    found["TPU v5e"]["ZeRO-1"]["sgd"] = {"failed": "SIGABRT"}
-    text = "".join(MANY.table(card, ways) for card, ways in found.items())
-    assert "| ZeRO-1 | 3 all-gather, 3 reduce-scatter | 0 / 0 / 1 |" in text
-    assert "| ZeRO-1 | fails with sgd |" in text
 
 
 ESTIMATE = module("studies._estimate")

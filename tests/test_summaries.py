@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from states import BITS, normal, same_bits, stepped
+from states import normal, same_bits, stepped
 
 from optax_adadelta import AdadeltaState, adadelta
 from optax_adadelta.diagnostics import averages, find_state, summaries
@@ -18,12 +18,6 @@ RATE = "effective_learning_rate"
 # Half a bin of 1/16 of an octave.
 OFF = 1 / 32
 NONE = {"group": lambda name: None}
-
-
-@pytest.fixture
-def optax_promotes():
-    with jax.numpy_dtype_promotion("standard"):
-        yield
 
 
 @functools.cache
@@ -73,16 +67,18 @@ def leaves_of(state):
     return [[tree["body"]["w"], tree["body"]["b"], tree["head"][0]] for tree in (e_g, e_x)]
 
 
-@BITS
-@pytest.mark.parametrize("jit", [False, True])
-def test_they_are_the_numbers_of_the_averages(bits, jit):
+@pytest.mark.parametrize(
+    ("bits", "jit", "rate"), [(None, False, 1.0), (16, True, 0.25), (8, True, 3.0)]
+)
+def test_they_are_the_numbers_of_the_averages(bits, jit, rate):
     state = state_of(bits)
-    found = (jax.jit(summaries) if jit else summaries)(state, EPS)
+    found = (jax.jit(summaries) if jit else summaries)(state, EPS, rate)
     leaves = leaves_of(state)
     names = ("body/w", "body/b", "head/0")
-    assert_agree(found, expected(leaves, EPS))
+    assert_agree(found, expected(leaves, EPS, scale=rate))
     for i, name in enumerate(names):
-        assert_agree(found, expected([[leaf[i]] for leaf in leaves], EPS), f"{name}/")
+        reference = expected([[leaf[i]] for leaf in leaves], EPS, scale=rate)
+        assert_agree(found, reference, f"{name}/")
     assert len(found) == 7 * (1 + len(names))
     assert {(x.shape, x.dtype) for x in found.values()} == {((), np.dtype("float32"))}
     # The parts differ as their gradients do.
@@ -107,21 +103,21 @@ def test_groups_are_chosen_by_a_function_of_the_name():
             np.testing.assert_allclose(given[key], value, rtol=1e-5, err_msg=key)
 
 
-@pytest.mark.parametrize("scale", [0.25, 3.0])
-def test_the_learning_rate_is_a_factor(scale):
-    state = state_of(None)
-    found = summaries(state, EPS, scale, **NONE)
-    assert_agree(found, expected(leaves_of(state), EPS, scale=scale))
+def test_quantiles_are_close_for_rates_of_any_size():
+    percents = np.arange(0, 101, 10)
+    for exponent in range(-48, 61, 12):
+        rates = np.exp2(exponent + np.linspace(0, 1, 997))
+        state = AdadeltaState(jnp.int32(1), jnp.ones(997), jnp.asarray(rates**2, jnp.float32))
+        found = summaries(state, 1e-37, quantiles=percents / 100, **NONE)
+        for percent in percents:
+            exact = np.quantile(rates, percent / 100, method="inverted_cdf")
+            np.testing.assert_allclose(found[f"{RATE}/q{percent:02}"], exact, rtol=OFF + 1e-3)
 
 
 def test_quantiles_are_named_by_their_percentage():
     found = summaries(state_of(None), EPS, quantiles=(0, 0.001, 0.07, 0.29, 0.975, 1), **NONE)
     names = ("00", "0.1", "07", "29", "97.5", "100")
     assert {key for key in found if "/q" in key} == {f"{RATE}/q{name}" for name in names}
-    e_g, e_x = (np.concatenate([np.ravel(x) for x in xs]) for xs in leaves_of(state_of(None)))
-    rates = np.sqrt(np.float64(e_x) + EPS) / np.sqrt(np.float64(e_g) + EPS)
-    np.testing.assert_allclose(found[f"{RATE}/q00"], rates.min(), rtol=OFF)
-    np.testing.assert_allclose(found[f"{RATE}/q100"], rates.max(), rtol=OFF)
     with pytest.raises(ValueError, match=r"^Each of quantiles must be between 0 and 1; got \(95"):
         summaries(state_of(None), EPS, quantiles=(95,))
 
@@ -131,16 +127,6 @@ def test_before_the_first_step_every_rate_is_exactly_one():
     assert len(found) == 7
     assert {found[f"{RATE}/{name}"].item() for name in ("mean", "q05", "q50", "q95")} == {1.0}
     assert found["share/at_rest"] == found["share/dominated_by_eps"] == 1
-
-
-@pytest.mark.parametrize("exponent", range(-48, 61, 12))
-def test_quantiles_are_close_for_rates_of_any_size(exponent):
-    rates = np.exp2(exponent + np.linspace(0, 1, 997))
-    state = AdadeltaState(jnp.int32(1), jnp.ones(997), jnp.asarray(rates**2, jnp.float32))
-    found = summaries(state, 1e-37, quantiles=np.linspace(0, 1, 101), **NONE)
-    for percent in range(101):
-        exact = np.quantile(rates, percent / 100, method="inverted_cdf")
-        np.testing.assert_allclose(found[f"{RATE}/q{percent:02}"], exact, rtol=OFF + 1e-3)
 
 
 def test_coordinates_that_are_not_finite_are_counted_and_left_out():
@@ -164,34 +150,6 @@ def test_empty_leaves_and_trees_have_no_entry():
         assert summaries(adadelta().init(nothing), 1e-6) == {}
 
 
-@pytest.mark.parametrize("bits", [None, 8])
-def test_schedules_are_those_of_the_last_step(bits):
-    rate = optax.linear_schedule(1.0, 0.0, 10)
-    eps = optax.exponential_decay(1e-4, 1, 0.5)
-    params = {"w": normal((31,))}
-
-    def run(make, steps):
-        with jax.numpy_dtype_promotion("standard"):
-            return stepped(make(rate, eps=eps, state_bits=bits), params, steps)
-
-    for steps in (0, 1, 3):
-        last = max(steps - 1, 0)
-        with jax.numpy_dtype_promotion("standard"):
-            found = summaries(run(adadelta, steps), eps, rate)
-        assert_agree(
-            found,
-            expected(
-                [list(x.values()) for x in averages(run(adadelta, steps))],
-                1e-4 * 0.5**last,
-                scale=1 - last / 10,
-            ),
-        )
-    injected = run(optax.inject_hyperparams(adadelta, "state_bits"), 3)
-    same = summaries(injected, None, injected.hyperparams["learning_rate"])
-    for key, value in found.items():
-        np.testing.assert_allclose(same[key], value, rtol=1e-6, err_msg=key)
-
-
 @pytest.mark.usefixtures("optax_promotes")
 def test_eps_comes_from_the_state_that_it_was_injected_into():
     parts = {
@@ -213,16 +171,10 @@ def test_eps_comes_from_the_state_that_it_was_injected_into():
         np.testing.assert_allclose(found[key], (reference[0][key] + reference[1][key]) / 2, 1e-5)
     assert {key.split("/")[0] for key in found} == {RATE, "share", "a", "b"}
     # A number that is given goes before.
-    one = summaries(state, 0.5)
-    assert one["a/share/dominated_by_eps"] == one["b/share/dominated_by_eps"] == 1
-
-
-def test_the_innermost_injection_counts():
-    def make(eps):
-        return optax.inject_hyperparams(adadelta)(eps=0.01 * eps)
-
-    optimizer = optax.inject_hyperparams(make)(eps=1.0)
-    state = stepped(optimizer, {"w": normal((17,))})
+    assert summaries(state, 0.5)["a/share/dominated_by_eps"] == 1
+    # Of two injections around each other, the inner one counts.
+    outer = optax.inject_hyperparams(lambda eps: optax.inject_hyperparams(adadelta)(eps=eps / 100))
+    state = stepped(outer(eps=1.0), {"w": normal((17,))})
     same_bits(summaries(state), summaries(find_state(state), 0.01))
 
 
@@ -253,63 +205,27 @@ def test_what_cannot_be_summarized_is_refused():
 
 
 def test_new_values_compile_nothing(compiled):
-    optimizer = optax.inject_hyperparams(adadelta)(eps=EPS)
-    params = {"w": normal((5,))}
-    state = stepped(optimizer, params, 2)
+    state = optax.inject_hyperparams(adadelta)(eps=EPS).init({"w": normal((5,))})
+    other = optax.tree.set(state, eps=jnp.float32(1e-5))
     summaries(state)
     summaries(state, 1e-3)
-    states = [stepped(optax.inject_hyperparams(adadelta)(eps=x), params, 2) for x in (1e-5, 1e-6)]
     before = compiled()
-    for eps, state in zip((1e-7, 1e-8), states, strict=True):
-        summaries(state)
-        summaries(state, eps)
+    summaries(other)
+    summaries(state, 1e-7)
     assert compiled() == before
 
 
 @pytest.mark.devices
-@pytest.mark.parametrize(
-    ("bits", "kind"), [(None, AxisType.Auto), (None, AxisType.Explicit), (8, AxisType.Explicit)]
-)
-def test_sharded_states(bits, kind):
-    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind, kind))
+def test_sharded_states():
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Explicit,) * 2)
     params = {"w": normal((128, 136)), "v": normal((8, 6)), "b": normal((8,))}
     specs = {"w": PartitionSpec("x", "y"), "v": PartitionSpec("y"), "b": PartitionSpec(("x", "y"))}
     sharded = {
         name: jax.device_put(p, NamedSharding(mesh, specs[name])) for name, p in params.items()
     }
-    optimizer = adadelta(eps=EPS, state_bits=bits)
+    optimizer = adadelta(eps=EPS, state_bits=8)
     found, one = (stepped(optimizer, p) for p in (sharded, params))
     with jax.set_mesh(mesh):
         values = summaries(found, EPS)
     for key, value in summaries(one, EPS).items():
         np.testing.assert_allclose(values[key], value, rtol=1e-5, err_msg=key)
-
-
-def test_an_ensemble():
-    optimizer = adadelta(eps=EPS)
-    params = normal((3, 19))
-    _, state = jax.vmap(optimizer.update)(params, jax.vmap(optimizer.init)(params))
-    found = jax.vmap(lambda state: summaries(state, EPS))(state)
-    for i in range(3):
-        alone = summaries(jax.tree.map(lambda x, i=i: x[i], state), EPS)
-        for key, value in alone.items():
-            np.testing.assert_allclose(found[key][i], value, rtol=1e-6)
-
-
-@pytest.mark.usefixtures("x64")
-def test_averages_in_float64():
-    state = stepped(adadelta(eps=EPS), {"w": normal((41,)).astype(jnp.float64)})
-    assert find_state(state).e_g["w"].dtype == jnp.float64
-    e_g, e_x = averages(state)
-    assert_agree(summaries(state, EPS), expected([[e_g["w"]], [e_x["w"]]], EPS))
-
-
-@pytest.mark.frameworks
-def test_nnx_optimizers():
-    nnx = pytest.importorskip("flax.nnx")
-    with jax.numpy_dtype_promotion("standard"):
-        model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
-        optimizer = nnx.Optimizer(model, optax.inject_hyperparams(adadelta)(), wrt=nnx.Param)
-        optimizer.update(model, nnx.state(model, nnx.Param))
-    found = summaries(optimizer.opt_state)
-    assert {key.split("/")[0] for key in found} == {RATE, "share", "kernel", "bias"}

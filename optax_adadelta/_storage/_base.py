@@ -128,7 +128,7 @@ def disguised(x: jax.Array, trace: jax.Array) -> jax.Array:
 
 
 class Quantized(Storage):
-    """A storage of integer codes for averages in units of eps.
+    """A storage of codes, unsigned integers of `bits` bits, for averages in units of eps.
 
     The equation contains the averages only as E[g^2] + eps and E[dx^2] + eps. In units of eps
     these sums start at 1, and the equation is the same with an eps of 1.
@@ -195,7 +195,14 @@ class Quantized(Storage):
             return 2 * (momentum * trace + dx,)
         return _without_derivative(self._step_trace, g, dx, trace, momentum, quantization)
 
-    def _step_trace(self, g, dx, codes, momentum, quantization):
+    def _step_trace(
+        self,
+        g: jax.Array,
+        dx: jax.Array,
+        codes: jax.Array,
+        momentum: Scalar,
+        quantization: Quantization,
+    ) -> tuple[jax.Array, jax.Array]:
         old = self.decode_trace(codes, quantization.before.x).astype(dx.dtype)
         dither = fourth(quantization.dither.bits(dx.shape))
         eps, unknown = quantization.after.x, jnp.isnan(g)
@@ -216,7 +223,7 @@ class Quantized(Storage):
     def write(self, averages, eps):
         return _without_derivative(self._write, averages, eps)
 
-    def _write(self, averages, eps):
+    def _write(self, averages: Averages, eps: Epsilons) -> Averages:
         e_g, e_x = (a / unit.astype(a.dtype) for a, unit in zip(averages, eps, strict=True))
         # A NaN has no code. With these averages the coordinate stands still until E[g^2] decays.
         e_g = jnp.where(jnp.isnan(e_g), self.largest, e_g)
@@ -225,7 +232,9 @@ class Quantized(Storage):
     def step(self, g, stored, constants, quantization):
         return _without_derivative(self._step, g, stored, constants.rho, quantization)
 
-    def _step(self, g, stored, rho, quantization):
+    def _step(
+        self, g: jax.Array, stored: Averages, rho: Decay, quantization: Quantization
+    ) -> tuple[jax.Array, Averages]:
         # dx is computed from the averages as they are stored. Then each result needs only its own
         # old codes and the new codes of the others, so a compiler can write them in place.
         g, g_sq, before, after = self._in_units(g, quantization)
@@ -234,19 +243,31 @@ class Quantized(Storage):
         return self._delta(g, g_sq, stored, rho, quantization), stored
 
     def delta(self, g, stored, constants, quantization):
-        def again(g, stored, rho, quantization):
+        def again(
+            g: jax.Array, stored: Averages, rho: Decay, quantization: Quantization
+        ) -> jax.Array:
             g, g_sq, _, _ = self._in_units(g, quantization)
             return self._delta(g, g_sq, stored, rho, quantization)
 
         return _without_derivative(again, g, stored, constants.rho, quantization)
 
-    def _in_units(self, g, quantization):
+    def _in_units(
+        self, g: jax.Array, quantization: Quantization
+    ) -> tuple[jax.Array, jax.Array, Epsilons, Epsilons]:
+        """Returns `g` clamped, `g^2` in units of the new eps, and the old and the new eps."""
         dtype = jnp.finfo(g.dtype).dtype
         before, after = (eps.astype(dtype) for eps in (quantization.before, quantization.after))
         g, g_sq = clip_to_squarable(g, self.largest * after.g)
         return g, g_sq * (jnp.ones_like(after.g) / after.g), before, after
 
-    def _delta(self, g, g_sq, stored, rho, quantization):
+    def _delta(
+        self,
+        g: jax.Array,
+        g_sq: jax.Array,
+        stored: Averages,
+        rho: Decay,
+        quantization: Quantization,
+    ) -> jax.Array:
         one = jnp.ones((), g_sq.dtype)
         constants = Constants.of(rho, Epsilons(one, one))
         dx = delta(g, g_sq, *self.decode(stored, g_sq.dtype), constants)
@@ -259,7 +280,7 @@ def _without_derivative(step: Callable[..., Any], *operands: Any) -> Any:
 
 
 @_without_derivative.defjvp
-def _refuse(step, primals, tangents):
+def _refuse(step: Callable[..., Any], primals: Any, tangents: Any) -> Any:
     del step, primals, tangents
     raise NotImplementedError(
         "A derivative was taken through quantized averages. They are integers, so it would be"

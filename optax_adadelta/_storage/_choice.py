@@ -35,10 +35,15 @@ def checked_state_bits(bits: Any) -> int | None:
         )
     if isinstance(bits, bool) or np.ndim(bits) or bits not in list(_STORAGES):
         raise ValueError(
-            f"state_bits must be 16, 8, or None for full precision; got {bits!r}. Fewer than 8 bits"
-            " do not train as full precision does."
+            f"state_bits must be {', '.join(str(b) for b in _STORAGES if b)}, or None for full"
+            f" precision; got {bits!r}. Fewer than 8 bits do not train as full precision does."
         )
     return int(bits)
+
+
+def stored_dtypes() -> str:
+    """Returns the dtypes that averages may have, as errors list them."""
+    return ", ".join(str(dtype) for storage in _STORAGES.values() for dtype in storage.dtypes)
 
 
 def storage_of(e_g: Any, e_x: Any, *, relative: bool) -> Storage | None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from optax_adadelta._dtypes import dtype_of
 from optax_adadelta._storage._base import Storage
-from optax_adadelta._storage._choice import storage_of
+from optax_adadelta._storage._choice import storage_of, stored_dtypes
 
 _CURE = (
     " Codes that are averaged or cast lose their meaning. To average states, first call"
@@ -69,14 +69,14 @@ def _storage_at(
     found = f"state.e_g{at} and state.e_x{at} are {e_g.dtype} and {e_x.dtype}"
     if unit is not None and all(jnp.issubdtype(x.dtype, jnp.floating) for x in (e_g, e_x)):
         raise TypeError(
-            f"{found}, but state.unit says that they were codes (state_bits=16 or 8).{_CURE} If"
-            " they are in full precision, take all fields from the same state."
+            f"{found}, but state.unit says that they were codes.{_CURE} If they are in full"
+            " precision, take all fields from the same state."
         )
     storage = storage_of(e_g, e_x, relative=relative)
     if storage is None:
         raise TypeError(
-            f"{found}; they must have the same dtype: float32, float64, uint16 or uint8. If the"
-            " whole training state was cast, cast the optimizer's part back."
+            f"{found}; they must have the same dtype, one of {stored_dtypes()}. If the whole"
+            " training state was cast, cast the optimizer's part back."
         )
     if storage.quantized and unit is None:
         raise ValueError(

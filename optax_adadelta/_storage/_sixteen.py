@@ -4,12 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_adadelta._bits import bits_of, from_bits
+from optax_adadelta._bits import ONE, bits_of, from_bits, shifted_right
 from optax_adadelta._dither import HALF, second
 from optax_adadelta._equation import Epsilons, squared_update
 from optax_adadelta._storage._base import Averages, Quantized
 
-_ONE = np.float32(1).view(np.int32)
 _LARGEST_TRACE = np.int32(0x7F7F0000).view(np.float32)
 
 
@@ -53,10 +52,8 @@ class SixteenBits(Quantized):
     def encode_trace(self, trace, eps, dither):
         del eps
         trace = jax.lax.clamp(-_LARGEST_TRACE, trace.astype(jnp.float32), _LARGEST_TRACE)
-        fraction = HALF if dither is None else dither
-        fraction = jax.lax.shift_right_logical(fraction, jnp.full_like(fraction, 16))
-        upper = jax.lax.shift_right_logical(bits_of(trace) + fraction, jnp.full_like(fraction, 16))
-        return upper.astype(jnp.uint16)
+        fraction = shifted_right(HALF if dither is None else dither, 16)
+        return shifted_right(bits_of(trace) + fraction, 16).astype(jnp.uint16)
 
     def decode_trace(self, codes, eps):
         del eps
@@ -64,11 +61,11 @@ class SixteenBits(Quantized):
 
 
 def _encode(average: jax.Array, shift: np.int32, dither: jax.Array | np.int32) -> jax.Array:
-    last = (_ONE + (np.int32(2**16 - 1) << shift)).view(np.float32)
+    last = (ONE + (np.int32(2**16 - 1) << shift)).view(np.float32)
     x = jax.lax.clamp(np.float32(1), (average + 1).astype(jnp.float32), last)
-    fraction = jax.lax.shift_right_logical(dither, jnp.full_like(dither, 32 - shift))
-    return ((bits_of(x) + (fraction - _ONE)) >> shift).astype(jnp.uint16)
+    fraction = shifted_right(dither, 32 - shift)
+    return ((bits_of(x) + (fraction - ONE)) >> shift).astype(jnp.uint16)
 
 
 def _decode(codes: jax.Array, shift: np.int32, dtype: np.dtype) -> jax.Array:
-    return (from_bits((codes.astype(jnp.int32) << shift) + _ONE) - 1).astype(dtype)
+    return (from_bits((codes.astype(jnp.int32) << shift) + ONE) - 1).astype(dtype)

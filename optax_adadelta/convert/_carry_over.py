@@ -21,6 +21,7 @@ from optax_adadelta._state import (
     none_found,
 )
 from optax_adadelta._storage import Averages, Storage, storages_of, unit_of
+from optax_adadelta._trees import unzipped
 from optax_adadelta.convert._matching import Name, matches, name_of, places_in, shown, together
 from optax_adadelta.convert._owned import chosen_sharding, owned, owned_at
 from optax_adadelta.convert._problems import place
@@ -133,7 +134,7 @@ def _grown(new: AdadeltaState, kept: dict[Name, _Stored], olds: list[AdadeltaSta
     bare, leaves = without_wrappers(new), _by_path(new)
     sources = [kept.get(name_of(path)) for path, *_ in leaves]
     groups = sorted({source.group for source in sources if source is not None})
-    _check_kinds(bare, [olds[i] for i in groups])
+    _check_units(bare, [olds[i] for i in groups])
     counts = [olds[i].count for i in groups] or [old.count for old in olds]
     units = [olds[i].unit for i in groups if olds[i].unit is not None and new.unit is not None]
     count = _one(_largest, counts, bare.count)
@@ -159,9 +160,8 @@ def _grown(new: AdadeltaState, kept: dict[Name, _Stored], olds: list[AdadeltaSta
         return Averages(*map(owned_at, averages, fresh)), trace
 
     filled = [carried(*each) for each in zip(leaves, sources, after, strict=True)]
-    e_gs, e_xs = ([averages[i] for averages, _ in filled] for i in range(2))
-    traces = [trace for _, trace in filled if trace is not None]
-    fields = (count, e_gs, e_xs, unit, traces, scale)
+    averages, traces = unzipped(filled, 2)
+    fields = (count, *unzipped(averages, 2), unit, traces, scale)
     return jax.tree.structure(new).unflatten(jax.tree.leaves(fields))
 
 
@@ -178,7 +178,7 @@ def _is_shape(leaf: Any) -> bool:
     return isinstance(leaf, jax.ShapeDtypeStruct)
 
 
-def _check_kinds(new: AdadeltaState, olds: list[AdadeltaState]) -> None:
+def _check_units(new: AdadeltaState, olds: list[AdadeltaState]) -> None:
     """Raises an error if codes would have to be relative to an eps that is not known here."""
     for old in olds:
         if new.unit is not None and (old.scale is None) != (new.scale is None):

@@ -67,7 +67,7 @@ def moved(
     """
     starts = np.cumsum([0, *map(real_size, inputs)])
 
-    def called_with(digit):
+    def called_with(digit: Callable[[np.ndarray], np.ndarray]) -> tuple[list[Any], Any]:
         tree = _call(
             function,
             called,
@@ -75,19 +75,20 @@ def moved(
         )
         return [_read(*leaf) for leaf in jax.tree.leaves_with_path(tree)], jax.tree.structure(tree)
 
-    # A function that only moves elements also moves what each lacks to the largest digit. Elements
+    # First come complements: the largest digit minus the last digit of each number. If the function
+    # only moves elements, they stay complements of the digits that it is called with next. Elements
     # are numbered from 1, so that scaling changes every number.
     seen, structure = called_with(lambda numbers: _BASE - 1 - numbers % _BASE)
     places = math.ceil(max(int(starts[-1]), 1).bit_length() / 8)
     bytes_of = [
-        None if lack is None else np.zeros((*lack.shape, 4 if places <= 4 else 8), np.uint8)
-        for _, lack in seen
+        None if found is None else np.zeros((*found.shape, 4 if places <= 4 else 8), np.uint8)
+        for _, found in seen
     ]
     for i in range(places):
         digits, _ = called_with(lambda numbers, i=i: numbers // _BASE**i % _BASE)
         for leaf, (_, digit) in enumerate(digits):
             found = bytes_of[leaf]
-            if found is None or digit is None or (i == 0 and _differ(seen[leaf][1], digit)):
+            if found is None or digit is None or (i == 0 and not _adds_up(seen[leaf][1], digit)):
                 bytes_of[leaf] = None
             else:
                 found[..., i] = digit
@@ -126,7 +127,7 @@ def _parts(size: int) -> Iterator[slice]:
 
 
 def _filled(like: np.ndarray, start: int, digit: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """Returns an array like this one with a digit of the numbers of its elements."""
+    """Returns an array like this one, filled with one digit of each element's number."""
     numbers = np.empty(real_size(like), like.real.dtype)
     for part in _parts(numbers.size):
         numbers[part] = digit(start + 1 + np.arange(part.start, part.stop))
@@ -134,7 +135,7 @@ def _filled(like: np.ndarray, start: int, digit: Callable[[np.ndarray], np.ndarr
 
 
 def _read(path: jax.tree_util.KeyPath, leaf: Any) -> tuple[Kind, np.ndarray | None]:
-    """Returns the kind of a leaf and its digits, or None if something in it is not a digit."""
+    """Returns the kind of a leaf, and its elements if all of them are digits."""
     name = jax.tree_util.keystr(path, simple=True, separator="/") or "the top"
     array = as_numpy(leaf)
     if array.dtype.kind not in "fc":
@@ -147,8 +148,8 @@ def _read(path: jax.tree_util.KeyPath, leaf: Any) -> tuple[Kind, np.ndarray | No
     return Kind(name, array.shape, dtype, chosen_sharding(leaf)), digits if known else None
 
 
-def _differ(lack: np.ndarray | None, digits: np.ndarray) -> bool:
-    return lack is None or not np.array_equal(lack, _BASE - 1 - digits)
+def _adds_up(complements: np.ndarray | None, digits: np.ndarray) -> bool:
+    return complements is not None and np.array_equal(complements, _BASE - 1 - digits)
 
 
 def _positions(found: np.ndarray | None, count: int) -> np.ndarray | None:
@@ -160,7 +161,10 @@ def _positions(found: np.ndarray | None, count: int) -> np.ndarray | None:
     return positions if not positions.size or positions.max() < count else None
 
 
-def _not_once(leaves, names, starts, optional) -> list[str]:
+def _not_once(
+    leaves: list[Leaf], names: Sequence[str], starts: np.ndarray, optional: frozenset[str]
+) -> list[str]:
+    """Returns a line for each input or leaf whose elements are not used exactly once."""
     used = np.zeros(starts[-1], bool)
     for leaf in leaves:
         positions = leaf.positions.reshape(-1)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from optax_adadelta._ranges import out_of_range
 from optax_adadelta._state import AdadeltaState
 from optax_adadelta._storage import Averages
 from optax_adadelta.convert._arrays import as_numpy
@@ -188,9 +189,9 @@ def hyperparameters_from_keras(source: Any) -> dict[str, float]:
       A dict with ``learning_rate``, ``rho`` and ``eps``.
 
     Raises:
-      ValueError: the optimizer is not an Adadelta, or it has settings that :func:`.adadelta` has
-        not, such as decoupled weight decay, clipping or a learning rate schedule. The error says
-        what to write for each.
+      ValueError: the optimizer is not an Adadelta, or it has settings that :func:`.adadelta` does
+        not have, such as decoupled weight decay, clipping or a learning rate schedule; the error
+        says what to write for each. Or a number is out of the range of :func:`.adadelta`.
 
     Example:
       >>> from optax_adadelta import adadelta
@@ -202,14 +203,15 @@ def hyperparameters_from_keras(source: Any) -> dict[str, float]:
       {'learning_rate': 1.0, 'rho': 0.95, 'eps': 1e-07}
     """
     if isinstance(source, (str, os.PathLike)):
-        kind, config = KerasFile(source).config()
+        class_name, config = KerasFile(source).config()
     else:
-        kind = next((c.__name__ for c in type(source).__mro__ if c.__name__ == "Adadelta"), None)
-        kind, config = kind or type(source).__name__, source.get_config()
-    if kind != "Adadelta":
-        raise ValueError(f"The optimizer must be an Adadelta; it is a {kind}.")
-    rule = f"scale_by_adadelta(rho={config['rho']!r}, eps={config['epsilon']!r})"
-    rate = config["learning_rate"]
+        names = [c.__name__ for c in type(source).__mro__]
+        class_name = "Adadelta" if "Adadelta" in names else names[0]
+        config = source.get_config()
+    if class_name != "Adadelta":
+        raise ValueError(f"The optimizer must be an Adadelta; it is a {class_name}.")
+    rate, rho, eps = (config[name] for name in ("learning_rate", "rho", "epsilon"))
+    rule = f"scale_by_adadelta(rho={rho!r}, eps={eps!r})"
     number = isinstance(rate, (int, float))
     problems = [
         f"{name}={config[name]!r}: {remedy.format(rule=rule, rate=rate if number else '...')}"
@@ -219,5 +221,7 @@ def hyperparameters_from_keras(source: Any) -> dict[str, float]:
     if not number:
         what = rate.get("class_name") if isinstance(rate, Mapping) else "a function"
         problems.append(f"learning_rate is {what}: write it as a schedule of Optax, for {rule}")
+    found = {"learning_rate": rate, "rho": rho, "eps": eps}
+    problems += out_of_range(found if number else {"rho": rho, "eps": eps})
     refuse("adadelta has no such settings", problems)
-    return {"learning_rate": rate, "rho": config["rho"], "eps": config["epsilon"]}
+    return found

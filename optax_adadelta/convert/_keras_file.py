@@ -77,9 +77,11 @@ class KerasFile:
                     " the class of the optimizer."
                 )
             return 1, (0,)
-        kind, config = self.config()
-        if kind != "Adadelta":
-            raise ValueError(f"The optimizer in {self._path} must be an Adadelta; it is {kind}.")
+        class_name, config = self.config()
+        if class_name != "Adadelta":
+            raise ValueError(
+                f"The optimizer in {self._path} must be an Adadelta; it is {class_name}."
+            )
         steps = config.get("gradient_accumulation_steps")
         return steps or 1, (bool(config.get("use_ema")) + bool(steps),)
 

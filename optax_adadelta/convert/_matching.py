@@ -21,7 +21,7 @@ class Places(NamedTuple):
 
 
 def name_of(path: jax.tree_util.KeyPath) -> Name:
-    """Returns the name of a parameter, which does not depend on the kind of its containers."""
+    """Returns the name of a parameter, which does not depend on the types of its containers."""
     parts = jax.tree_util.keystr(path, simple=True, separator="/").split("/") if path else []
     while parts and parts[-1] == "value":  # Flax wraps an array in a variable with this attribute
         parts.pop()

@@ -11,11 +11,11 @@ from optax_adadelta.convert._problems import refuse
 
 
 def named(names: Any) -> dict[str, Any]:
-    """Returns the parameters by name, or None in the place of a parameter that is not known.
+    """Returns a dict from the name of each parameter to the parameter, or to None without one.
 
     Args:
-      names: names, pairs of a name and a parameter, a mapping, variables with a path, or a list
-        with such for each group.
+      names: an iterable of names, of pairs of a name and a parameter, or of variables with a path;
+        a mapping from names to parameters; or a list that has one of these for each group.
     """
     return {name: like for group in groups_of(names) for name, like in group.items()}
 

@@ -13,7 +13,7 @@ import optax
 from optax_adadelta._averages import map_averages, units_of
 from optax_adadelta._dtypes import whole_count
 from optax_adadelta._equation import Epsilons
-from optax_adadelta._hyperparameters import at_step, check_limits, number_or_schedule
+from optax_adadelta._hyperparameters import Value, at_step, check_limits, number_or_schedule
 from optax_adadelta._sharding import in_device_memory, scalar_sharding
 from optax_adadelta._state import AdadeltaState, is_adadelta_state, none_found
 from optax_adadelta._storage import (
@@ -90,7 +90,12 @@ def with_state_bits(
     return jax.tree.unflatten(structure, converted)
 
 
-def _converted(state: AdadeltaState, state_bits: int | None, eps, dtype) -> AdadeltaState:
+def _converted(
+    state: AdadeltaState,
+    state_bits: int | None,
+    eps: Value | optax.Schedule | None,
+    dtype: np.dtype,
+) -> AdadeltaState:
     bare = without_wrappers(state)
     olds = storages_of(bare)
     storage = storage_with(state_bits, relative=bare.scale is not None)
@@ -149,7 +154,14 @@ def converted_leaf(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _converted_leaf(old: Storage, new: Storage, dtype: np.dtype, stored, before, after):
+def _converted_leaf(
+    old: Storage,
+    new: Storage,
+    dtype: np.dtype,
+    stored: Averages,
+    before: Epsilons | None,
+    after: Epsilons | None,
+) -> Averages:
     averages = old.read(stored, before)
     if old.quantized:
         averages = Averages(*(average.astype(dtype) for average in averages))
@@ -170,7 +182,14 @@ def converted_trace(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _converted_trace(old: Storage, new: Storage, dtype: np.dtype, trace, before, after):
+def _converted_trace(
+    old: Storage,
+    new: Storage,
+    dtype: np.dtype,
+    trace: jax.Array,
+    before: Epsilons | None,
+    after: Epsilons | None,
+) -> jax.Array:
     numbers = old.read_trace(trace, before)
     if old.quantized and not jnp.iscomplexobj(trace):
         numbers = numbers.astype(dtype)

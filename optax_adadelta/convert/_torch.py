@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import optax
 
 from optax_adadelta._hyperparameters import at_step, number_or_schedule
+from optax_adadelta._ranges import out_of_range
 from optax_adadelta._state import AdadeltaState
 from optax_adadelta._storage import Averages
 from optax_adadelta.convert._arrays import as_numpy, as_tensor, empty_like
@@ -231,7 +231,7 @@ def hyperparameters_from_torch(state_dict: Mapping[str, Any]) -> Any:
         {name: float(as_numpy(group[theirs])) for name, theirs in _HYPERPARAMETERS.items()}
         for group in groups
     ]
-    problems = []
+    problems: list[str] = []
     for i, (group, given) in enumerate(zip(groups, found, strict=True)):
         if group.get("maximize"):
             arguments = ", ".join(f"{name}={value!r}" for name, value in given.items())
@@ -239,10 +239,7 @@ def hyperparameters_from_torch(state_dict: Mapping[str, Any]) -> Any:
                 f"group {i}: maximize=True; write optax.chain(optax.scale(-1.0),"
                 f" adadelta({arguments})), and pass the gradients as they are"
             )
-        if not 0.0 <= given["rho"] < 1.0:
-            problems.append(f"group {i}: rho must be at least 0 and below 1; it is {given['rho']}")
-        if not (given["eps"] > 0.0 and math.isfinite(given["eps"])):
-            problems.append(f"group {i}: eps must be positive and finite; it is {given['eps']}")
+        problems += [f"group {i}: {problem}" for problem in out_of_range(given)]
     refuse("adadelta has no such settings", problems)
     return found[0] if len(found) == 1 else found
 
@@ -265,7 +262,7 @@ def _groups(state_dict: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return groups
 
 
-def _parameters(groups, keys: list[Any], names: Any) -> dict[str, Any]:
+def _parameters(groups: list[Mapping[str, Any]], keys: list[Any], names: Any) -> dict[str, Any]:
     """Returns the parameters by name, in the order of `keys`."""
     if all("param_names" in group for group in groups):
         own = [name for group in groups for name in group["param_names"]]

@@ -1,7 +1,7 @@
 """States from averages with names, and averages with names from states."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +17,7 @@ from optax_adadelta._state import (
     initial_state,
 )
 from optax_adadelta._storage import Averages, storage_with
+from optax_adadelta._trees import unzipped
 from optax_adadelta.convert._arrays import (
     as_numpy,
     empty_like,
@@ -65,8 +66,8 @@ def state_of(saved: Named, to_params: Callable[[dict[str, np.ndarray]], Any]) ->
     fresh = initial_state(storage_with(None), params)
     count = np.array(min(saved.count, _LARGEST_COUNT), np.int32)
     filled = (
-        _filled(field, _numbers(inputs, [pair[i] for pair in pairs]), leaves)
-        for i, field in enumerate((fresh.e_g, fresh.e_x))
+        _filled(field, _numbers(inputs, arrays), leaves)
+        for field, arrays in zip((fresh.e_g, fresh.e_x), unzipped(pairs, 2), strict=True)
     )
     return AdadeltaState(owned_at(count, fresh.count), *filled)
 
@@ -164,13 +165,13 @@ def _whole(state: Any) -> AdadeltaState:
     if len(parts) == 1:
         return AdadeltaState(parts[0].count, *read[0])
     try:
-        joined = [_united(trees) for trees in zip(*read, strict=True)]
+        joined = list(map(_united, unzipped(read, 2)))
     except ValueError:
         return find_state(state)  # raises, and says where the states are
     return AdadeltaState(max(part.count for part in parts), *joined)
 
 
-def _united(trees: tuple[Any, ...]) -> Any:
+def _united(trees: Sequence[Any]) -> Any:
     """Returns the tree that has all leaves of those trees, each of which masks other leaves."""
     found = [tree for tree in trees if not isinstance(tree, optax.MaskedNode)]
     if len(found) < 2:

@@ -117,9 +117,9 @@ def sample(
     found = find_state(state)
     eps, rate = settings_at(last_step(found), eps, learning_rate)
     leaves = by_name(found.e_g), by_name(found.e_x), by_name(updates)
-    kinds = zip(storages_of(found), units_of(found), strict=True)
+    details = zip(storages_of(found), units_of(found), strict=True)
     stored_as = {
-        name: (i, *kind) for i, (name, kind) in enumerate(zip(leaves[0], kinds, strict=True))
+        name: (i, *each) for i, (name, each) in enumerate(zip(leaves[0], details, strict=True))
     }
     seen: dict[str, jax.Array] = {}
     steps: dict[str, jax.Array] = {}

@@ -18,6 +18,7 @@ from optax_adadelta._injected import states_with_eps
 from optax_adadelta._sharding import counted, repeated, replicated
 from optax_adadelta._state import AdadeltaState
 from optax_adadelta._storage import Averages, Storage, storages_of, unit_of
+from optax_adadelta._trees import unzipped
 from optax_adadelta.diagnostics._rates import effective_rates, epsilons_at, last_step
 from optax_adadelta.diagnostics._samples import by_name
 
@@ -193,7 +194,7 @@ def _batches(state: AdadeltaState, eps: jax.Array, groups: list[Hashable]) -> It
         elif e_g.size:
             small[storage, e_g.dtype].append((group, stored, units, own))
     for (storage, _), leaves in small.items():
-        yield _joined(storage, *map(list, zip(*leaves, strict=True)), alike=state.scale is None)
+        yield _joined(storage, *unzipped(leaves, 4), alike=state.scale is None)
 
 
 def _joined(
@@ -207,7 +208,7 @@ def _joined(
 ) -> _Batch:
     """Returns one batch of several leaves; `alike` says whether all have the same eps."""
     stored = Averages(
-        *(jnp.concatenate([replicated(x).ravel() for x in xs]) for xs in zip(*leaves, strict=True))
+        *(jnp.concatenate([replicated(x).ravel() for x in xs]) for xs in unzipped(leaves, 2))
     )
     names = list(dict.fromkeys(leaf_groups))
     sizes = [leaf.e_g.size for leaf in leaves]
@@ -216,8 +217,9 @@ def _joined(
         if alike or numbers[0] is None:
             return numbers[0]
         repeats = jax.lax.optimization_barrier(jnp.array(sizes, jnp.int32))
-        each = (jnp.stack(xs) for xs in zip(*numbers, strict=True))
-        return Epsilons(*(repeated(x, repeats, stored.e_g) for x in each))
+        return Epsilons(
+            *(repeated(jnp.stack(xs), repeats, stored.e_g) for xs in unzipped(numbers, 2))
+        )
 
     return _Batch(
         storage.read(stored, along(units)),
@@ -229,17 +231,17 @@ def _joined(
 
 
 def _counts(batch: _Batch, learning_rate: Any) -> tuple[jax.Array, jax.Array]:
-    """Returns the sums of the finite rates, and how many coordinates there are of each kind.
+    """Returns the sums of the finite rates, and how many coordinates are in each cell.
 
-    The counts have the axes [group, bin of the rate, dominated by eps, at rest].
+    The cells have the axes [group, bin of the rate, dominated by eps, at rest].
     """
     (e_g, e_x), eps = batch.averages, batch.eps
     rates = effective_rates(e_g, e_x, eps, learning_rate).astype(jnp.float32)
     finite = jnp.isfinite(rates)
     # Rounded to nearest, so that a rate of 1 is a bin's value.
     bins = (bits_of(rates) + np.int32(1 << (_SHIFT - 1))) >> _SHIFT
-    kinds = 4 * jnp.where(finite, bins, np.int32(_NOT_FINITE))
-    kinds += 2 * (e_g < eps.g).astype(jnp.int32) + (e_x < 0.01 * eps.x).astype(jnp.int32)
+    cells = 4 * jnp.where(finite, bins, np.int32(_NOT_FINITE))
+    cells += 2 * (e_g < eps.g).astype(jnp.int32) + (e_x < 0.01 * eps.x).astype(jnp.int32)
     rates = jnp.where(finite, rates, 0)
     size = len(batch.groups)
     if size == 1:
@@ -249,10 +251,10 @@ def _counts(batch: _Batch, learning_rate: Any) -> tuple[jax.Array, jax.Array]:
         owners, sizes = jax.lax.optimization_barrier(
             (jnp.array(batch.owners, jnp.int32), jnp.array(batch.sizes, jnp.int32))
         )
-        owner = repeated(owners, sizes, kinds)
-        kinds += 4 * _BINS * owner
+        owner = repeated(owners, sizes, cells)
+        cells += 4 * _BINS * owner
         sums = jax.ops.segment_sum(rates, owner, size)
-    counts = counted(kinds, 4 * _BINS * size).reshape(size, _BINS, 2, 2)
+    counts = counted(cells, 4 * _BINS * size).reshape(size, _BINS, 2, 2)
     return sums, counts.astype(jnp.float32)
 
 

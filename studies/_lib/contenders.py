@@ -48,14 +48,15 @@ def of_optax(
     """Returns the step in one donated jit."""
     grads = [jnp.asarray(g) for g in gradients]
     params = jax.tree.map(jnp.zeros_like, grads)
-    return donated(step_of(rule), params, rule.init(params), grads, builds=builds)
+    state = jax.tree.map(jnp.array, rule.init(params))  # Prodigy's has the parameters themselves.
+    return donated(step_of(rule), params, state, grads, builds=builds)
 
 
-def of_keras(gradients: list[np.ndarray], clip: float | None = None) -> Contender:
+def of_keras(gradients: list[np.ndarray]) -> Contender:
     """Returns the step of keras.optimizers.Adadelta on its JAX backend, donated too."""
     import keras
 
-    optimizer = keras.optimizers.Adadelta(1.0, rho=RHO, epsilon=EPS, global_clipnorm=clip)
+    optimizer = keras.optimizers.Adadelta(1.0, rho=RHO, epsilon=EPS)
     variables = [keras.Variable(np.zeros_like(g)) for g in gradients]
     optimizer.build(variables)
     params, state = ([jnp.array(v.value) for v in vs] for vs in (variables, optimizer.variables))
@@ -66,27 +67,22 @@ def of_keras(gradients: list[np.ndarray], clip: float | None = None) -> Contende
     return donated(step, params, state, [jnp.asarray(g) for g in gradients])
 
 
-def of_torch(gradients: list[np.ndarray], mode: str, clip: float | None = None) -> Contender:
+def of_torch(gradients: list[np.ndarray], mode: str) -> Contender:
     """Returns torch's step, as a `for-loop`, `foreach`, or `compiled`."""
     import torch
 
     params = [torch.zeros(g.shape) for g in gradients]
     for p, g in zip(params, gradients, strict=True):
-        p.grad = torch.from_numpy(g).clone() if clip else torch.from_numpy(g)
+        p.grad = torch.from_numpy(g)
     optimizer = torch.optim.Adadelta(params, rho=RHO, eps=EPS, foreach=mode == "foreach")
-
-    def step():
-        if clip:
-            torch.nn.utils.clip_grad_norm_(params, clip)
-        optimizer.step()
-
-    return Contender(timed(torch.compile(step) if mode == "compiled" else step))
+    step = torch.compile(optimizer.step) if mode == "compiled" else optimizer.step
+    return Contender(timed(step))
 
 
 def bound(moved: float) -> Contender:
     """Returns a step that moves this many bytes as fast as adding one to an array in place does."""
     run = repeated(jax.jit(lambda x: (x + 1,), donate_argnums=0), (jnp.zeros(ADDED),))
-    return Contender(lambda count: tuple(s * moved / (8 * ADDED) for s in run(count)))
+    return Contender(lambda count: run(count) * moved / (8 * ADDED))
 
 
 def eager(
@@ -94,10 +90,6 @@ def eager(
 ) -> Contender:
     """Returns the step of somebody who uses no jit, or its update alone."""
     grads = [jnp.asarray(g) for g in gradients]
-
-    def step(params, state, grads):
-        updates, state = rule.update(grads, state, params)
-        return (optax.apply_updates(params, updates) if apply else updates), state
-
     params = jax.tree.map(jnp.zeros_like, grads)
+    step = step_of(rule) if apply else lambda p, state, g: rule.update(g, state, p)
     return Contender(repeated(step, (params, rule.init(params)), grads))

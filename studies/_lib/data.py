@@ -28,10 +28,7 @@ AIRFOIL_URLS = (
 )
 VOWELS_URLS = ("https://archive.ics.uci.edu/ml/machine-learning-databases/JapaneseVowels-mld/",)
 # The utterances of each of the nine speakers, in the order of the files.
-VOWELS_SPEAKERS = {
-    "ae.train": (30,) * 9,
-    "ae.test": (31, 35, 88, 44, 29, 24, 40, 50, 29),
-}
+VOWELS_SPEAKERS = {"ae.train": (30,) * 9, "ae.test": (31, 35, 88, 44, 29, 24, 40, 50, 29)}
 VOWELS_FRAMES = 29  # Of the longest utterance.
 
 

@@ -7,12 +7,10 @@ the length of the training; every name of Optax, `optax.contrib` and this file c
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import optax
 
 from optax_adadelta import adadelta, nadadelta  # noqa: F401
-from studies._lib import nadadelta as forms  # noqa: F401
 
 FACTORS = tuple(10 ** (half / 2) for half in range(-2, 5))  # Times the usual learning rate.
 
@@ -31,9 +29,7 @@ class Method(NamedTuple):
         return eval(self.code, {**names, "rate": rate, "steps": steps})
 
 
-def cosine(rate, steps):
-    """Returns the schedule that falls to zero over the whole training."""
-    return optax.cosine_decay_schedule(rate, steps)
+cosine = optax.cosine_decay_schedule
 
 
 def linear(rate, steps):
@@ -60,57 +56,6 @@ def warm_up(rate, steps, then):
     return optax.join_schedules([rising, then(rate, steps - rise)], [rise])
 
 
-def warm_late_fall(rate, steps):
-    """Returns `late_fall` with a rise over the first twentieth of the training."""
-    rise = steps // 20
-    falling = optax.linear_schedule(rate, 0.0, steps // 2, transition_begin=steps // 2 - rise)
-    return optax.join_schedules([optax.linear_schedule(0.0, rate, rise), falling], [rise])
-
-
-def warm_start(optimizer, e_x: float = 1e-4):
-    """Returns Adadelta that begins as if its last updates had had this mean square."""
-
-    def init(params):
-        state = optimizer.init(params)
-        return state._replace(e_x=jax.tree.map(lambda e: jnp.full_like(e, e_x), state.e_x))
-
-    return optax.GradientTransformation(init, optimizer.update)
-
-
-def relative_eps(rate, share: float = 1e-3):
-    """Returns Adadelta with eps as a share of the mean square of the first parameters."""
-    optimizer = optax.inject_hyperparams(adadelta)(learning_rate=rate, eps=1e-6)
-
-    def init(params):
-        state = optimizer.init(params)
-        squares = optax.tree_utils.tree_sum(jax.tree.map(jnp.square, params))
-        state.hyperparams["eps"] = share * squares / sum(p.size for p in jax.tree.leaves(params))
-        return state
-
-    return optax.GradientTransformation(init, optimizer.update)
-
-
-def falling_eps(rate, steps):
-    """Returns Adadelta whose eps falls from 1e-4 to 1e-8."""
-    return adadelta(rate, eps=optax.exponential_decay(1e-4, steps, 1e-4))
-
-
-def averaged(optimizer, steps: int):
-    """Returns the optimizer with an average of the parameters, over a tenth of the training."""
-
-    def init(params):
-        return optimizer.init(params), params
-
-    def update(grads, state, params):
-        state, average = state
-        updates, state = optimizer.update(grads, state, params)
-        new_params = optax.apply_updates(params, updates)
-        average = optax.incremental_update(new_params, average, step_size=10 / steps)
-        return updates, (state, average)
-
-    return optax.GradientTransformation(init, update)
-
-
 def growing_average(optimizer):
     """Returns the optimizer with an average over about a tenth of all steps so far."""
 
@@ -128,10 +73,11 @@ def growing_average(optimizer):
 
 
 def average_of(state, params):
-    """Returns the average of `averaged` and `growing_average`."""
+    """Returns the average of `growing_average`."""
     return state[1]
 
 
+without_schedule = optax.contrib.schedule_free_eval_params
 UNTUNED = {
     "Adadelta": Method("adadelta(rate)"),
     "Adadelta, cosine": Method("adadelta(cosine(rate, steps))"),
@@ -146,12 +92,8 @@ UNTUNED = {
     "D-Adaptation": Method("dadapt_adamw(rate)"),
     "DoG": Method("dog(rate)"),
     "DoWG": Method("dowg(rate)"),
-    "Schedule-free AdamW": Method(
-        "schedule_free_adamw(rate)", 0.0025, optax.contrib.schedule_free_eval_params
-    ),
-    "Schedule-free SGD": Method(
-        "schedule_free_sgd(rate)", 1.0, optax.contrib.schedule_free_eval_params
-    ),
+    "Schedule-free AdamW": Method("schedule_free_adamw(rate)", 0.0025, without_schedule),
+    "Schedule-free SGD": Method("schedule_free_sgd(rate)", 1.0, without_schedule),
     "Mechanic": Method("mechanize(adam(rate))"),
     "SGD, momentum": Method("sgd(late_fall(rate, steps), momentum=0.9)", 0.1),
     "SGD, momentum, clipped": Method(
@@ -168,54 +110,23 @@ IDEAS = {
     "linear decay": Method("adadelta(linear(rate, steps))"),
     "cosine over the last half": Method("adadelta(cosine_at_the_end(rate, steps))"),
     "eps 1e-4, cosine": Method("adadelta(cosine(rate, steps), eps=1e-4)"),
-    "warm start": Method("warm_start(adadelta(rate))"),
-    "warm start, cosine": Method("warm_start(adadelta(cosine(rate, steps)))"),
     "eps 1e-4, cosine over the last half": Method(
         "adadelta(cosine_at_the_end(rate, steps), eps=1e-4)"
     ),
-    "relative eps": Method("relative_eps(rate)"),
-    "relative eps, cosine": Method("relative_eps(cosine(rate, steps))"),
-    "falling eps": Method("falling_eps(rate, steps)"),
-    "average of the last tenth": Method("averaged(adadelta(rate), steps)", 1.0, average_of),
 }
-# nadadelta for a known and an unknown number of steps, and the forms that came next to it.
+# nadadelta for a known and an unknown number of steps, and what came next to it.
 NADADELTA = {
     "nadadelta": Method("nadadelta(late_fall(rate, steps))"),
     "nadadelta, averaged": Method("growing_average(nadadelta(rate))", 1.0, average_of),
     "nadadelta, twice the rate": Method("nadadelta(late_fall(rate, steps))", 2.0),
-    "nadadelta, warm-up": Method("nadadelta(warm_late_fall(rate, steps))"),
-    "nadadelta, warm-up, twice the rate": Method("nadadelta(warm_late_fall(rate, steps))", 2.0),
-    "nadadelta, C": Method("forms.first_gradient(late_fall(rate, steps))"),
-    "nadadelta, B": Method("forms.one_eps_per_array(late_fall(rate, steps), share=2e-5)"),
-}
-# What else it could have been. With A and C, a rate of s is the same as a share of 5e-6 s^2.
-RATES = (0.5, 1, 1.414, 2, 2.828, 4)
-CANDIDATES = {
-    f"{form}{name}, rate {rate:g}": Method(f"{code}(late_fall(rate, steps), {settings})", rate)
-    for form, name, code, settings, rates in (
-        ("A", "", "forms.nadadelta", "share=5e-6", RATES),
-        ("A", ", k 1e-09", "forms.nadadelta", "share=5e-6, k=1e-9", RATES[1:]),
-        ("C", ", k 0.0001", "forms.first_gradient", "share=5e-6", RATES[1:]),
-        ("B", ", share 5e-06", "forms.one_eps_per_array", "share=5e-6", (1,)),
-        ("B", ", share 2e-05", "forms.one_eps_per_array", "share=2e-5", (1, 2)),
-    )
-    for rate in rates
-}
-CANDIDATES |= {
-    "warm-up, rate 2.828": Method("nadadelta(warm_late_fall(rate, steps))", 2.828),
-    "averaged, rate 0.5": Method("growing_average(nadadelta(rate))", 0.5, average_of),
-    **{
-        f"A, k 1e-09, {name}": Method(
-            f"forms.nadadelta(late_fall(rate, steps), share=5e-6, k=1e-9, {name})", rate
-        )
-        for name, rate in (
-            ("nesterov=False", 1.414),
-            ("momentum=0.8", 2.828),
-            ("momentum=0.95", 0.707),
-        )
-    },
+    "nadadelta, 16 bits": Method("nadadelta(late_fall(rate, steps), state_bits=16)"),
+    "nadadelta, 8 bits": Method("nadadelta(late_fall(rate, steps), state_bits=8)"),
 }
 METHODS = {**UNTUNED, **IDEAS, **NADADELTA}
+# What is trained no more. The results stay.
+FORMER = ("nadadelta, C", "nadadelta, warm-up", "nadadelta, warm-up, twice the rate")
+FORMER += ("warm start", "warm start, cosine", "relative eps", "relative eps, cosine")
+FORMER += ("falling eps", "average of the last tenth")
 # What is trained on the tasks that nothing was chosen on.
 VERIFIED = (
     *NADADELTA,
@@ -225,7 +136,3 @@ VERIFIED = (
 )
 # Whose learning rate is chosen, too.
 TUNED = ("Adadelta", "Adadelta, cosine", "Adam", "Adam, cosine", "AdamW", "RMSProp", "Adagrad")
-# What is trained for longer on some of the tasks.
-LONGER = ("Adadelta", "Adadelta, cosine", "Adadelta, eps 1e-4", "eps 1e-4, cosine")
-LONGER += ("eps 1e-4, cosine over the last half", "falling eps", "average of the last tenth")
-LONGER += ("Adam", "Adam, cosine", "Prodigy, linear")

@@ -52,20 +52,28 @@ def patches(x: jax.Array) -> jax.Array:
     return jnp.concatenate([x[:, i : i + size : 2, j : j + size : 2] for i, j in places], axis=-1)
 
 
-def convolutions() -> Model:
-    """Returns a network of two convolutions for images of 14 x 14."""
+def convolutions(name: str, normalized: bool = False) -> Model:
+    """Returns a network of two convolutions for images of 14 x 14, with batch normalization or not.
+
+    The statistics are those of the first `counted` images, or of all.
+    """
 
     def init(key):
-        return dense(HE, jax.random.split(key, 3), (9 * 1, 16), (9 * 16, 32), (4 * 32, 10))
+        layers = dense(HE, jax.random.split(key, 3), (9 * 1, 16), (9 * 16, 32), (4 * 32, 10))
+        for layer in layers[: 2 * normalized]:
+            layer["gain"] = jnp.ones_like(layer["b"])
+        return layers
 
-    def convolution(layer, x):
-        return jax.nn.relu(patches(x) @ layer["w"] + layer["b"])
+    def apply(params, x, counted=None):
+        *convolved, top = params
+        for layer in convolved:
+            x = patches(x) @ layer["w"]
+            if normalized:
+                axes, y = (0, 1, 2), x[:counted]
+                x = (x - y.mean(axes)) / jnp.sqrt(y.var(axes) + 1e-5) * layer["gain"]
+            x = jax.nn.relu(x + layer["b"])
+        return x.reshape(len(x), -1) @ top["w"] + top["b"]
 
-    def apply(params, x):
-        x = convolution(params[1], convolution(params[0], x))
-        return x.reshape(len(x), -1) @ params[2]["w"] + params[2]["b"]
-
-    name = "two 3 x 3 convolutions with stride 2, of 16 and 32 channels, on 14 x 14"
     return Model(name, init, apply)
 
 
@@ -138,29 +146,6 @@ def context(symbols: int, length: int, width: int, hidden: int) -> Model:
         return x @ params["top"]["w"] + params["top"]["b"]
 
     return Model(f"embedding of width {width}, dense {width * length}-{hidden}", init, apply)
-
-
-def normalized_convolutions() -> Model:
-    """Returns `convolutions` with batch normalization.
-
-    The statistics are those of the first `counted` images, or of all.
-    """
-
-    def init(key):
-        *convolved, top = dense(HE, jax.random.split(key, 3), (9 * 1, 16), (9 * 16, 32), (128, 10))
-        gains = [{"gain": jnp.ones(16)}, {"gain": jnp.ones(32)}]
-        return [*(layer | gain for layer, gain in zip(convolved, gains, strict=True)), top]
-
-    def apply(params, x, counted=None):
-        *convolved, top = params
-        for layer in convolved:
-            x = patches(x) @ layer["w"]
-            axes, y = (0, 1, 2), x[:counted]
-            deviation = jnp.sqrt(y.var(axes) + 1e-5)
-            x = jax.nn.relu((x - y.mean(axes)) / deviation * layer["gain"] + layer["b"])
-        return x.reshape(len(x), -1) @ top["w"] + top["b"]
-
-    return Model("two convolutions with batch normalization, on 14 x 14", init, apply)
 
 
 def long_short_term_memory(inputs: int, width: int, outputs: int) -> Model:

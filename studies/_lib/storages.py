@@ -14,5 +14,12 @@ RULES: dict[str, optax.GradientTransformation] = {
     name: adadelta(rho=RHO, eps=EPS, state_bits=bits) for name, bits in STORAGES.items()
 }
 RULES["optax"] = optax.adadelta(1.0, RHO, EPS)
-# Compared by their programs alone.
 NADADELTAS = {f"nadadelta, {name}": nadadelta(state_bits=bits) for name, bits in STORAGES.items()}
+# What people would use in place of nadadelta, and the parts of Optax that it could be made of.
+BESIDE_NADADELTA: dict[str, optax.GradientTransformation] = {
+    "Optax's parts": optax.chain(
+        optax.scale_by_adadelta(RHO, EPS), optax.trace(0.9, nesterov=True), optax.scale(-1.0)
+    ),
+    "adam": optax.adam(1e-3),
+    "prodigy": optax.contrib.prodigy(),
+}

@@ -64,12 +64,6 @@ class Task(NamedTuple):
         return self._replace(**dict(zip(PARTS, few, strict=True)), steps=steps)
 
 
-def load(name: str, options: argparse.Namespace) -> Task:
-    """Returns the task, small with --smoke."""
-    task = TASKS[name](options)
-    return task.smaller() if options.smoke else task
-
-
 def classifier(model: Model, *parts: Data, **settings: int) -> Task:
     """Returns the task of naming the class. The last array of the data has the classes."""
 
@@ -81,6 +75,18 @@ def classifier(model: Model, *parts: Data, **settings: int) -> Task:
         return 100 * jnp.mean(model.apply(params, *data[:-1]).argmax(axis=-1) != data[-1])
 
     return Task(model, "errors in %", loss, error, *parts, **settings)
+
+
+def regression(model: Model, name: str, unit: float, *parts: Data, **settings: int) -> Task:
+    """Returns the task of predicting numbers, whose error is in a unit."""
+
+    def loss(params, x, y):
+        return jnp.mean((model.apply(params, x) - y) ** 2)
+
+    def error(params, x, y):
+        return unit * jnp.sqrt(loss(params, x, y))
+
+    return Task(model, name, loss, error, *parts, **settings)
 
 
 def split(data: Data, **sizes: int) -> list[Data]:
@@ -107,14 +113,19 @@ def mnist(options: argparse.Namespace, model: Model | None = None, validation: i
     return classifier(model, *split(train, validation=validation), test, batch=64, steps=2000)
 
 
-def mnist_convolution(options: argparse.Namespace) -> Task:
-    """Images of digits, at half the width and height."""
+def half_size_mnist(options: argparse.Namespace) -> list[Data]:
+    """Returns images of 14 x 14 x 1 and their labels, in three parts."""
     train, test = (
         (x.reshape(-1, 14, 2, 14, 2).mean(axis=(2, 4), dtype=np.float32)[..., None] / 255, y)
         for x, y in data.mnist(options)
     )
-    parts = (*split(train, validation=4000), test)
-    return classifier(models.convolutions(), *parts, batch=64, steps=1500)
+    return [*split(train, validation=4000), test]
+
+
+def mnist_convolution(options: argparse.Namespace) -> Task:
+    """Images of digits, at half the width and height."""
+    name = "two 3 x 3 convolutions with stride 2, of 16 and 32 channels, on 14 x 14"
+    return classifier(models.convolutions(name), *half_size_mnist(options), batch=64, steps=1500)
 
 
 def airfoil(options: argparse.Namespace) -> Task:
@@ -122,17 +133,9 @@ def airfoil(options: argparse.Namespace) -> Task:
     parts = split((data.airfoil(options),), validation=200, test=300)
     mean, deviation = parts[0][0].mean(axis=0), parts[0][0].std(axis=0)
     parts = [((rows - mean) / deviation).astype(np.float32) for (rows,) in parts]
-    model = models.perceptron(5, 64, 64, 1)
-
-    def loss(params, x, y):
-        return jnp.mean((model.apply(params, x)[:, 0] - y) ** 2)
-
-    def error(params, x, y):
-        return float(deviation[-1]) * jnp.sqrt(loss(params, x, y))
-
-    parts = [(rows[:, :-1], rows[:, -1]) for rows in parts]
-    name = "root mean square error in dB"
-    return Task(model, name, loss, error, *parts, batch=32, steps=2000)
+    parts = [(rows[:, :-1], rows[:, -1:]) for rows in parts]
+    model, name = models.perceptron(5, 64, 64, 1), "root mean square error in dB"
+    return regression(model, name, float(deviation[-1]), *parts, batch=32, steps=2000)
 
 
 def vowels(options: argparse.Namespace) -> Task:

@@ -13,17 +13,11 @@ import jax
 from studies._lib.programs import read_program
 from studies._lib.results import Report
 
-Run = Callable[[int], tuple[float, float]]
+Run = Callable[[int], float]  # Makes so many steps in a row, and returns the seconds of a step.
 
 
 class Contender(NamedTuple):
-    """A step to be timed.
-
-    Attributes:
-      run: makes so many steps one after another; returns the seconds of a step until the call
-        returned, and until it was done.
-      facts: numbers of the compiled program, if there is one.
-    """
+    """A step to be timed, and numbers of its compiled program, if there is one."""
 
     run: Run
     facts: Report = {}  # noqa: RUF012
@@ -32,13 +26,12 @@ class Contender(NamedTuple):
 def timed(step: Callable[[], Any], wait: Callable[[], Any] = lambda: None) -> Run:
     """Returns what makes so many of the steps, waits for them, and returns their seconds."""
 
-    def run(count: int) -> tuple[float, float]:
+    def run(count: int) -> float:
         start = time.perf_counter()
         for _ in range(count):
             step()
-        begun = time.perf_counter() - start
         wait()
-        return begun / count, (time.perf_counter() - start) / count
+        return (time.perf_counter() - start) / count
 
     return run
 
@@ -56,15 +49,11 @@ def repeated(step: Callable[..., tuple], carry: tuple, *rest: Any) -> Run:
 def in_turns(
     contenders: dict[str, Contender], rounds: int, samples: int = 1, steps: int = 1
 ) -> dict[str, Report]:
-    """Returns the times of each; in each round each has a turn, whose first step does not count.
+    """Returns the times of each. In each round, each has a turn, whose first step does not count.
 
-    Args:
-      contenders: what takes turns.
-      rounds: how many turns each has.
-      samples: measurements in a turn.
-      steps: in each measurement, one after another.
+    A turn has so many samples, each of so many steps.
     """
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
+    times: dict[str, list[float]] = {name: [] for name in contenders}
     peaks = {name: peak(contender.run) for name, contender in contenders.items()}
     for _ in range(rounds):
         for name, contender in contenders.items():
@@ -72,13 +61,11 @@ def in_turns(
             times[name] += [contender.run(steps) for _ in range(samples)]
     report = {}
     for name, taken in times.items():
-        begun, done = zip(*taken, strict=True)
-        low, median, high = statistics.quantiles(done, n=4, method="inclusive")
+        low, median, high = statistics.quantiles(taken, n=4, method="inclusive")
         report[name] = {
             "seconds": median,
             "quartiles": [low, high],
-            "least": min(done),
-            "seconds until begun": statistics.median(begun),
+            "least": min(taken),
             "peak bytes": peaks[name],
             **contenders[name].facts,
         }

@@ -6,13 +6,12 @@ import math
 import sysconfig
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from studies._lib import data, models
-from studies._lib.tasks import Data, Task, classifier, split
+from studies._lib import models
+from studies._lib.tasks import Task, classifier, half_size_mnist, regression, split
 
 LENGTH = 64  # Characters that the transformer reads at once.
 
@@ -34,24 +33,18 @@ def source_code(options: argparse.Namespace) -> Task:
         scores = model.apply(params, x[:, :-1])
         return optax.softmax_cross_entropy_with_integer_labels(scores, x[:, 1:]).mean()
 
-    return Task(
-        model,
-        "bits per character",
-        loss,
-        lambda params, x: loss(params, x) / math.log(2),
-        *parts,
-        batch=8,
-        steps=1500,
-        seeds=3,
-        abreast=None,
-        source=hashlib.sha256(text).hexdigest(),
-    )
+    def error(params, x):
+        return loss(params, x) / math.log(2)
+
+    task = Task(model, "bits per character", loss, error, *parts, batch=8, steps=1500, seeds=3)
+    return task._replace(abreast=None, source=hashlib.sha256(text).hexdigest())
 
 
 def batch_normalization(options: argparse.Namespace) -> Task:
     """Images of digits. For the test, the statistics are those of 1000 training images."""
     parts = half_size_mnist(options)
-    model = models.normalized_convolutions()
+    name = "two convolutions with batch normalization, on 14 x 14"
+    model = models.convolutions(name, normalized=True)
     task, seen = classifier(model, *parts, batch=64, steps=1000), parts[0][0][:1000]
 
     def error(params, x, y):
@@ -71,14 +64,8 @@ def autoencoder(options: argparse.Namespace) -> Task:
     """Images of digits, through sixteen numbers."""
     parts = [(x.reshape(len(x), -1),) for x, _ in half_size_mnist(options)]
     model = models.perceptron(196, 128, 64, 16, 64, 128, 196)
-    return regression(
-        model,
-        "root mean square error in %",
-        100.0,
-        *((x, x) for (x,) in parts),
-        batch=64,
-        steps=1500,
-    )
+    name, pairs = "root mean square error in %", ((x, x) for (x,) in parts)
+    return regression(model, name, 100.0, *pairs, batch=64, steps=1500)
 
 
 def friedman(options: argparse.Namespace) -> Task:
@@ -89,31 +76,8 @@ def friedman(options: argparse.Namespace) -> Task:
     mean, deviation = y.mean(), y.std()
     table = ((x - 0.5) * math.sqrt(12)).astype(np.float32), ((y - mean) / deviation)
     parts = split((table[0], table[1].astype(np.float32)[:, None]), validation=1000, test=1000)
-    model = models.perceptron(10, 64, 64, 1)
-    return regression(
-        model, "root mean square error", float(deviation), *parts, batch=32, steps=2000
-    )
-
-
-def half_size_mnist(options: argparse.Namespace) -> list[Data]:
-    """Returns images of 14 x 14 x 1 and their labels, in three parts."""
-    train, test = (
-        (x.reshape(-1, 14, 2, 14, 2).mean(axis=(2, 4), dtype=np.float32)[..., None] / 255, y)
-        for x, y in data.mnist(options)
-    )
-    return [*split(train, validation=4000), test]
-
-
-def regression(model: models.Model, name: str, unit: float, *parts: Data, **sizes: int) -> Task:
-    """Returns the task of predicting numbers, whose error is in a unit."""
-
-    def loss(params, x, y):
-        return jnp.mean((model.apply(params, x) - y) ** 2)
-
-    def error(params, x, y) -> jax.Array:
-        return unit * jnp.sqrt(loss(params, x, y))
-
-    return Task(model, name, loss, error, *parts, **sizes)
+    model, name = models.perceptron(10, 64, 64, 1), "root mean square error"
+    return regression(model, name, float(deviation), *parts, batch=32, steps=2000)
 
 
 UNSEEN = {
