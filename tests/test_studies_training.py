@@ -181,6 +181,11 @@ def test_the_sentences_about_the_comparison_are_right():
         t for t in COMPARE.TASKS if mean("methods", "Adadelta", t) < mean("methods", "Adam", t)
     ]
     assert set(COMPARE.TASKS) - set(better) == {"vowels"}
+    clipped, ours = "SGD, momentum, clipped", "nadadelta"
+    times = [mean("methods", clipped, t) / mean("methods", ours, t) for t in ("airfoil", "sorting")]
+    assert times == pytest.approx([1, 2.9], abs=0.051)
+    for task in ("rows", "autoencoder", "Friedman"):
+        assert 1.55 < mean("methods", clipped, task) / mean("methods", ours, task) < 1.75
     ratios = [
         mean(part, "Adam", task) / mean(part, "Adadelta", task)
         for part in ("longer", "methods")
