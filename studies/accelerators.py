@@ -21,7 +21,6 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from optax_adadelta import stochastic_round
-from studies import _estimate
 from studies._lib import workers
 from studies._lib.cards import CARDS, devices_of
 from studies._lib.cases import CASES as TREES
@@ -161,7 +160,7 @@ def tables(reports: Reports) -> dict[str, str]:
     report = reports["accelerators"]
     parts = [table(card, found) for card, found in report["cards"].items()]
     text = "\n\n".join([f"{said(report)}.", *parts])
-    return {"accelerators": text, "estimate": _estimate.table()}
+    return {"accelerators": text}
 
 
 def options(parser: argparse.ArgumentParser) -> None:
