@@ -24,7 +24,7 @@ def dtype_of(leaf: Any) -> np.dtype:
 
 
 def whole_count(count: Any) -> Any:
-    """Returns a step count as an integer; the mean of several states counts in floats."""
+    """Returns a step count as an integer, also that of averaged states, which is a float."""
     if jnp.issubdtype(dtype_of(count), jnp.floating):
         return jnp.rint(count).astype(jnp.int32)
     return count

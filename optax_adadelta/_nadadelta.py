@@ -26,7 +26,7 @@ def nadadelta(
 
     ``eps`` is a share here, not the paper's absolute number: it is multiplied by the mean square of
     each array at ``init``. So a network with weights of 0.02 gets smaller first steps than one with
-    weights of 0.2, and scaling an array or the loss does not change the training.
+    weights of 0.2, and the steps of an array depend neither on its units nor on those of the loss.
 
     .. math::
         \begin{aligned}
@@ -52,8 +52,6 @@ def nadadelta(
         half = steps // 2
         optimizer = nadadelta(optax.linear_schedule(1.0, 0.0, half, transition_begin=half))
 
-    The page "Choosing settings" of the documentation has the rest.
-
     Number of steps unknown: keep the learning rate, and evaluate an average of the parameters.
 
     .. code-block:: python
@@ -61,6 +59,8 @@ def nadadelta(
         optimizer = nadadelta()
         ...
         average = optax.incremental_update(params, average, 10 / (step + 10))  # after each update
+
+    The page "Choosing settings" of the documentation says more.
 
     Args:
       learning_rate: :math:`\alpha`, at least 0; None means 1.0. It scales the updates and never

@@ -33,7 +33,8 @@ RANGES = {
     "eps": Range(
         lambda value: 0 < value <= _LARGEST,
         "positive and finite in float32",
-        "It sets the size of the first steps, and with 0 there are none; the paper uses 1e-6.",
+        "It sets the size of the first steps, and with 0 there are none. The paper uses 1e-6, and"
+        " the default of nadadelta is 1e-5.",
     ),
     "weight_decay": Range(
         lambda value: 0 <= value <= _LARGEST,

@@ -54,7 +54,7 @@ def epsilons(eps: Scalar, scale: jax.Array | None) -> Epsilons:
 
 
 def places(scale: jax.Array) -> list[jax.Array]:
-    """Returns the place of each array in such a vector: 0, 1, and so on."""
+    """Returns the index of each array in a vector of scales: 0, 1, and so on."""
     count = len(scale)
     if not count:
         return []

@@ -25,13 +25,12 @@ says another. With A and C, a rate of s is the same as a share of 5e-6 s^2.
 import numpy as np
 
 from studies._compare_report import geometric, means, number
-from studies._lib.methods import FORMER, METHODS, NADADELTA, UNTUNED
+from studies._lib.methods import FORMER_IDEAS, IDEAS, UNTUNED
 from studies._lib.results import Report, Reports, markdown
 
 # Their rates were found by others' tuning, so they are no untuned methods.
 TUNED_BY_HAND = ("AdamW, warm-up, 3e-3", "AdamW, warm-up, 1e-2")
 COUNTED = "errors in %"
-GIVEN_UP = {"k 1e-08", "k 0.001", "k 1e-05", "k 1e-07"}  # Early, so the page leaves them out.
 
 
 def failures(result: Report, task: Report) -> int:
@@ -64,15 +63,10 @@ def means_of(found: Reports, name: str) -> np.ndarray:
 def table_of_choice(found: Reports) -> str:
     """Returns the candidates, sorted by failed seeds and then by the worst ratio."""
     best, rows = best_untuned(found), []
-    others = {name for report in found.values() for name in report["methods"]} - {*METHODS}
-    others -= {name for name in FORMER if not name.startswith("nadadelta")}
-    for name in (*NADADELTA, *others):
-        if GIVEN_UP & {*name.split(", ")}:
-            continue
+    trained = {name for report in found.values() for name in report["methods"]}
+    for name in trained - {*UNTUNED, *IDEAS, *FORMER_IDEAS}:
         errors = means_of(found, name)
         known = ~np.isnan(errors)
-        if not known.any():
-            continue
         tried = [report for report in found.values() if name in report["methods"]]
         failed = sum(failures(report["methods"][name], report["task"]) for report in tried)
         ratios = (errors / best)[known]

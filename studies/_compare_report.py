@@ -6,7 +6,7 @@ A method is shown as soon as it has been trained on every task of a table.
 import numpy as np
 from matplotlib.figure import Figure
 
-from studies._lib.methods import FORMER, METHODS, TUNED
+from studies._lib.methods import FORMER_IDEAS, FORMER_NADADELTA, METHODS, TUNED
 from studies._lib.results import Report, Reports, markdown
 
 # Every error is divided by this method's, on the same task.
@@ -39,7 +39,7 @@ def trained(found: Reports) -> Group:
         report["methods"] | {f"{name}, tuned": result for name, result in report["tuned"].items()}
         for report in found.values()
     ]
-    names = [*METHODS, *FORMER, *(f"{name}, tuned" for name in TUNED)]
+    names = [*METHODS, *FORMER_IDEAS, *FORMER_NADADELTA, *(f"{name}, tuned" for name in TUNED)]
     everywhere = [name for name in names if all(name in results for results in tasks)]
     return {name: [results[name] for results in tasks] for name in everywhere}
 

@@ -132,6 +132,14 @@ def test_in_the_committed_results_no_step_moves_more_between_devices_than_sgd(ca
         assert facts["copies"] <= sgd["copies"] + (2 if mixed else 0)
 
 
+def test_the_estimate_for_many_devices_is_what_one_computes_by_hand():
+    page = (RESULTS.DOCS / "scaling.md").read_text(encoding="utf-8")
+    for storage, state in STATE.items():
+        moved, held = 3 * 2 + 2 * state, 70e9 / 256
+        cells = f"{state * held / 1e9:.2f} | {moved} | {1e3 * moved * held / 3.35e12:.2f} ms"
+        assert f"| {storage} | {cells} |" in page
+
+
 @pytest.mark.parametrize("storage", STATE)
 @pytest.mark.parametrize(("dtype", "size"), [("bfloat16", 2), ("float32", 4)])
 def test_compiled_programs_move_the_bytes_that_the_page_counts(dtype, size, storage):

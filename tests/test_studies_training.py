@@ -186,6 +186,12 @@ def test_the_sentences_about_the_comparison_are_right():
     assert times == pytest.approx([1, 2.9], abs=0.051)
     for task in ("rows", "autoencoder", "Friedman"):
         assert 1.55 < mean("methods", clipped, task) / mean("methods", ours, task) < 1.75
+    for method, expected in (("", 0.95), (", 8 bits", 0.96), (", 16 bits", 0.97)):
+        found_to_prodigy = [
+            mean("methods", f"nadadelta{method}", t) / mean("methods", "Prodigy, linear", t)
+            for t in COMPARE.TASKS
+        ]
+        assert gmean(found_to_prodigy) == pytest.approx(expected, abs=0.0051)
     ratios = [
         mean(part, "Adam", task) / mean(part, "Adadelta", task)
         for part in ("longer", "methods")

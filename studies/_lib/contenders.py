@@ -80,7 +80,7 @@ def of_torch(gradients: list[np.ndarray], mode: str) -> Contender:
 
 
 def bound(moved: float) -> Contender:
-    """Returns a step that moves this many bytes as fast as adding one to an array in place does."""
+    """Returns a step that moves so many bytes at the speed of adding one to an array in place."""
     run = repeated(jax.jit(lambda x: (x + 1,), donate_argnums=0), (jnp.zeros(ADDED),))
     return Contender(lambda count: run(count) * moved / (8 * ADDED))
 

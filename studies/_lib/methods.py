@@ -124,9 +124,9 @@ NADADELTA = {
 }
 METHODS = {**UNTUNED, **IDEAS, **NADADELTA}
 # What is trained no more. The results stay.
-FORMER = ("nadadelta, C", "nadadelta, warm-up", "nadadelta, warm-up, twice the rate")
-FORMER += ("warm start", "warm start, cosine", "relative eps", "relative eps, cosine")
-FORMER += ("falling eps", "average of the last tenth")
+FORMER_IDEAS = ("warm start", "warm start, cosine", "relative eps", "relative eps, cosine")
+FORMER_IDEAS += ("falling eps", "average of the last tenth")
+FORMER_NADADELTA = ("nadadelta, C", "nadadelta, warm-up", "nadadelta, warm-up, twice the rate")
 # What is trained on the tasks that nothing was chosen on.
 VERIFIED = (
     *NADADELTA,
